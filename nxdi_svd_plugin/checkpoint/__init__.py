@@ -1,0 +1,1 @@
+"""Model directories on disk: names, streaming reader, atomic writer, verification."""

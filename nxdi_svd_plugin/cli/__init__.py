@@ -1,0 +1,1 @@
+"""The command nxdi-svd: one file a subcommand, heavy imports inside run()."""

@@ -1,0 +1,1 @@
+"""Perplexity and task accuracy, base and compressed side by side."""

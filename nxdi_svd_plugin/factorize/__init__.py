@@ -1,0 +1,1 @@
+"""Compression maths: tensors in, tensors out, one formula a file."""

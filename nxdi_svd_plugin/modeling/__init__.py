@@ -1,0 +1,1 @@
+"""The transformers classes of a compressed model."""
