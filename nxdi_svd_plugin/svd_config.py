@@ -1,8 +1,9 @@
-"""The `svd_config` object of a compressed checkpoint's config.json: which projection of which layer has which form and rank.
+"""The `svd_config` object of a compressed checkpoint's config.json: form and rank of every MLP projection.
 
     {"format_version": 1, "plugin_version": "0.1.0",
      "layers": {"0": {"gate_proj": {"form": "factored", "rank": 384}, "down_proj": {"form": "dense"}, ...}, ...},
-     "ratio": {"asked": 0.1, "target": "mlp", "mlp": 0.083, "model": 0.049}, "source": {...}, "recipe": {...}, "versions": {...}}
+     "ratio": {"asked": 0.1, "target": "mlp", "mlp": 0.083, "model": 0.049},
+     "source": {...}, "recipe": {...}, "versions": {...}}
 
 Layer keys are strings because NxDI writes the config with `json.dumps(sort_keys=True)`.
 """
@@ -64,7 +65,8 @@ def parse_layers(svd_config: Mapping[str, Any], num_layers: int) -> Layers:
     version = svd_config.get("format_version")
     if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
         raise CheckpointError(
-            f"svd_config has format_version {version!r}; this version reads 1 to {FORMAT_VERSION}. Upgrade nxdi-svd-plugin"
+            f"svd_config has format_version {version!r}; this version reads 1 to {FORMAT_VERSION}. "
+            "Upgrade nxdi-svd-plugin"
         )
     found = svd_config.get("layers")
     expected = {str(i) for i in range(num_layers)}

@@ -1,4 +1,4 @@
-"""Imports point down the layer list of docs/design.md only; NxDI is imported in nxdi/ alone, numpy is enough for the kernels."""
+"""Imports point down the layer list only; NxDI is imported in nxdi/ alone; the kernels need numpy alone."""
 
 import ast
 from pathlib import Path
