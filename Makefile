@@ -1,0 +1,38 @@
+# `make demo` and `make test` need Python 3.10-3.12 with pip and nothing else: they make their own virtual environment.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export NXDI_SVD_CACHE ?= $(CURDIR)/.cache
+export NXDI_SVD_COMPAT_DIR ?= $(NXDI_SVD_CACHE)/compat
+export HF_HUB_OFFLINE := 1
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo test test-fast lint type bench compat install clean
+
+demo: install  ## SmolLM2: compress, compare, report; results in demo/out/
+	$(BIN)/python demo/run.py
+
+test: install compat  ## the whole test suite, slow tests included
+	$(PYTEST) -m "slow or not slow"
+
+test-fast: install  ## the default tests only
+	$(PYTEST)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+type: install
+	$(BIN)/mypy
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: setup.cfg constraints/dev.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 13) else f"found Python {v[0]}.{v[1]}, need 3.10-3.12: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/dev.txt -e ".[test,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo/out build dist *.egg-info
