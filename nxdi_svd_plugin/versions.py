@@ -1,0 +1,122 @@
+"""Which Neuron SDKs the plugin supports, and what of its requirements and extras is installed. Reads metadata only.
+
+SDK rows: the release commits' `setup.py` of NxDI (pins) and aws-neuron-sdk `n2-manifest.json` (torch, Python). The
+fused kernels are for trn1 with SDK 2.26 to 2.28: from 2.29 on NxDI no longer supports NKI kernels on Trn1
+(aws-neuron-sdk `release-notes/components/nxd-inference.rst`, 2.29 "Breaking Changes").
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from nxdi_svd_plugin.errors import MissingExtraError
+
+DISTRIBUTION = "nxdi-svd-plugin"
+PYTHON = ">=3.10"
+
+
+@dataclass(frozen=True)
+class Sdk:
+    """One Neuron SDK: the NxDI it carries, what that pins, and the `mlp_impl` values that run there.
+
+    nxdi: NxDI version prefix, "0.8". nki: the NKI package, "" where it is part of neuronx-cc.
+    trn1: runs on a trn1 device. cpu: runs with NxDI on the CPU.
+    """
+
+    release: str
+    nxdi: str
+    transformers: str
+    torch: str
+    nki: str
+    python: str
+    trn1: tuple[str, ...]
+    cpu: tuple[str, ...] = ("dense", "svd")
+    note: str = ""
+
+
+ALL_IMPLS = ("dense", "svd", "svd_fused")
+SDKS = (
+    Sdk("2.26", "0.6", "4.51.*", "2.6-2.8", "", "3.9-3.11", ALL_IMPLS),
+    Sdk("2.27", "0.7", "4.56.*", "2.7-2.9", "0.1.0", "3.10-3.12", ALL_IMPLS),
+    Sdk("2.28", "0.8", "4.57.*", "2.7-2.9", "0.2.0", "3.10-3.12", ALL_IMPLS, note="primary target"),
+    Sdk("2.29", "0.9", "4.57.*", "2.9", "0.3", "3.10-3.12", ("dense", "svd"), note="no NKI kernels on trn1"),
+)
+
+
+def installed(distribution: str) -> str | None:
+    """The installed version of a distribution, or None."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def sdk_of(nxdi_version: str) -> Sdk | None:
+    """The supported SDK that carries this NxDI version, or None (an untested or a placeholder release)."""
+    return next((sdk for sdk in SDKS if nxdi_version.startswith(sdk.nxdi + ".")), None)
+
+
+@dataclass(frozen=True)
+class Need:
+    """One requirement of a distribution and the version found; `found` is None when it is not installed."""
+
+    of: str
+    requirement: Requirement
+    found: str | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the installed version satisfies the requirement."""
+        return self.found is not None and self.requirement.specifier.contains(Version(self.found), prereleases=True)
+
+    def __str__(self) -> str:
+        found = f"{self.requirement.name} {self.found}" if self.found else f"{self.requirement.name} not installed"
+        return f"{found} ({self.of} needs {self.requirement.name}{self.requirement.specifier or ' of any version'})"
+
+
+def needs(distribution: str, extra: str = "") -> list[Need]:
+    """What an installed distribution requires: always, or only through `extra`; [] when it is not installed."""
+    try:
+        lines = importlib.metadata.requires(distribution) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    found = []
+    for requirement in map(Requirement, lines):
+        marker = requirement.marker
+        always = marker is None or marker.evaluate({"extra": ""})
+        if (extra == "" and always) or (
+            extra != "" and not always and marker is not None and marker.evaluate({"extra": extra})
+        ):
+            found.append(Need(distribution, requirement, installed(requirement.name)))
+    return found
+
+
+def extras() -> list[str]:
+    """The extras of the installed plugin."""
+    try:
+        return importlib.metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+
+
+def pip_line(extra: str) -> str:
+    """The command that installs an extra."""
+    return f'pip install "{DISTRIBUTION}[{extra}]"'
+
+
+def import_extra(module: str, extra: str) -> Any:
+    """Import an optional module.
+
+    Raises:
+        MissingExtraError: it is not installed; the message names the pip line.
+    """
+    if importlib.util.find_spec(module.split(".")[0]) is None:
+        raise MissingExtraError(f"this needs the package {module!r}, which is not installed: {pip_line(extra)}")
+    return importlib.import_module(module)
