@@ -1,0 +1,43 @@
+"""Configurations of the compressed models: the dense ones with another model_type and the object `svd_config`.
+
+transformers keeps an unknown key of config.json as an attribute, so `svd_config` needs no field of its own.
+"""
+
+from __future__ import annotations
+
+from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
+
+from nxdi_svd_plugin.errors import CheckpointError
+from nxdi_svd_plugin.svd_config import Layers, parse_layers
+
+
+class SvdLlamaConfig(LlamaConfig):
+    """LlamaConfig with `svd_config`, see docs/format.md."""
+
+    model_type = "svd_llama"
+
+
+class SvdQwen3Config(Qwen3Config):
+    """Qwen3Config with `svd_config`, see docs/format.md."""
+
+    model_type = "svd_qwen3"
+
+
+CONFIGS = (SvdLlamaConfig, SvdQwen3Config)
+
+
+def layers_of(config: PretrainedConfig) -> Layers:
+    """Form and rank of every projection.
+
+    Raises:
+        CheckpointError: no svd_config, one that does not fit the config, or biases in the MLP.
+    """
+    svd_config = getattr(config, "svd_config", None)
+    if not isinstance(svd_config, dict):
+        raise CheckpointError(
+            f"a {config.model_type} config needs the object svd_config, found {svd_config!r}; "
+            "compress the dense model with `nxdi-svd compress`"
+        )
+    if getattr(config, "mlp_bias", False):
+        raise CheckpointError("mlp_bias is true: factored MLPs have no biases; set it to false")
+    return parse_layers(svd_config, config.num_hidden_layers)

@@ -1,0 +1,113 @@
+"""Loading a directory so that a damaged one raises: `load_pretrained` a compressed one, `load_model` either kind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from packaging.version import Version
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from nxdi_svd_plugin.errors import CheckpointError
+from nxdi_svd_plugin.modeling.auto import register
+from nxdi_svd_plugin.modeling.strict import check_loading_info, some
+from nxdi_svd_plugin.svd_config import MODEL_TYPES
+
+DTYPE_ARGUMENT = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
+
+
+def load_pretrained(directory: str | Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+    """Load a compressed directory; every weight is there, has its shape and is finite, or this raises.
+
+    Args:
+        directory: written by `compress`.
+        dtype: torch.float32, torch.bfloat16, ..., or "auto" for the one in config.json.
+    Raises:
+        CheckpointError: no such directory, a dense model, another model_type, damaged or missing files, missing,
+            unexpected, wrongly shaped or non-finite tensors.
+    """
+    directory = Path(directory)
+    model_type = read_config(directory).get("model_type")
+    if model_type in MODEL_TYPES:
+        raise CheckpointError(
+            f"{directory} is a dense {model_type} model; compress it with `nxdi-svd compress`, or load it with "
+            "AutoModelForCausalLM"
+        )
+    if model_type not in MODEL_TYPES.values():
+        raise CheckpointError(
+            f"{directory} has model_type {model_type!r}; this version loads {', '.join(MODEL_TYPES.values())}"
+        )
+    return load_model(directory, dtype)
+
+
+def load_model(directory: str | Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+    """Load a dense or a compressed directory as strictly as `load_pretrained`; for comparing the two.
+
+    Raises:
+        CheckpointError: as `load_pretrained`, and for a model type that the plugin does not compress.
+    """
+    directory = Path(directory)
+    known = (*MODEL_TYPES, *MODEL_TYPES.values())
+    if (model_type := read_config(directory).get("model_type")) not in known:
+        raise CheckpointError(f"{directory} has model_type {model_type!r}; expected one of {', '.join(known)}")
+    register()
+    options: dict[str, Any] = {DTYPE_ARGUMENT: dtype, "output_loading_info": True, "local_files_only": True}
+    options |= {
+        "use_safetensors": True,
+        "ignore_mismatched_sizes": True,
+    }  # the info has them, we raise
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(directory, **options)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{directory} cannot be loaded: {error}") from error
+    model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+    check_loading_info(info)
+    check_finite(model)
+    return model
+
+
+def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(  # type: ignore[no-untyped-call]
+            directory, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{directory} has no tokenizer that transformers can read: {error}") from error
+    return tokenizer
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The object in config.json.
+
+    Raises:
+        CheckpointError: no such directory, no config.json, or it is not a JSON object.
+    """
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory} is not a directory; give a local Hugging Face model directory")
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{directory / 'config.json'} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{directory / 'config.json'} is not a JSON object; restore it from its source")
+    return config
+
+
+def check_finite(model: torch.nn.Module) -> None:
+    """Raise if a parameter holds NaN or an infinity.
+
+    Raises:
+        CheckpointError: naming the first ones.
+    """
+    bad = [name for name, tensor in model.named_parameters() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise CheckpointError(f"non-finite values in {some(bad)}: the weights are damaged, compress or copy them again")

@@ -1,0 +1,32 @@
+"""The modeling tests again, under every transformers version that `make compat` has installed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+COMPAT = os.environ.get("NXDI_SVD_COMPAT_DIR")
+VERSIONS = sorted(path.name for path in Path(COMPAT).glob("[0-9]*")) if COMPAT else []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not VERSIONS, reason="NXDI_SVD_COMPAT_DIR names no transformers versions: run `make compat`")
+@pytest.mark.parametrize("version", VERSIONS or ["none"])
+def test_models_load_and_run(version):
+    tests = sorted(str(path) for path in HERE.glob("test_*.py") if path.name != Path(__file__).name)
+    check = f"import transformers; assert transformers.__version__ == {version!r}, transformers.__version__"
+    environment = {**os.environ, "PYTHONPATH": os.path.join(COMPAT, version)}
+    subprocess.run([sys.executable, "-c", check], env=environment, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
+        env=environment,
+        cwd=HERE.parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout and " skipped" not in done.stdout
