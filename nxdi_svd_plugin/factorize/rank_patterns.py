@@ -1,0 +1,112 @@
+"""Allocation over whole layers with a limit on the number of different rank patterns.
+
+A pattern is what the projections of one layer become. Every further pattern is another compiled kernel and ends layer
+reuse in the compiler. Layers are put into groups, the members of a group share their choice, and the exact programme of
+`allocate` runs over the groups. Which layers go together is found at the price of a parameter (the Lagrange multiplier
+of the budget), where layers and projections separate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nxdi_svd_plugin.factorize.allocate import Options, allocate, total
+
+
+def allocate_layers(layers: Sequence[Sequence[Options]], budget: int, max_patterns: int = 0) -> list[list[int]]:
+    """The chosen option of every projection of every layer, with at most `max_patterns` different rows (0: no limit).
+
+    All layers must offer the same options in the same order. Groups are runs, found by dynamic programming, of two
+    orderings (position, and what the unlimited solution spends on a layer), refined by reassignment; the grouping with
+    the least loss that fills the budget to 0.1 % wins. Exact without a limit, a heuristic with one.
+    Raises:
+        RecipeError: even the cheapest options do not fit into `budget` parameters.
+    """
+    flat = [o for layer in layers for o in layer]
+    width = len(layers[0])
+    free = allocate(flat, budget)
+    rows = [free[i : i + width] for i in range(0, len(free), width)]
+    if not max_patterns or len({tuple(row) for row in rows}) <= max_patterns:
+        return rows
+    spent = [
+        sum(int(o.cost[c]) for o, c in zip(layer, row, strict=True)) for layer, row in zip(layers, rows, strict=True)
+    ]
+    orders = [list(range(len(layers))), sorted(range(len(layers)), key=spent.__getitem__)]
+    found = []
+    for price in price_of_a_parameter(flat, budget) * np.array([0.5, 1.0, 2.0]):
+        for order in orders:
+            groups = _refine(layers, _segments(layers, order, price, max_patterns), price)
+            found.append(_solve_groups(layers, groups, budget))
+    return min(found, key=lambda rows: _rating(layers, rows, budget))
+
+
+def price_of_a_parameter(options: Sequence[Options], budget: int) -> float:
+    """The Lagrange multiplier at which independent choices min(loss + price * cost) just fit the budget (bisection)."""
+    low, high = 0.0, max(float(o.loss.max()) for o in options) + 1.0
+    for _ in range(100):
+        price = (low + high) / 2
+        cost = sum(int(o.cost[(o.loss + price * o.cost).argmin()]) for o in options)
+        low, high = (price, high) if cost > budget else (low, price)
+    return high
+
+
+def _merged(layers: Sequence[Sequence[Options]], group: Sequence[int]) -> list[Options]:
+    """The options of a group of layers that share their choice: costs and losses add up."""
+    return [
+        Options(np.sum([layers[i][p].cost for i in group], axis=0), np.sum([layers[i][p].loss for i in group], axis=0))
+        for p in range(len(layers[0]))
+    ]
+
+
+def _segments(layers: Sequence[Sequence[Options]], order: Sequence[int], price: float, count: int) -> list[list[int]]:
+    """Cut `order` into `count` runs with the least sum of loss + price * cost when every run shares its choice."""
+    n = len(order)
+    value = np.full((n, n + 1), np.inf)
+    for a in range(n):
+        for b in range(a + 1, n + 1):
+            value[a, b] = sum((o.loss + price * o.cost).min() for o in _merged(layers, order[a:b]))
+    best, cuts = value[0].copy(), []
+    for _ in range(count - 1):
+        table = best[:n, None] + value
+        cuts.append(table.argmin(0))
+        best = table.min(0)
+    stops = [n]
+    for cut in reversed(cuts):
+        stops.append(int(cut[stops[-1]]))
+    edges = [0, *reversed(stops)]
+    return [list(order[a:b]) for a, b in zip(edges, edges[1:], strict=False) if a < b]
+
+
+def _refine(layers: Sequence[Sequence[Options]], groups: list[list[int]], price: float) -> list[list[int]]:
+    """Move every layer to the group whose choice suits it best, and choose again, until nothing moves (k-means)."""
+    for _ in range(20):
+        patterns = [[int((o.loss + price * o.cost).argmin()) for o in _merged(layers, group)] for group in groups]
+        moved: list[list[int]] = [[] for _ in groups]
+        for i, layer in enumerate(layers):
+            price_of = [
+                sum(float(o.loss[c] + price * o.cost[c]) for o, c in zip(layer, pattern, strict=True))
+                for pattern in patterns
+            ]
+            moved[int(np.argmin(price_of))].append(i)
+        moved = [group for group in moved if group]
+        if moved == groups:
+            break
+        groups = moved
+    return groups
+
+
+def _solve_groups(layers: Sequence[Sequence[Options]], groups: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
+    width = len(layers[0])
+    chosen = allocate([o for group in groups for o in _merged(layers, group)], budget)
+    rows: list[list[int]] = [[] for _ in layers]
+    for number, group in enumerate(groups):
+        for i in group:
+            rows[i] = chosen[number * width : (number + 1) * width]
+    return rows
+
+
+def _rating(layers: Sequence[Sequence[Options]], rows: list[list[int]], budget: int) -> tuple[bool, float]:
+    cost, loss = total([o for layer in layers for o in layer], [c for row in rows for c in row])
+    return cost < 0.999 * budget, loss

@@ -1,0 +1,101 @@
+"""Two-sided whitening: truncate W where the loss of the model, not only the output, changes least.
+
+With C = E[x x^T] over the inputs and G = E[g g^T] over the loss gradients at the output, the Kronecker-factored
+second-order change of the loss caused by W -> W' (both [in, out], y = x W) is, in nats per token,
+
+    loss = 1/2 tr(C D G D^T),  D = W - W'.
+
+W' of rank r that minimises it is S_C^-T [S_C^T W S_G]_r S_G^-1 with C = S_C S_C^T and G = S_G S_G^T, and the loss is
+half the sum of the dropped squared singular values. In an MLP one side of every projection is the hidden dimension H
+(the near side: the input of gate and up, the output of down) and the other the intermediate dimension I (the far
+side). The squared singular values are the eigenvalues of one H x H matrix,
+
+    K = S^T P S,   near = S S^T,   P = W far W^T  (gate, up)   or   P = W^T far W  (down),
+
+and the far matrix is needed inside P only. P is itself a covariance of H-vectors, W g for gate and up, W^T x = y for
+down, so it is accumulated directly and no I x I matrix is ever formed. With far = identity the objective is the input
+whitening of Eq. 3 (gate, up); with P from a diagonal far side it is the diagonal variant. Sources: K-FAC, paper
+section 4.1, research notes on SVD peers, section 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nxdi_svd_plugin.errors import SvdError
+
+PRECISION = torch.float64
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Everything a truncation at any rank needs.
+
+    energy: [H] squared singular values, descending, twice the nats per token that dropping each one costs.
+    basis: [H, H] the eigenvectors of K in the same order, as columns.
+    root: [H, H] lower-triangular S with near + ridge = S S^T.
+    ridge: what was added to the diagonal of near; `far_ridge`: what was added to the diagonal of far.
+    """
+
+    energy: Tensor
+    basis: Tensor
+    root: Tensor
+    ridge: float
+    far_ridge: float
+
+    def loss(self, rank: int) -> float:
+        """Predicted loss in nats per token of keeping `rank` directions."""
+        return 0.5 * float(self.energy[rank:].sum())
+
+
+def damp(near: Tensor, damping: float) -> tuple[Tensor, float]:
+    """near + ridge I, with ridge = damping * mean diagonal, or the identity where there is no signal at all.
+
+    The ridge is doubled until the Cholesky factorization exists. Returns the Cholesky root and the ridge.
+    Raises:
+        SvdError: `near` is not finite.
+    """
+    if not torch.isfinite(near).all():
+        raise SvdError("two-sided whitening got a covariance with non-finite entries")
+    size, mean = near.shape[0], float(near.diagonal().mean())
+    eye = torch.eye(size, dtype=near.dtype, device=near.device)
+    if mean <= 0.0:
+        return eye, 1.0
+    ridge = max(damping, torch.finfo(near.dtype).eps * size) * mean
+    while True:
+        root, info = torch.linalg.cholesky_ex(near + ridge * eye)
+        if int(info) == 0:
+            return root, ridge
+        ridge *= 2.0
+
+
+def spectrum(near: Tensor, projected: Tensor, gram: Tensor, far_trace: float, damping: float) -> Spectrum:
+    """Squared singular values and vectors of the two-sided whitened weight.
+
+    Args:
+        near: [H, H] covariance of the near side, per token.
+        projected: [H, H] P = W far W^T (gate, up) or W^T far W (down), per token.
+        gram: [H, H] W W^T or W^T W, what the far side's ridge multiplies.
+        far_trace: mean diagonal of the far side, per token; 0 stands for "no signal": far becomes the identity.
+        damping: relative ridge of both sides, the larger the closer to plain SVD.
+    """
+    near, projected, gram = (t.to(PRECISION) for t in (near, projected, gram))
+    root, ridge = damp(near, damping)
+    far_ridge = damping * far_trace if far_trace > 0.0 else 1.0
+    kernel = root.T @ (projected + far_ridge * gram) @ root
+    energy, basis = torch.linalg.eigh((kernel + kernel.T) / 2)
+    return Spectrum(energy.flip(0).clamp_min(0.0), basis.flip(1), root, ridge, far_ridge)
+
+
+def truncate(weight: Tensor, spec: Spectrum, rank: int) -> tuple[Tensor, Tensor]:
+    """Optimal factors with the near side on the left: weight [H, I] ~ u [H, r] @ v [r, I].
+
+    u = S^-T Q_r and v = Q_r^T S^T W. For down pass W^T and transpose both results: W' = v^T u^T.
+    The rows of v are the whitened coordinates of the columns of W'.
+    """
+    kept = spec.basis[:, :rank]
+    u = torch.linalg.solve_triangular(spec.root.T, kept, upper=True)
+    return u, kept.T @ (spec.root.T @ weight.to(PRECISION))

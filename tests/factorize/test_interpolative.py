@@ -1,0 +1,149 @@
+"""Interpolative form: exact, pivots in whole blocks per class, bounded growth, Eq. 5 with its cost, one order of I."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nxdi_svd_plugin.errors import SvdError
+from nxdi_svd_plugin.factorize.intermediate_order import cells, common_order, complement, indices, split_evenly
+from nxdi_svd_plugin.factorize.interpolative import (
+    GROWTH_BOUND,
+    block_quotas,
+    interpolate,
+    interpolative_cost,
+    interpolative_rank,
+)
+
+
+def low_rank(rank, width, seed=0, decay=1.0):
+    gen = torch.Generator().manual_seed(seed)
+    scale = decay ** torch.arange(rank, dtype=torch.float64)
+    return scale[:, None] * torch.randn(rank, width, generator=gen, dtype=torch.float64)
+
+
+def rebuild(v, found):
+    """[I | C] in the columns' own places."""
+    rest = torch.ones(v.shape[1], dtype=torch.bool)
+    rest[found.pivots] = False
+    full = torch.empty_like(v)
+    full[:, found.pivots] = torch.eye(len(v), dtype=v.dtype)
+    full[:, rest] = found.coefficients
+    return full
+
+
+@pytest.mark.parametrize(("rank", "width", "block"), [(64, 160, 16), (7, 23, 1), (96, 96, 32), (129, 300, 3)])
+@pytest.mark.parametrize("decay", [1.0, 0.93])
+def test_the_form_is_the_same_matrix(rank, width, block, decay):
+    v = low_rank(rank, width, decay=decay)
+    found = interpolate(v, [torch.arange(width)], block)
+    assert len(found.pivots) == rank and len(set(found.pivots.tolist())) == rank
+    assert found.growth == pytest.approx(float(found.coefficients.abs().max()) if rank < width else 0.0)
+    assert found.growth <= GROWTH_BOUND
+    # the solve loses at most cond(v_J) digits; rows span 0.93^128 = 1e-4, so 1e-9 of each row's size is generous
+    kept = v[:, found.pivots]
+    error = (kept @ rebuild(v, found) - v).norm(dim=1) / v.norm(dim=1)
+    assert float(error.max()) < 1e-9
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_every_class_gives_whole_blocks(data):
+    block = data.draw(st.sampled_from([1, 2, 4]))
+    sizes = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=5))
+    width = sum(sizes)
+    room = sum(s // block for s in sizes)
+    if not room:
+        return
+    rank = block * data.draw(st.integers(1, room))
+    shuffled = torch.randperm(width, generator=torch.Generator().manual_seed(rank))
+    classes = list(shuffled.split(sizes))
+    found = interpolate(low_rank(rank, width, seed=width), classes, block)
+    inside = [len(set(found.pivots.tolist()) & set(c.tolist())) for c in classes]
+    assert sum(inside) == rank and all(n % block == 0 for n in inside)
+
+
+def test_quotas_stay_near_what_was_wanted():
+    assert block_quotas([92, 36], [512, 256], 128, 64) == [64, 64]
+    assert block_quotas([120, 8], [512, 256], 128, 64) == [128, 0]
+    assert block_quotas([128, 0], [100, 60], 128, 32) == [96, 32]
+    with pytest.raises(SvdError, match="does not fit"):
+        block_quotas([64, 64], [100, 100], 128, 128)
+    with pytest.raises(SvdError, match="does not fit"):
+        block_quotas([64, 64], [100, 100], 130, 128)
+
+
+def test_a_rank_deficient_matrix_is_refused():
+    v = low_rank(4, 30)
+    with pytest.raises(SvdError, match="rank-deficient"):
+        interpolate(torch.cat([v, v]), [torch.arange(30)], 1)
+
+
+def test_swaps_reach_the_bound_where_greedy_pivoting_does_not():
+    """Kahan's matrix: QR with column pivoting leaves it alone although its coefficients are large."""
+    n, c = 40, 0.285
+    s = (1 - c * c) ** 0.5
+    kahan = torch.diag(s ** torch.arange(n, dtype=torch.float64)) @ (
+        torch.eye(n, dtype=torch.float64) - c * torch.triu(torch.ones(n, n, dtype=torch.float64), 1)
+    )
+    wide = kahan[: n - 1]
+    assert float(torch.linalg.solve(wide[:, : n - 1], wide[:, n - 1]).abs().max()) > 100
+    assert interpolate(wide, [torch.arange(n)], 1).growth <= GROWTH_BOUND
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(8, 60), st.integers(8, 200), st.floats(0.01, 0.9), st.sampled_from([1, 2, 4]))
+def test_rank_fits_the_interpolative_cost(fan_in, fan_out, ratio, block):
+    """Against brute force: tau = 1 - eps rounds down (never above the budget), tau = 0.5 is the nearest block."""
+    budget = (1 - ratio) * fan_in * fan_out
+    ranks = range(block, min(fan_in, fan_out) + 1, block)
+    below = [r for r in ranks if interpolative_cost(fan_in, fan_out, r) <= budget * (1 + 1e-12)]
+    down = interpolative_rank(fan_in, fan_out, ratio, block, tau=1 - 1e-9)
+    assert down == (max(below) if below else block)
+    assert abs(interpolative_rank(fan_in, fan_out, ratio, block) - down) <= block
+
+
+def three_sets(width, block, ranks, seed):
+    gen = torch.Generator().manual_seed(seed)
+    sets = []
+    for i, rank in enumerate(ranks):
+        empty = torch.empty(0, dtype=torch.long)
+        classes = cells([*sets, *[empty] * (3 - i)], width)
+        v = torch.randn(rank, width, generator=gen, dtype=torch.float64)
+        sets.append(interpolate(v, classes, block).pivots)
+    return sets
+
+
+@pytest.mark.parametrize(
+    ("width", "block", "ranks"), [(512, 16, (192, 176, 192)), (512, 32, (96, 128, 64)), (90, 2, (40, 38, 6))]
+)
+def test_one_order_serves_gate_up_and_down(width, block, ranks):
+    sets = three_sets(width, block, ranks, seed=width)
+    order, ranges = common_order(sets, width)
+    assert torch.equal(order.sort().values, torch.arange(width))
+    for pivots, runs, most in zip(sets, ranges, (1, 1, 2), strict=True):
+        assert set(order[indices(runs)].tolist()) == set(pivots.tolist())
+        assert len(runs) <= most and all(a % block == 0 and b % block == 0 for a, b in runs)
+        gaps = complement(runs, width)
+        assert torch.equal(torch.cat([indices(runs), indices(gaps)]).sort().values, torch.arange(width))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_ranks_share_the_pivots_evenly(parts):
+    sets = three_sets(512, 16, (192, 176, 160), seed=1)
+    _, ranges = common_order(sets, 512)
+    runs = dict(zip(("gate_proj", "up_proj", "down_proj"), ranges, strict=True))
+    shares, local = split_evenly(runs, 512, parts)
+    assert torch.equal(torch.cat(shares).sort().values, torch.arange(512))
+    for name in runs:
+        pivots = set(indices(runs[name]).tolist())
+        for share in shares:
+            mine = set(share[indices(local[name])].tolist())
+            assert mine == pivots & set(share.tolist()) and len(mine) == len(pivots) // parts
+
+
+def test_uneven_pivots_are_refused_by_name():
+    with pytest.raises(SvdError, match="do not divide over 4"):
+        split_evenly({"gate_proj": ((0, 6),)}, 12, 4)
+    shares, local = split_evenly({"gate_proj": ((0, 6),)}, 12, 2)
+    assert local["down_proj"] == () and shares[0].tolist() == [0, 1, 2, 6, 7, 8]
