@@ -1,0 +1,129 @@
+"""NxDI's Llama and Qwen3 with factored MLPs, by the smallest set of overrides that fits NxDI 0.6 to 0.9.
+
+The decoder layers are NxDI's own; after they are built, each layer's `mlp` is replaced. With `mlp_impl="dense"` the
+classes are the stock ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from neuronx_distributed_inference.models.llama.modeling_llama import NeuronLlamaForCausalLM, NeuronLlamaModel
+from neuronx_distributed_inference.models.qwen3.modeling_qwen3 import NeuronQwen3ForCausalLM, NeuronQwen3Model
+
+from nxdi_svd_plugin.errors import NxdiError
+from nxdi_svd_plugin.nxdi.config import (
+    SvdLlamaInferenceConfig,
+    SvdQwen3InferenceConfig,
+    check_config,
+    factored_layers,
+)
+from nxdi_svd_plugin.nxdi.mlp import SvdMLP
+from nxdi_svd_plugin.nxdi.state_dict import check_mlp_tensors
+
+
+@contextmanager
+def tiny_dense_mlps(config: Any) -> Iterator[None]:
+    """Let NxDI build its dense MLPs one channel wide: they are thrown away, and at full size would cost the memory."""
+    intermediate = config.intermediate_size
+    config.intermediate_size = config.neuron_config.tp_degree
+    try:
+        yield
+    finally:
+        config.intermediate_size = intermediate
+
+
+def replace_mlps(model: Any, config: Any) -> None:
+    """Put an SvdMLP into every decoder layer.
+
+    Raises:
+        NxdiError: a layer has no `mlp`, so this NxDI builds its layers in a way the plugin does not know.
+    """
+    layers = factored_layers(config) or {}
+    for index, layer in enumerate(model.layers):
+        if not hasattr(layer, "mlp"):
+            raise NxdiError(f"decoder layer {index} ({type(layer).__name__}) has no attribute 'mlp' to replace")
+        layer.mlp = SvdMLP(config, layers[index], index)
+
+
+class NeuronSvdLlamaModel(NeuronLlamaModel):  # type: ignore[misc]
+    """NeuronLlamaModel whose MLPs follow `mlp_impl`."""
+
+    def init_model(self, config: Any) -> None:
+        """Build the stock model, then replace its MLPs; stock if `mlp_impl` is "dense"."""
+        if factored_layers(config) is None:
+            super().init_model(config)
+            return
+        with tiny_dense_mlps(config):
+            super().init_model(config)
+        replace_mlps(self, config)
+
+
+class NeuronSvdQwen3Model(NeuronQwen3Model):  # type: ignore[misc]
+    """NeuronQwen3Model whose MLPs follow `mlp_impl`."""
+
+    def init_model(self, config: Any) -> None:
+        """Build the stock model, then replace its MLPs; stock if `mlp_impl` is "dense"."""
+        if factored_layers(config) is None:
+            super().init_model(config)
+            return
+        with tiny_dense_mlps(config):
+            super().init_model(config)
+        replace_mlps(self, config)
+
+
+def check_checkpoint(state_dict: dict[str, Any], config: Any) -> None:
+    """The check of state_dict.py where `mlp_impl` asks for factors."""
+    layers = factored_layers(config)
+    if layers is not None:
+        check_mlp_tensors(state_dict, layers, config)
+
+
+class NeuronSvdLlamaForCausalLM(NeuronLlamaForCausalLM):  # type: ignore[misc]
+    """NeuronLlamaForCausalLM that serves a compressed directory with `mlp_impl="svd"` or `"svd_fused"`."""
+
+    _model_cls = NeuronSvdLlamaModel
+
+    @classmethod
+    def get_config_cls(cls) -> type[SvdLlamaInferenceConfig]:
+        """The InferenceConfig class; its neuron config knows `mlp_impl`."""
+        return SvdLlamaInferenceConfig
+
+    @classmethod
+    def validate_config(cls, config: Any) -> None:
+        """NxDI's checks and the plugin's, also for a stock config object that a caller passes in."""
+        super().validate_config(config)
+        check_config(config)
+
+    @staticmethod
+    def convert_hf_to_neuron_state_dict(state_dict: dict[str, Any], config: Any) -> dict[str, Any]:
+        """NxDI's conversion after the exact check of the MLP tensors."""
+        check_checkpoint(state_dict, config)
+        converted: dict[str, Any] = NeuronLlamaForCausalLM.convert_hf_to_neuron_state_dict(state_dict, config)
+        return converted
+
+
+class NeuronSvdQwen3ForCausalLM(NeuronQwen3ForCausalLM):  # type: ignore[misc]
+    """NeuronQwen3ForCausalLM that serves a compressed directory with `mlp_impl="svd"` or `"svd_fused"`."""
+
+    _model_cls = NeuronSvdQwen3Model
+
+    @classmethod
+    def get_config_cls(cls) -> type[SvdQwen3InferenceConfig]:
+        """The InferenceConfig class; its neuron config knows `mlp_impl`."""
+        return SvdQwen3InferenceConfig
+
+    @classmethod
+    def validate_config(cls, config: Any) -> None:
+        """NxDI's checks and the plugin's, also for a stock config object that a caller passes in."""
+        super().validate_config(config)
+        check_config(config)
+
+    @staticmethod
+    def convert_hf_to_neuron_state_dict(state_dict: dict[str, Any], config: Any) -> dict[str, Any]:
+        """NxDI's conversion after the exact check of the MLP tensors."""
+        check_checkpoint(state_dict, config)
+        converted: dict[str, Any] = NeuronQwen3ForCausalLM.convert_hf_to_neuron_state_dict(state_dict, config)
+        return converted
