@@ -7,10 +7,12 @@ import pytest
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.svd_config import Projection, layers_to_json, parse_layers, projection_dims, tensor_shapes
 
-LAYERS = {
-    i: {"gate_proj": Projection("factored", 4), "up_proj": Projection("factored", 6), "down_proj": Projection("dense")}
-    for i in range(2)
+MIXED = {
+    "gate_proj": Projection("factored", 4),
+    "up_proj": Projection("interpolative", 6, ((0, 4), (8, 10))),
+    "down_proj": Projection("dense"),
 }
+LAYERS = {i: dict(MIXED) for i in range(2)}
 GOOD = {"format_version": 1, "layers": layers_to_json(LAYERS)}
 
 
@@ -30,6 +32,10 @@ def test_round_trip():
         (("layers", "1", "gate_proj"), {"form": "factored"}, "rank 0"),
         (("layers", "1", "gate_proj"), {"form": "dense", "rank": 3}, "rank 3"),
         (("layers", "1", "gate_proj"), {"form": "factored", "rank": "3"}, "layer 1 gate_proj"),
+        (("layers", "1", "gate_proj"), {"form": "factored", "rank": 3, "pivots": [[0, 3]]}, "none otherwise"),
+        (("layers", "1", "gate_proj"), {"form": "interpolative", "rank": 3}, "as many neurons as the rank"),
+        (("layers", "1", "gate_proj"), {"form": "interpolative", "rank": 3, "pivots": [[2, 4], [0, 1]]}, "ascending"),
+        (("layers", "1", "gate_proj"), {"form": "interpolative", "rank": 3, "pivots": [[0, "3"]]}, "layer 1 gate_proj"),
     ],
 )
 def test_faults_are_named(path, value, message):
@@ -46,4 +52,7 @@ def test_shapes_follow_the_orientation_of_the_projection():
     assert projection_dims("gate_proj", 8, 32) == (8, 32)
     assert projection_dims("down_proj", 8, 32) == (32, 8)
     assert tensor_shapes(Projection("factored", 4), 8, 32) == {"u": (8, 4), "v": (4, 32)}
+    pivots = Projection("interpolative", 4, ((0, 4),))
+    assert tensor_shapes(pivots, 8, 32) == {"u": (8, 4), "c": (4, 28)}
+    assert tensor_shapes(pivots, 32, 8) == {"c": (28, 4), "v": (4, 8)}
     assert tensor_shapes(Projection("dense"), 8, 32) == {"weight": (32, 8)}

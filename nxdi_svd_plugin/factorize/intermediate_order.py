@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from nxdi_svd_plugin.errors import SvdError
+from nxdi_svd_plugin.svd_config import Ranges
 
-Ranges = tuple[tuple[int, int], ...]
 CELLS = (
     (True, False, False),
     (True, False, True),

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from nxdi_svd_plugin.modeling.interpolative_linear import InterpolativeLinear
 from nxdi_svd_plugin.svd_config import PROJECTIONS, Projection
 
 
@@ -37,7 +38,7 @@ class FactoredLinear(nn.Module):
 
 
 def install_factors(mlps: Mapping[int, nn.Module], layers: Mapping[int, Mapping[str, Projection]]) -> None:
-    """Replace the projections of each MLP that `layers` says are factored.
+    """Replace the projections of each MLP that `layers` says are not dense.
 
     Args:
         mlps: layer number to a module with gate_proj, up_proj and down_proj, all nn.Linear.
@@ -48,3 +49,5 @@ def install_factors(mlps: Mapping[int, nn.Module], layers: Mapping[int, Mapping[
             projection, dense = layers[i][name], getattr(mlp, name)
             if projection.form == "factored":
                 setattr(mlp, name, FactoredLinear(dense.in_features, dense.out_features, projection.rank))
+            elif projection.form == "interpolative":
+                setattr(mlp, name, InterpolativeLinear(dense.in_features, dense.out_features, projection))
