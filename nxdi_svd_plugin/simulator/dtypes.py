@@ -1,0 +1,90 @@
+"""NKI data types, their storage in numpy, rounding and promotion.
+
+Float tensors are held as float32 arrays whose values are exactly representable in the tensor's type: engines compute in
+fp32 and
+round once, when they write. Integers are held as they are. Promotion follows "NKI Type Promotion"
+(`nki/api/nki.api.shared.rst`, v2.26.1).
+"""
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from nxdi_svd_plugin.simulator.place import fail
+
+Array = npt.NDArray[Any]
+
+float32 = np.dtype(np.float32)
+float16 = np.dtype(np.float16)
+bfloat16 = np.dtype(ml_dtypes.bfloat16)
+float8_e4m3 = np.dtype(ml_dtypes.float8_e4m3)
+float8_e5m2 = np.dtype(ml_dtypes.float8_e5m2)
+INTEGERS = [np.dtype(t) for t in (np.int8, np.int16, np.int32, np.uint8, np.uint16, np.uint32)]
+BOOL = np.dtype(np.bool_)
+
+FLOATS = (float32, float16, bfloat16, float8_e4m3, float8_e5m2)
+MATMUL_DTYPES = FLOATS
+
+
+def as_dtype(value: Any) -> np.dtype[Any]:
+    """The numpy dtype of anything NKI takes as `dtype=`; raises for types that the hardware does not have."""
+    try:
+        dtype: np.dtype[Any] = np.dtype(value)
+    except TypeError:
+        fail(f"not a data type: {value!r}")
+    if dtype not in FLOATS and dtype not in INTEGERS and dtype != BOOL:
+        fail(f"{dtype} is not an NKI data type (float32, float16, bfloat16, float8_e4m3/e5m2, (u)int8/16/32, bool)")
+    return dtype
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """True for every floating type, the ml_dtypes ones included."""
+    return dtype in FLOATS
+
+
+def storage(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The numpy type in which values of `dtype` are held."""
+    return float32 if is_float(dtype) else dtype
+
+
+def rounded(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Values as the engine writes them into a tensor of `dtype`, in the storage type."""
+    if dtype == float32:
+        return values.astype(np.float32, copy=False)
+    if is_float(dtype):
+        return values.astype(dtype).astype(np.float32)
+    if dtype == BOOL:
+        return values.astype(np.bool_)
+    if values.dtype.kind == "f":
+        info = np.iinfo(dtype)
+        values = np.clip(np.rint(values.astype(np.float64)), info.min, info.max)
+    return values.astype(dtype)
+
+
+def scalar_dtype(value: Any) -> np.dtype[Any]:
+    """Type of a Python or numpy scalar: weak scalars are uint8 (bool), int32 and float32."""
+    if isinstance(value, bool):
+        return np.dtype(np.uint8)
+    if isinstance(value, int):
+        return np.dtype(np.int32)
+    if isinstance(value, float):
+        return float32
+    return as_dtype(value.dtype)
+
+
+def promote(left: np.dtype[Any], right: np.dtype[Any]) -> np.dtype[Any]:
+    """Result type of an arithmetic operation on two types."""
+    if left == right:
+        return left
+    left, right = (np.dtype(np.uint8) if t == BOOL else t for t in (left, right))
+    if is_float(left) != is_float(right):
+        return left if is_float(left) else right
+    if not is_float(left):
+        widened = np.promote_types(left, right)
+        return widened if widened in INTEGERS else float32
+    if float32 in (left, right) or {left, right} == {float16, bfloat16}:
+        return float32
+    wide = [t for t in (left, right) if t.itemsize == 2]
+    return wide[0] if wide else bfloat16
