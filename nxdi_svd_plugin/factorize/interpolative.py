@@ -149,6 +149,7 @@ def _swap(v: Tensor, pivots: Tensor, label: Tensor, bound: float) -> Interpolati
 
 
 def _coefficients(v: Tensor, pivots: Tensor, rest: Tensor) -> Tensor:
+    c: Tensor
     c, info = torch.linalg.solve_ex(v[:, pivots], v[:, rest])
     if int(info) or not torch.isfinite(c).all():
         raise SvdError("the columns that may be pivots do not span the matrix: it is rank-deficient")

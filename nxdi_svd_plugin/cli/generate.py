@@ -1,0 +1,97 @@
+"""nxdi-svd generate: one answer of a model on the CPU, greedy unless a temperature is given."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from nxdi_svd_plugin.cli.options import add_dtype_option, positive
+from nxdi_svd_plugin.cli.output import emit
+
+EPILOG = """\
+examples:
+  nxdi-svd generate --model out/smollm2-r10 --prompt "The capital of France is" --max-new-tokens 20
+  nxdi-svd generate --model out/smollm2-r10 --prompt "What is a rank?" --chat
+  nxdi-svd generate --model out/smollm2-r10 --prompt "Once" --temperature 0.8 --seed 7 --json
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the parser."""
+    parser = subparsers.add_parser("generate", help="continue a prompt on the CPU", epilog=EPILOG)
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", required=True, metavar="DIR", help="model directory, compressed or dense")
+    add_dtype_option(model)
+    prompt = parser.add_argument_group("prompt and answer")
+    prompt.add_argument("--prompt", required=True, metavar="TEXT", help="what to continue or, with --chat, to answer")
+    prompt.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
+    prompt.add_argument("--max-new-tokens", type=positive, default=64, metavar="N", help="longest answer (default: 64)")
+    prompt.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
+    prompt.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling (default: 0)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generate and print the new text."""
+    result = generate(args)
+    emit(args, result, result["text"])
+    return 0
+
+
+def generate(args: argparse.Namespace) -> dict[str, Any]:
+    """The answer as one JSON object.
+
+    Raises:
+        RecipeError: an empty prompt, a negative temperature, --chat without a chat template, or a context too long.
+        CheckpointError: a bad directory.
+    """
+    import torch
+
+    from nxdi_svd_plugin.errors import RecipeError
+    from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+
+    if args.temperature < 0:
+        raise RecipeError(f"temperature is {args.temperature}; expected 0 (greedy) or more")
+    tokenizer = load_tokenizer(args.model)
+    ids = torch.tensor([prompt_ids(tokenizer, args.prompt, args.chat)], dtype=torch.long)
+    model = load_model(args.model, args.dtype)
+    longest = model.config.max_position_embeddings
+    if ids.shape[1] + args.max_new_tokens > longest:
+        raise RecipeError(
+            f"{ids.shape[1]} prompt tokens and {args.max_new_tokens} new ones exceed the model's {longest}"
+        )
+    sampling = {"do_sample": True, "temperature": args.temperature} if args.temperature else {"do_sample": False}
+    if not args.temperature:  # a carried generation config may set these, and transformers warns when they are unused
+        sampling |= {"temperature": None, "top_p": None, "top_k": None}
+    torch.manual_seed(args.seed)
+    start = time.monotonic()
+    tokens = model.generate(  # type: ignore[operator]
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=args.max_new_tokens, **sampling
+    )
+    new = tokens[0, ids.shape[1] :]
+    return {
+        "text": tokenizer.decode(new, skip_special_tokens=True),
+        "prompt_tokens": ids.shape[1],
+        "new_tokens": len(new),
+        "seconds": time.monotonic() - start,
+        "model": args.model,
+    }
+
+
+def prompt_ids(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
+    """Token ids of the prompt, as it is or as the user's turn of a chat.
+
+    Raises:
+        RecipeError: an empty prompt, or --chat without a chat template.
+    """
+    from nxdi_svd_plugin.errors import RecipeError
+
+    if chat:
+        if not getattr(tokenizer, "chat_template", None):
+            raise RecipeError("the model has no chat template; leave --chat away")
+        turn = [{"role": "user", "content": prompt}]
+        prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    ids: list[int] = tokenizer(prompt, add_special_tokens=not chat)["input_ids"]
+    if not ids:
+        raise RecipeError("the prompt is empty; give --prompt some text")
+    return ids
