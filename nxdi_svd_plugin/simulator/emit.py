@@ -180,9 +180,7 @@ def _add_checks(instr: Instr, operand: Operand) -> None:
                 f"{instr.op}: index range {low}..{high} is out of bounds for a dimension of "
                 f"{size}, and there is no mask"
             )
-        check = (_on_axes(instr, expr, view.ndim, operand.axes), size)
-        if check not in instr.checks:
-            instr.checks.append(check)
+        instr.checks.append((_on_axes(instr, expr, view.ndim, operand.axes), size))
 
 
 # ---- results and assignment

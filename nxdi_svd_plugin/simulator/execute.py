@@ -96,7 +96,9 @@ class Machine:
         address, data, written = self.region(operand, extents)
         if address is not None:
             if instr.info.get("skip"):
-                address = np.where((address >= 0) & (address < data.size), address, 0)
+                inside = (address >= 0) & (address < data.size)
+                _, before, _ = self.region(instr.write, extents)
+                return np.where(inside, data[np.where(inside, address, 0)], before), None
             try:
                 return data[address], None
             except IndexError as error:

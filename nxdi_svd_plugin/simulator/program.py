@@ -26,7 +26,7 @@ Axes = tuple[int | None, ...]
 Reads = list[tuple["View", Axes]]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Block:
     """A loop body or the whole kernel; tensors created in it are dead once it is closed."""
 
@@ -56,7 +56,7 @@ class Loop:
         return self.kind in ("affine", "grid")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Storage:
     """One tensor's memory; `par` is the position of the partition dimension for on-chip tensors."""
 
@@ -209,7 +209,10 @@ class Tracer:
         """Register a tensor in the block that it belongs to."""
         self.storages.append(storage)
         if storage.data is None:
-            storage.block.nodes.append(Alloc(storage))
+            at = (
+                len(storage.block.nodes) if storage.block is self.block else 0
+            )  # outputs are made before the grid starts
+            storage.block.nodes.insert(at, Alloc(storage))
 
 
 def tracer() -> Tracer:
