@@ -45,21 +45,21 @@ class InterpolativeLinear(nn.Module):
         """x [..., in] to [..., out]."""
         if self.on_output:
             kept = x @ self.u
-            return _merge(kept, kept @ self.c, self.pivots, self.others)
-        return (_take(x, self.pivots) + _take(x, self.others) @ self.c) @ self.v
+            return merge_runs(kept, kept @ self.c, self.pivots, self.others)
+        return (take_runs(x, self.pivots) + take_runs(x, self.others) @ self.c) @ self.v
 
     def extra_repr(self) -> str:
         """Sizes, for print(model)."""
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}, form=interpolative"
 
 
-def _take(x: torch.Tensor, runs: tuple[tuple[int, int], ...]) -> torch.Tensor:
+def take_runs(x: torch.Tensor, runs: tuple[tuple[int, int], ...]) -> torch.Tensor:
     """The columns of x [..., n] in `runs`."""
     parts = [x[..., start:stop] for start, stop in runs]
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1) if parts else x[..., :0]
 
 
-def _merge(
+def merge_runs(
     kept: torch.Tensor,
     made: torch.Tensor,
     pivots: tuple[tuple[int, int], ...],

@@ -1,0 +1,128 @@
+"""lm-eval on local files in the hub's formats: all ten tasks of the paper, base and compressed as a pair."""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from nxdi_svd_plugin.errors import CalibrationError, MissingExtraError, RecipeError
+from nxdi_svd_plugin.evaluate.harness import PAPER_TASKS, Options, evaluate_pair, pair_rows, recovery, to_text
+from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+
+DATA = Path(__file__).parent / "data"
+needs_lm_eval = pytest.mark.skipif(
+    importlib.util.find_spec("lm_eval") is None, reason='lm-eval is not installed (pip install ".[eval]")'
+)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    if importlib.util.find_spec("datasets"):
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+
+
+@needs_lm_eval
+def test_all_tasks_of_the_paper_on_local_data(tiny_llama, tiny_svd_llama):
+    got = evaluate_pair(tiny_llama, tiny_svd_llama, Options(["paper"], task_data=DATA))
+    rows = got["rows"]
+    assert {row["task"] for row in rows} == set(PAPER_TASKS)
+    lines = {task: len((DATA / f"{task}.jsonl").read_text().splitlines()) for task in PAPER_TASKS}
+    assert all(row["samples"] == lines[row["task"]] for row in rows)
+    assert all(math.isfinite(row["base"]) and math.isfinite(row["compressed"]) for row in rows)
+    metrics = {task: {row["metric"] for row in rows if row["task"] == task} for task in PAPER_TASKS}
+    assert all("word_perplexity" in metrics[task] for task in ("wikitext", "ptb", "c4"))
+    assert all("acc" in metrics[task] for task in PAPER_TASKS[3:])
+    accuracies = [row for row in rows if row["metric"] == "acc"]
+    assert all(row["base_stderr"] is not None and 0 <= row["base"] <= 1 for row in accuracies)
+
+
+@needs_lm_eval
+def test_a_score_computed_by_hand(tiny_llama, monkeypatch):
+    """Accuracy is the share of questions whose right answer has the larger log-probability."""
+    monkeypatch.chdir(Path(__file__).parents[2])
+    got = evaluate_pair(tiny_llama, tiny_llama, Options(["tiny_choice"], include_path=DATA))
+    model, tokenizer = load_model(tiny_llama, torch.float32), load_tokenizer(tiny_llama)
+    right = 0
+    for line in (DATA / "piqa.jsonl").read_text().splitlines():
+        doc = json.loads(line)
+        question = tokenizer(f"Question: {doc['goal']}\nAnswer:")["input_ids"]
+        likelihoods = []
+        for answer in (doc["sol1"], doc["sol2"]):
+            ids = torch.tensor([question + tokenizer(" " + answer)["input_ids"]])
+            with torch.no_grad():
+                chances = model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
+            likelihoods.append(float(chances[len(question) - 1 :].sum()))
+        right += likelihoods[doc["label"]] == max(likelihoods)
+    (row,) = got["rows"]
+    assert row["base"] == row["compressed"] == pytest.approx(right / 3) and row["samples"] == 3
+    assert row["recovery"] == (1 if right else None)
+
+
+@needs_lm_eval
+def test_rolling_perplexity_computed_by_hand(tiny_llama, tiny_svd_llama, tmp_path):
+    (tmp_path / "ptb.jsonl").write_text('{"sentence": "a rose is a rose"}\n')
+    got = evaluate_pair(tiny_llama, tiny_svd_llama, Options(["ptb"], task_data=tmp_path))
+    row = next(row for row in got["rows"] if row["metric"] == "byte_perplexity")
+    for side, directory in (("base", tiny_llama), ("compressed", tiny_svd_llama)):
+        model, tokenizer = load_model(directory, torch.float32), load_tokenizer(directory)
+        ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer("a rose is a rose")["input_ids"]]])
+        with torch.no_grad():
+            chances = model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
+        assert row[side] == pytest.approx(math.exp(-float(chances.mean())), rel=1e-4)  # one token a byte
+    assert row["recovery"] == pytest.approx(row["base"] / row["compressed"])
+
+
+@needs_lm_eval
+def test_limit(tiny_llama, tiny_svd_llama):
+    got = evaluate_pair(tiny_llama, tiny_svd_llama, Options(["arc_easy"], limit=2, task_data=DATA))
+    assert {row["samples"] for row in got["rows"]} == {2} and got["settings"]["limit"] == 2
+
+
+@needs_lm_eval
+def test_wrong_tasks_are_refused_before_a_model_is_loaded(tmp_path):
+    none = tmp_path / "no-model"
+    with pytest.raises(RecipeError, match=r"unknown task 'arc_esay'; did you mean arc_easy"):
+        evaluate_pair(none, none, Options(["arc_esay"]))
+    with pytest.raises(CalibrationError, match=r"task piqa needs .*piqa\.jsonl"):
+        evaluate_pair(none, none, Options(["piqa"], task_data=tmp_path))
+    with pytest.raises(RecipeError, match="is not a directory"):
+        evaluate_pair(none, none, Options(["piqa"], include_path=none))
+
+
+@needs_lm_eval
+def test_without_a_network_local_data_is_suggested(tiny_llama):
+    with pytest.raises(CalibrationError, match="--task-data"):
+        evaluate_pair(tiny_llama, tiny_llama, Options(["piqa"]))
+
+
+def test_without_lm_eval_the_pip_line_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("nxdi_svd_plugin.versions.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"nxdi-svd-plugin\[eval\]"):
+        evaluate_pair(tmp_path, tmp_path, Options(["piqa"]))
+
+
+def test_recovery_is_one_without_loss_and_smaller_with_it():
+    assert recovery("acc", 0.5, 0.4) == pytest.approx(0.8)
+    assert recovery("word_perplexity", 10.0, 12.5) == pytest.approx(0.8)
+    assert recovery("bits_per_byte", 1.0, 1.25) == pytest.approx(0.8)
+    assert recovery("acc", 0.0, 0.4) is None
+
+
+def test_rows_pair_scores_with_their_errors():
+    def results(acc, error):
+        return {
+            "results": {"t": {"alias": "t", "acc,none": acc, "acc_stderr,none": error}},
+            "n-samples": {"t": {"original": 9, "effective": 5}},
+        }
+
+    (row,) = pair_rows(results(0.5, 0.1), results(0.25, "N/A"))
+    assert row == {
+        **{"task": "t", "metric": "acc", "samples": 5, "base": 0.5, "base_stderr": 0.1},
+        **{"compressed": 0.25, "compressed_stderr": None, "recovery": 0.5},
+    }
+    assert "0.5000 ± 0.1000" in to_text([row]) and "0.500" in to_text([row]).splitlines()[1][-6:]
