@@ -115,7 +115,7 @@ def _check_bank(instr: Instr, view: View) -> None:
 
 
 def _check_limits(instr: Instr, view: View) -> None:
-    if not view.base.on_chip or instr.engine == "dma":
+    if not view.base.on_chip or instr.engine == "dma" or instr.info.get("split"):
         return
     partitions, free = view.shape[0], prod(view.shape[1:])
     limit = ENGINE_FREE_PSUM if view.buffer == "psum" else ENGINE_FREE_SBUF
@@ -291,8 +291,8 @@ def assign(target: View, value: Any) -> None:
     instruction("copy", "vector", target.shape, [(source, axes)], (target, axes), as_is, target.dtype)
 
 
-def fill(target: View, value: Any, engine: str = "vector", mask: Any = None) -> Instr:
-    """Memset of a constant."""
+def fill(target: View, value: Any, engine: str = "vector", mask: Any = None, split: bool = True) -> Instr:
+    """Memset of a constant; `split`: the compiler may make several instructions of it."""
     axes = tuple(range(target.ndim))
     constant = rounded(np.asarray(value, dtype=np.float64 if is_float(target.dtype) else None), target.dtype)
     return instruction(
@@ -305,4 +305,5 @@ def fill(target: View, value: Any, engine: str = "vector", mask: Any = None) -> 
         target.dtype,
         mask,
         zero=not np.any(constant),
+        split=split,
     )

@@ -273,7 +273,7 @@ def memset(shape: Any, value: Any, dtype: Any, *, mask: Any = None, engine: Any 
     """A new SBUF tile filled with a constant; max(64, N) cycles, half of N for bf16/fp16 zeros."""
     made = tensor.allocate(tuple(shape), dtype, "sbuf")
     where = _engine(engine, "nki.isa.memset", "vector", "vector", "gpsimd")
-    instr = emit.fill(made, value, where, mask)
+    instr = emit.fill(made, value, where, mask, split=False)
     made.base.producer = instr
     return made
 

@@ -23,7 +23,7 @@ class Life:
     storage: Storage
     first: int
     last: int
-    prefetched: bool = False  # filled by a DMA inside a loop
+    prefetched: bool = False  # created in a loop body and filled by a DMA
 
 
 class _Walk:
@@ -69,7 +69,7 @@ def lives(top: Block) -> list[Life]:
             block = block.parent
         life = found.setdefault(store, Life(store, first, last))
         life.first, life.last = min(life.first, first), max(life.last, last)
-        if writes and instr.engine == "dma" and instr.block.loops():
+        if writes and instr.engine == "dma" and store.block.loops():
             life.prefetched = True
     return list(found.values())
 

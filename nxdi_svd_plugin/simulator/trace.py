@@ -34,7 +34,7 @@ class Trace:
     dma_count: int
     dma_runs: dict[int, int]  # contiguous bytes per descriptor -> number of descriptors
     sbuf_peak_bytes: int
-    sbuf_prefetch_peak_bytes: int  # the peak if every tile that a DMA fills inside a loop exists twice
+    sbuf_prefetch_peak_bytes: int  # the peak if every DMA-filled tile of a loop body exists twice
     psum_peak_banks: int
     instructions: int
     dma_bytes_per_second: float = DMA_BYTES_PER_SECOND
