@@ -1,0 +1,161 @@
+"""What the fused kernels are compared with, in the same dialect and under the same 176 KiB per partition.
+
+Dense Y = X·W is `matmul(x_t, w)`. Unfused X·U·V is two calls with the intermediate in HBM: `matmul(matmul(u, x_t), v)`,
+where the first call gives (X·U)ᵀ = Uᵀ·Xᵀ at once, so that nothing has to be transposed between the two. X is taken
+transposed, [inputs, S], and its transposition is not charged to the baselines: both choices favour them.
+"""
+
+from typing import Any
+
+from nxdi_svd_plugin.errors import KernelError
+from nxdi_svd_plugin.kernels.nki import jit, nisa, nl
+from nxdi_svd_plugin.kernels.stages import copy_on_scalar, for_tiles
+from nxdi_svd_plugin.kernels.tiling.dense import choose_dense
+from nxdi_svd_plugin.kernels.tiling.limits import MOVING, PARTITIONS, tiles
+
+
+def matmul_kernel(x_t: Any, w: Any) -> Any:
+    """X·W [M, N] from x_t [K, M] and w [K, N], both plain.
+
+    One operand stays in SBUF in blocks as large as fit, the other is streamed past each block once; every sum over K
+    stays in PSUM. kernels/tiling/dense.py picks which and how large, by HBM traffic.
+    """
+    deep, rows, columns = _shape(x_t, w)
+    plan = choose_dense(rows, deep, columns, 4 if x_t.dtype == nl.float32 else 2)
+    out = nl.ndarray((rows, columns), dtype=x_t.dtype, buffer=nl.shared_hbm)
+    resident, streamed = (x_t, w) if plan.keeps_x else (w, x_t)
+
+    def block(b: Any, size: int) -> None:
+        kept = _load_block(resident, b * plan.block, size)
+
+        def tile(c: Any, width: int) -> None:
+            moving = _load_block(streamed, c * plan.stream, width)
+            if plan.keeps_x:
+                _output_rows(out, kept, moving, deep, (b * plan.block, c * plan.stream), (size, width))
+            else:
+                _output_rows(out, moving, kept, deep, (c * plan.stream, b * plan.block), (width, size))
+
+        for_tiles(streamed.shape[1], plan.stream, tile)
+
+    for_tiles(resident.shape[1], plan.block, block)
+    return out
+
+
+matmul = jit(matmul_kernel)
+
+
+def _shape(x_t: Any, w: Any) -> tuple[int, int, int]:
+    if x_t.shape[0] != w.shape[0] or x_t.dtype != w.dtype:
+        raise KernelError(f"matmul: x_t {x_t.shape} {x_t.dtype} and w {w.shape} {w.dtype} must share K and dtype")
+    return x_t.shape[0], x_t.shape[1], w.shape[1]
+
+
+def _load_block(source: Any, first: Any, size: int) -> Any:
+    """`size` columns of source [K, n] as [128, K/128, size]."""
+    block = nl.ndarray((PARTITIONS, tiles(source.shape[0]), size), dtype=source.dtype, buffer=nl.sbuf)
+
+    def row(k: Any, rows: int) -> None:
+        block[0:rows, k, 0:size] = nl.load(source[nl.ds(k * PARTITIONS, rows), nl.ds(first, size)])
+
+    for_tiles(source.shape[0], PARTITIONS, row)
+    return block
+
+
+def _sum(stationary: Any, moving: Any, deep: int, at: tuple[Any, Any], size: tuple[int, int]) -> Any:
+    """The output tile of stationary columns at[0].. and moving columns at[1].., summed over K in PSUM."""
+    total = nl.zeros((PARTITIONS, size[1]), dtype=nl.float32, buffer=nl.psum)
+
+    def add(k: Any, rows: int) -> None:
+        total[0 : size[0], 0 : size[1]] += nisa.nc_matmul(
+            stationary[0:rows, k, nl.ds(at[0], size[0])], moving[0:rows, k, nl.ds(at[1], size[1])]
+        )
+
+    for_tiles(deep, PARTITIONS, add)
+    return total[0 : size[0], 0 : size[1]]
+
+
+def _output_rows(out: Any, x: Any, w: Any, deep: int, at: tuple[Any, Any], size: tuple[int, int]) -> None:
+    """Store the product of the SBUF blocks x [128, K/128, rows] and w [128, K/128, columns], 128 rows at a time."""
+
+    def row(m: Any, count: int) -> None:
+        block = nl.ndarray((PARTITIONS, size[1]), dtype=out.dtype, buffer=nl.sbuf)
+
+        def piece(n: Any, width: int) -> None:
+            total = _sum(x, w, deep, (m * PARTITIONS, n * MOVING), (count, width))
+            block[0:count, nl.ds(n * MOVING, width)] = copy_on_scalar(total, out.dtype)
+
+        for_tiles(size[1], MOVING, piece)
+        nl.store(out[nl.ds(at[0] + m * PARTITIONS, count), nl.ds(at[1], size[1])], value=block[0:count, 0 : size[1]])
+
+    for_tiles(size[0], PARTITIONS, row)
+
+
+def naive_fusion_kernel(x_t: Any, u: Any, v: Any, rows: int = 128, columns: int = 512, ranks: int = 512) -> Any:
+    """The paper's Algorithm 1, for measurement only: (X·U) is recomputed for every block of output columns.
+
+    x_t [H, S], u [H, R], v [R, N], plain, with sizes that the blocks divide; output [S, N].
+    """
+    deep, total_rows, rank = x_t.shape[0], x_t.shape[1], u.shape[1]
+    if total_rows % rows or v.shape[1] % columns or rank % ranks or deep % PARTITIONS:
+        raise KernelError(f"naive fusion: {x_t.shape}, {u.shape}, {v.shape} are no multiples of its blocks")
+    out = nl.ndarray((total_rows, v.shape[1]), dtype=x_t.dtype, buffer=nl.shared_hbm)
+    for m in nl.affine_range(total_rows // rows):
+        for n in nl.affine_range(v.shape[1] // columns):
+            total = nl.zeros((rows, columns), dtype=nl.float32, buffer=nl.psum)
+            for b in nl.affine_range(rank // ranks):
+                x_block = _load_block(x_t, m * rows, rows)
+                u_block = _load_block(u, b * ranks, ranks)
+                v_block = nl.ndarray((PARTITIONS, ranks // PARTITIONS, columns), dtype=v.dtype, buffer=nl.sbuf)
+                for k in nl.affine_range(ranks // PARTITIONS):
+                    v_block[0:PARTITIONS, k, 0:columns] = nl.load(
+                        v[nl.ds(b * ranks + k * PARTITIONS, PARTITIONS), nl.ds(n * columns, columns)]
+                    )
+                for k in nl.affine_range(ranks // PARTITIONS):
+                    part = _sum(u_block, x_block, deep, (k * PARTITIONS, 0), (PARTITIONS, rows))
+                    t = nisa.tensor_copy(part, dtype=x_t.dtype, engine=nisa.vector_engine)
+                    total[0:rows, 0:columns] += nisa.nc_matmul(t, v_block[0:PARTITIONS, k, 0:columns])
+            nl.store(out[nl.ds(m * rows, rows), nl.ds(n * columns, columns)], value=copy_on_scalar(total, out.dtype))
+    return out
+
+
+naive_fusion = jit(naive_fusion_kernel)
+
+
+def result_strip_matmul_kernel(x_t: Any, w: Any, rows: int = 2048, columns: int = 1024, deep: int = 1024) -> Any:
+    """Dense X·W in the manner of AWS's matmul tutorial, for measurement only.
+
+    K is blocked too, and the partial sums of all M rows by `columns` stay in SBUF in the input's dtype. That strip
+    outgrows SBUF, and spills, above M of about 8192.
+    """
+    depth, total_rows, total_columns = _shape(x_t, w)
+    rows, columns, deep = min(rows, total_rows), min(columns, total_columns), min(deep, depth)
+    if total_rows % rows or total_columns % columns or depth % deep or columns % MOVING or rows % PARTITIONS:
+        raise KernelError(f"result-strip matmul: {x_t.shape} and {w.shape} are no multiples of its blocks")
+    out = nl.ndarray((total_rows, total_columns), dtype=x_t.dtype, buffer=nl.shared_hbm)
+    for n in nl.affine_range(total_columns // columns):
+        sums = nl.zeros((PARTITIONS, total_rows // PARTITIONS, columns), dtype=x_t.dtype, buffer=nl.sbuf)
+        for k in nl.sequential_range(depth // deep):
+            w_block = _load_part(w, k * deep, deep, n * columns, columns)
+            for m in nl.affine_range(total_rows // rows):
+                x_block = _load_part(x_t, k * deep, deep, m * rows, rows)
+                for i in nl.affine_range(rows // PARTITIONS):
+                    for j in nl.affine_range(columns // MOVING):
+                        total = _sum(x_block, w_block, deep, (i * PARTITIONS, j * MOVING), (PARTITIONS, MOVING))
+                        sums[0:PARTITIONS, m * (rows // PARTITIONS) + i, nl.ds(j * MOVING, MOVING)] += total
+        for m in nl.affine_range(total_rows // PARTITIONS):
+            nl.store(
+                out[nl.ds(m * PARTITIONS, PARTITIONS), nl.ds(n * columns, columns)],
+                value=sums[0:PARTITIONS, m, 0:columns],
+            )
+    return out
+
+
+result_strip_matmul = jit(result_strip_matmul_kernel)
+
+
+def _load_part(source: Any, top: Any, deep: int, first: Any, size: int) -> Any:
+    """Rows top..top+deep and `size` columns of source as [128, deep/128, size]."""
+    block = nl.ndarray((PARTITIONS, deep // PARTITIONS, size), dtype=source.dtype, buffer=nl.sbuf)
+    for k in nl.affine_range(deep // PARTITIONS):
+        block[0:PARTITIONS, k, 0:size] = nl.load(source[nl.ds(top + k * PARTITIONS, PARTITIONS), nl.ds(first, size)])
+    return block

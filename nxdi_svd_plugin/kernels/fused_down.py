@@ -1,0 +1,36 @@
+"""The second half of the MLP: Y = H·U·V from Hᵀ as `up_gate` wrote it; nothing is transposed."""
+
+from typing import Any
+
+from nxdi_svd_plugin.kernels import stages
+from nxdi_svd_plugin.kernels.checks import planned
+from nxdi_svd_plugin.kernels.nki import jit, nl
+from nxdi_svd_plugin.kernels.tiling.chain import column_tile
+
+
+def down_kernel(h_t: Any, u: Any, v: Any, strip: tuple[int, ...] | None = None) -> Any:
+    """H·U·V as [S, H] from h_t [I, S].
+
+    Args:
+        h_t: HBM [I, S], bf16, fp16 or fp32; any S >= 1.
+        u, v: HBM, `pack(u, v, kernel="down")` of u [I, R] and v [R, H]; same dtype as h_t.
+        strip: sub-strip token counts of one strip; chosen by kernels/tiling from the shapes if None.
+    Returns: HBM [S, H] of h_t's dtype. Sums are fp32; H·U is rounded once, the output once.
+    Raises KernelError if shapes or dtypes do not fit together or nothing fits into SBUF.
+    """
+    chain, blocks = planned("down", h_t, [u], [v], False, strip)
+    out = nl.ndarray((chain.tokens, chain.outputs), dtype=h_t.dtype, buffer=nl.shared_hbm)
+    rank = chain.ranks[0]
+
+    def one_strip(first: Any, sizes: tuple[int, ...]) -> None:
+        ts = []
+        for start, tokens in stages.sub_strips(first, sizes):
+            xt = stages.load_columns(h_t, start, tokens)
+            ts.append(stages.project(u, xt, chain.inputs, blocks.buffers))
+        stages.expand(v, ts, rank, out, first, column_tile("down", rank), blocks.buffers)
+
+    stages.for_strips(blocks.groups, one_strip)
+    return out
+
+
+down = jit(down_kernel)

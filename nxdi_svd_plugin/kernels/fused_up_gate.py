@@ -1,0 +1,45 @@
+"""The first half of the MLP: (silu(X·U_gate·V_gate) * (X·U_up·V_up))ᵀ in one kernel (paper Algorithm 3)."""
+
+from typing import Any
+
+from nxdi_svd_plugin.kernels import stages
+from nxdi_svd_plugin.kernels.checks import planned
+from nxdi_svd_plugin.kernels.nki import jit, nisa, nl
+from nxdi_svd_plugin.kernels.packing import interleaved
+
+
+def up_gate_kernel(x: Any, u_gate: Any, v_gate: Any, u_up: Any, v_up: Any, strip: tuple[int, ...] | None = None) -> Any:
+    """SwiGLU of two factored projections, written transposed, [I, S], as `down` reads it.
+
+    Args:
+        x: HBM [S, H], bf16, fp16 or fp32; any S >= 1. It is read, and transposed, once for both projections.
+        u_gate, v_gate, u_up, v_up: HBM, `pack(u, v, kernel="up_gate")` of each pair; the two ranks may differ.
+        strip: sub-strip token counts of one strip; chosen by kernels/tiling from the shapes if None.
+    Returns: HBM [I, S] of x's dtype. SiLU (scalar engine) and the product (vector engine) take fp32 sums out of PSUM;
+        X·U is rounded once, the result once.
+    Raises KernelError if shapes or dtypes do not fit together or nothing fits into SBUF.
+    """
+    chain, blocks = planned("up_gate", x, [u_gate, u_up], [v_gate, v_up], True, strip)
+    out = nl.ndarray((chain.outputs, chain.tokens), dtype=x.dtype, buffer=nl.shared_hbm)
+    identity = stages.fp32_identity(x)
+    bias = nl.zeros((128, 1), dtype=nl.float32, buffer=nl.sbuf)
+
+    def swiglu(block: Any, sums: list[Any]) -> Any:
+        gate, up = sums
+        gated = nisa.activation(op=nl.silu, data=gate, bias=bias[0 : gate.shape[0], 0:1], dtype=nl.float32)
+        return nisa.tensor_tensor(gated, up, op=nl.multiply, dtype=block.dtype)
+
+    def one_strip(first: Any, sizes: tuple[int, ...]) -> None:
+        gates, ups = [], []
+        for start, tokens in stages.sub_strips(first, sizes):
+            xt = stages.load_rows_transposed(x, start, tokens, blocks.buffers, identity)
+            gates.append(stages.project(u_gate, xt, chain.inputs, blocks.buffers))
+            ups.append(stages.project(u_up, xt, chain.inputs, blocks.buffers))
+        factors = [(v_gate, gates, chain.ranks[0]), (v_up, ups, chain.ranks[1])]
+        stages.expand_transposed(factors, out, first, blocks.buffers, swiglu, interleaved(chain.outputs))
+
+    stages.for_strips(blocks.groups, one_strip)
+    return out
+
+
+up_gate = jit(up_gate_kernel)

@@ -1,0 +1,129 @@
+"""How a chain is cut into blocks, and what those blocks cost in HBM traffic and SBUF.
+
+A *strip* of tokens holds (X·U)ᵀ in SBUF while V is streamed once; it is filled by one or more *sub-strips*, each of
+which holds its part of Xᵀ while U is streamed once. So U is read once per sub-strip and V once per strip.
+"""
+
+from dataclasses import dataclass
+
+from nxdi_svd_plugin.kernels.tiling.chain import Chain, column_tile
+from nxdi_svd_plugin.kernels.tiling.limits import MOVING, PARTITIONS, tiles
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """Sizes of what is streamed past the strips.
+
+    `u_rows` input tiles of `u_tiles` rank tiles make one U load (`u_tiles` > 1 only with whole columns); `v_tiles`
+    packed column tiles make one V load and one output block; `x_tiles` input tiles of X rows are loaded at a time.
+    """
+
+    u_rows: int
+    u_tiles: int
+    v_tiles: int
+    x_tiles: int
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """`groups` of (how many, sub-strip token counts): equal strips in a row share one group, and one device loop."""
+
+    groups: tuple[tuple[int, tuple[int, ...]], ...]
+    buffers: Buffers
+
+    @property
+    def strips(self) -> list[tuple[int, ...]]:
+        """All strips in order."""
+        return [strip for count, strip in self.groups for _ in range(count)]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens covered."""
+        return sum(count * sum(strip) for count, strip in self.groups)
+
+
+def hbm_bytes(chain: Chain, blocks: Blocks) -> tuple[int, int]:
+    """HBM bytes (read, written) of the kernel with these blocks, exactly as the simulator counts them."""
+    written = chain.itemsize * chain.tokens * chain.outputs
+    u_reads = sum(len(strip) for strip in blocks.strips)
+    read = chain.activation_bytes - written + u_reads * chain.u_bytes + len(blocks.strips) * chain.v_bytes
+    return read, written
+
+
+def u_load_bytes(chain: Chain, buffers: Buffers) -> int:
+    """SBUF bytes per partition of one U load."""
+    return chain.itemsize * buffers.u_rows * buffers.u_tiles * min(PARTITIONS, max(chain.ranks))
+
+
+def v_load_bytes(chain: Chain, buffers: Buffers) -> int:
+    """SBUF bytes per partition of one V load (of both chains for `up_gate`)."""
+    width = column_tile(chain.kernel, chain.ranks[0])
+    loaded = buffers.v_tiles if chain.writes_transposed else 1
+    return chain.itemsize * chain.rank_tiles * min(width * loaded, chain.outputs)
+
+
+def output_bytes(chain: Chain, buffers: Buffers, strip: tuple[int, ...]) -> int:
+    """SBUF bytes per partition of one output block of a strip, with SwiGLU's fp32 tile for `up_gate`."""
+    width = column_tile(chain.kernel, chain.ranks[0])
+    if not chain.writes_transposed:
+        return chain.itemsize * sum(map(tiles, strip)) * min(width * buffers.v_tiles, chain.outputs)
+    group = min(buffers.v_tiles, tiles(chain.outputs))
+    piece = max(spans(size, MOVING // buffers.v_tiles)[0][1] for size in strip)
+    swiglu = 4 * group * piece if chain.kernel == "up_gate" else 0
+    return chain.itemsize * group * sum(strip) + swiglu
+
+
+def expansion_bytes(chain: Chain, buffers: Buffers, strip: tuple[int, ...], in_flight: int) -> int:
+    """SBUF bytes per partition of the second phase beside (X·U)ᵀ: V loads and the output block.
+
+    They do not overlap where one V load makes one output tile: its sums wait in PSUM while V dies.
+    """
+    loads, block = in_flight * v_load_bytes(chain, buffers), output_bytes(chain, buffers, strip)
+    if chain.writes_transposed:
+        single = len(strip) == 1 and strip[0] <= MOVING // buffers.v_tiles
+    else:
+        single = sum(map(tiles, strip)) == 1 and chain.outputs < column_tile(chain.kernel, chain.ranks[0])
+    return max(loads, block) if single and in_flight == 1 else loads + block
+
+
+def constant_bytes(chain: Chain) -> int:
+    """SBUF bytes per partition of what the strips share: fp32's identity, SiLU's zero bias."""
+    return (4 * PARTITIONS if chain.needs_identity else 0) + (4 if chain.kernel == "up_gate" else 0)
+
+
+def strip_sbuf_bytes(
+    chain: Chain, buffers: Buffers, strip: tuple[int, ...], in_flight: int = 1, last: bool = False
+) -> int:
+    """Peak SBUF bytes per partition of one strip with `in_flight` copies of what is streamed (Eq. 11, refined).
+
+    Sub-strip k holds its Xᵀ, the (X·U)ᵀ of sub-strips 1..k and the U loads; the expansion holds the whole (X·U)ᵀ, the
+    V loads and the output block. After the transposes of the `last` strip the identity matrix is dead.
+    """
+    s, done, peak = chain.itemsize, 0, 0
+    constants = constant_bytes(chain)
+    dead = 4 * PARTITIONS if chain.needs_identity and last else 0
+    rows = 0 if chain.transposed_input else s * min(buffers.x_tiles * PARTITIONS, chain.inputs)
+    for position, size in enumerate(strip):
+        x_strip = s * chain.input_tiles * size
+        loading = s * chain.rank_tiles * done + x_strip + in_flight * rows
+        done += size
+        projecting = s * chain.rank_tiles * done + x_strip + in_flight * u_load_bytes(chain, buffers)
+        peak = max(peak, loading, projecting - (dead if position == len(strip) - 1 else 0))
+    expanding = s * chain.rank_tiles * done + expansion_bytes(chain, buffers, strip, in_flight)
+    return constants + max(peak, expanding - dead)
+
+
+def sbuf_bytes(chain: Chain, blocks: Blocks, in_flight: int = 1) -> int:
+    """Peak SBUF bytes per partition over all strips, as the simulator finds it for `in_flight` = 1."""
+    final = len(blocks.groups) - 1
+    return max(
+        strip_sbuf_bytes(chain, blocks.buffers, strip, in_flight, last=position == final and count == 1)
+        for position, (count, strip) in enumerate(blocks.groups)
+    )
+
+
+def spans(total: int, step: int) -> list[tuple[int, int]]:
+    """(start, size) of the fewest nearly equal pieces of `total` that are at most `step` long."""
+    count = -(-total // step)
+    size = -(-total // count)
+    return [(start, min(size, total - start)) for start in range(0, total, size)]

@@ -1,0 +1,87 @@
+"""Busy time of every engine for a planned chain: a model by AWS's cost formulas (nki.isa of SDK 2.26.1)."""
+
+from nxdi_svd_plugin.kernels.tiling.blocks import Blocks, hbm_bytes, spans
+from nxdi_svd_plugin.kernels.tiling.chain import Chain, column_tile
+from nxdi_svd_plugin.kernels.tiling.limits import (
+    DMA_BYTES_PER_SECOND,
+    MOVING,
+    PARTITIONS,
+    PE_HZ,
+    SCALAR_HZ,
+    VECTOR_HZ,
+)
+
+
+def minimum_pe_cycles(chain: Chain) -> float:
+    """Tensor-engine cycles of the chain's FLOPs alone at full use of the 128 x 128 array."""
+    return chain.flops / (2 * PARTITIONS * PARTITIONS) * _passes(chain)
+
+
+def matmul_cycles(chain: Chain, blocks: Blocks) -> int:
+    """Tensor-engine cycles of the matmuls: max(min(64, stationary width), moving width) each, four passes for fp32."""
+    cycles = 0
+    for count, strip in blocks.groups:
+        for size in strip:
+            cycles += count * (_projection_cycles(chain, size) + _expansion_cycles(chain, size))
+    return cycles * _passes(chain)
+
+
+def _projection_cycles(chain: Chain, size: int) -> int:
+    moving = [width for _, width in spans(size, MOVING)]
+    return chain.input_tiles * sum(_pass(width, n) for rank in chain.ranks for width in _widths(rank) for n in moving)
+
+
+def _expansion_cycles(chain: Chain, size: int) -> int:
+    """Cycles of one sub-strip of `size` tokens in the second phase."""
+    if chain.writes_transposed:
+        moving = [width for _, width in spans(size, MOVING)]
+        tiles_of_v = sum(_pass(width, n) for width in _widths(chain.outputs) for n in moving)
+    else:
+        columns = _widths(chain.outputs, column_tile(chain.kernel, chain.ranks[0]))
+        tiles_of_v = sum(_pass(width, n) for width in _widths(size) for n in columns)
+    return chain.rank_tiles * tiles_of_v
+
+
+def _pass(stationary: int, moving: int) -> int:
+    return max(min(64, stationary), moving)
+
+
+def _widths(extent: int, step: int = PARTITIONS) -> list[int]:
+    return [step] * (extent // step) + ([extent % step] if extent % step else [])
+
+
+def transpose_cycles(chain: Chain, blocks: Blocks) -> int:
+    """Tensor-engine cycles of the transposes of X, read once: max(rows, min(64, columns)) for each 128 x 128 tile.
+
+    fp32 goes by a matmul with 0/1 entries, which takes two passes.
+    """
+    if chain.transposed_input:
+        return 0
+    full, tail = divmod(chain.inputs, PARTITIONS)
+    cycles = 0
+    for count, strip in blocks.groups:
+        for size in strip:
+            for start in range(0, size, PARTITIONS):
+                rows = min(PARTITIONS, size - start)
+                cycles += count * (full * max(rows, 64) + (max(rows, min(64, tail)) if tail else 0))
+    return cycles * (2 if chain.itemsize == 4 else 1)
+
+
+def _passes(chain: Chain) -> int:
+    return 4 if chain.itemsize == 4 else 1
+
+
+def engine_seconds(chain: Chain, blocks: Blocks) -> dict[str, float]:
+    """Modelled busy seconds of the tensor, vector and scalar engines and of DMA at 190 GB/s for one call.
+
+    The vector engine evicts (X·U)ᵀ and Xᵀ and multiplies gate by up; the scalar engine evicts the output or does SiLU.
+    """
+    columns = chain.tokens * (chain.rank_tiles + (0 if chain.transposed_input else chain.input_tiles))
+    output = chain.outputs * chain.tokens / PARTITIONS
+    vector = columns + (output if chain.kernel == "up_gate" else 0)
+    return {
+        "tensor": (matmul_cycles(chain, blocks) + transpose_cycles(chain, blocks)) / PE_HZ,
+        "vector": vector / VECTOR_HZ,
+        "scalar": output / SCALAR_HZ,
+        "dma": sum(hbm_bytes(chain, blocks)) / DMA_BYTES_PER_SECOND,
+    }

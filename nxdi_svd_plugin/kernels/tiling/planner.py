@@ -1,0 +1,218 @@
+"""Chooses the blocks of a chain: the fewest HBM bytes that fit SBUF with two loads of every operand in flight."""
+
+from collections import Counter
+from functools import lru_cache
+
+from nxdi_svd_plugin.errors import KernelError
+from nxdi_svd_plugin.kernels.tiling.blocks import (
+    Blocks,
+    Buffers,
+    constant_bytes,
+    hbm_bytes,
+    output_bytes,
+    sbuf_bytes,
+    strip_sbuf_bytes,
+    u_load_bytes,
+    v_load_bytes,
+)
+from nxdi_svd_plugin.kernels.tiling.chain import Chain, column_tile
+from nxdi_svd_plugin.kernels.tiling.engines import matmul_cycles
+from nxdi_svd_plugin.kernels.tiling.limits import MOVING, PARTITIONS, SBUF_BYTES
+
+IN_FLIGHT = 2
+"""Loads of each streamed operand that the plan leaves room for: one in use, the next on its way."""
+MAX_SUB_STRIP = 2048
+"""Tokens whose fp32 accumulators take half of PSUM, so that the next accumulation can start during the eviction."""
+_LEAST_RUN = 2048
+"""Contiguous bytes per partition below which Trn1's DMA engines become slow (AWS architecture guide)."""
+_LARGEST_LOAD = 32 * 1024
+_TIE = 1.015
+"""Plans within 1.5 % of the least traffic count as equal; the one with the fewest tensor-engine cycles wins."""
+_FINE = 16
+
+
+def buffer_choices(chain: Chain) -> list[Buffers]:
+    """The streamed-load sizes worth trying, every one with DMA runs of at least 2 KiB where the shape allows it."""
+    return [
+        Buffers(u_rows, u_tiles, v_tiles, x_tiles)
+        for u_rows, u_tiles in _u_choices(chain)
+        for v_tiles in _v_choices(chain)
+        for x_tiles in sorted({min(chain.input_tiles, count) for count in (8, 16)})
+    ]
+
+
+def _u_choices(chain: Chain) -> list[tuple[int, int]]:
+    """(input tiles, rank tiles) of one U load: several whole columns for few tokens, parts of a column for many."""
+    column = chain.itemsize * chain.input_tiles * PARTITIONS
+    group = min(_LARGEST_LOAD // column, MOVING // min(chain.tokens, MOVING), min(chain.ranks) // PARTITIONS)
+    parts = {-(-chain.input_tiles // split) for split in (1, 2, 3, 4, 7)}
+    split = [(rows, 1) for rows in parts if rows * chain.itemsize * PARTITIONS >= _LEAST_RUN]
+    return sorted({(chain.input_tiles, max(1, group)), *split})
+
+
+def _v_choices(chain: Chain) -> list[int]:
+    """Packed column tiles of one V load (stationary V) or of one output block (moving V)."""
+    width = column_tile(chain.kernel, chain.ranks[0])
+    if chain.writes_transposed:
+        load = chain.itemsize * chain.rank_tiles * width
+        return [max(1, min(_LARGEST_LOAD // load, MOVING // min(chain.tokens, MOVING), chain.outputs // PARTITIONS))]
+    columns = -(-chain.outputs // width)
+    return sorted({min(columns, -(-cut // width)) for cut in (512, 1024, 2048)})
+
+
+def largest_sub_strip(chain: Chain, buffers: Buffers, done: int, limit: int) -> int:
+    """Most tokens that the next sub-strip can take after `done` tokens, in the first phase, within `limit` bytes."""
+    s = chain.itemsize
+    room = limit - constant_bytes(chain) - s * chain.rank_tiles * done
+    projecting = room - IN_FLIGHT * u_load_bytes(chain, buffers)
+    rows = 0 if chain.transposed_input else IN_FLIGHT * s * min(buffers.x_tiles * PARTITIONS, chain.inputs)
+    return min(
+        MAX_SUB_STRIP,
+        projecting // (s * (chain.rank_tiles + chain.input_tiles)),
+        (room - rows) // (s * chain.input_tiles),
+    )
+
+
+def expansion_fits(chain: Chain, buffers: Buffers, strip: tuple[int, ...]) -> bool:
+    """True if the strip leaves room for the second phase."""
+    streamed = IN_FLIGHT * v_load_bytes(chain, buffers) + output_bytes(chain, buffers, strip)
+    return constant_bytes(chain) + chain.itemsize * chain.rank_tiles * sum(strip) + streamed <= SBUF_BYTES
+
+
+def fill(chain: Chain, buffers: Buffers, tokens: int, unit: int, limit: int = SBUF_BYTES) -> tuple[int, ...] | None:
+    """The fewest sub-strips that make a strip of `tokens`: each as long as fits. None if they never reach it.
+
+    Longest first is optimal: what is covered after k sub-strips grows with what was covered after k - 1.
+    """
+    sizes: list[int] = []
+    left = tokens
+    while left:
+        room = largest_sub_strip(chain, buffers, tokens - left, limit)
+        size = left if left <= room else room // unit * unit
+        if size <= 0:
+            return None
+        sizes.append(size)
+        left -= size
+    return tuple(sizes)
+
+
+def even(chain: Chain, buffers: Buffers, tokens: int, unit: int) -> tuple[int, ...]:
+    """As few sub-strips as `fill` finds: of equal size if that fits, else with the lowest peak."""
+    best = fill(chain, buffers, tokens, unit)
+    if best is None:
+        raise KernelError(f"no sub-strips of {tokens} tokens fit {chain}")
+    for step in (PARTITIONS, unit):
+        size = -(-tokens // len(best) // step) * step
+        equal = tuple(min(size, tokens - start) for start in range(0, tokens, size))
+        if len(equal) == len(best) and strip_sbuf_bytes(chain, buffers, equal, IN_FLIGHT) <= SBUF_BYTES:
+            return equal
+    low, high = 0, SBUF_BYTES
+    while high - low > 64:
+        middle = (low + high) // 2
+        trial = fill(chain, buffers, tokens, unit, middle)
+        if trial is not None and len(trial) == len(best):
+            high, best = middle, trial
+        else:
+            low = middle
+    return best
+
+
+def _longest_strips(chain: Chain, buffers: Buffers, unit: int) -> dict[int, int]:
+    """{sub-strips: longest strip in units that they can fill}, up to the length of the whole input."""
+    longest: dict[int, int] = {}
+    for units in range(1, -(-chain.tokens // unit) + 1):
+        tokens = min(units * unit, chain.tokens)
+        sizes = fill(chain, buffers, tokens, unit)
+        if sizes is None or not expansion_fits(chain, buffers, sizes):
+            break
+        longest[len(sizes)] = units
+    return longest
+
+
+def _cheapest_cover(chain: Chain, longest: dict[int, int], unit: int) -> list[int]:
+    """Strip lengths (in units, longest first) that cover all tokens with the least weight traffic."""
+    goal = -(-chain.tokens // unit)
+    cost, last = [0] * (goal + 1), [0] * (goal + 1)
+    for units in range(1, goal + 1):
+        options = {
+            cost[max(0, units - length)] + chain.v_bytes + reads * chain.u_bytes: length
+            for reads, length in longest.items()
+        }
+        cost[units] = min(options)
+        last[units] = options[cost[units]]
+    lengths = []
+    while goal > 0:
+        lengths.append(last[goal])
+        goal -= lengths[-1]
+    return sorted(lengths, reverse=True)
+
+
+def _balanced(chain: Chain, lengths: list[int], unit: int) -> list[int]:
+    """The lengths in tokens, shrunk alike until they just cover the input."""
+    goal, whole = -(-chain.tokens // unit), sum(lengths)
+    shrunk = [-(-length * goal // whole) * unit for length in lengths]
+    sizes, left = [], chain.tokens
+    for size in shrunk:
+        sizes.append(min(size, left))
+        left -= sizes[-1]
+    return [size for size in sizes if size]
+
+
+def _plan(chain: Chain, buffers: Buffers, unit: int) -> Blocks | None:
+    """The least weight traffic with these loads and this step of tokens; None if nothing fits."""
+    longest = _longest_strips(chain, buffers, unit)
+    if not longest:
+        return None
+    sizes = _balanced(chain, _cheapest_cover(chain, longest, unit), unit)
+    groups = tuple((count, even(chain, buffers, size, unit)) for size, count in Counter(sizes).items())
+    blocks = Blocks(groups, buffers)
+    return blocks if sbuf_bytes(chain, blocks, IN_FLIGHT) <= SBUF_BYTES else None
+
+
+@lru_cache(maxsize=4096)
+def choose(chain: Chain) -> Blocks:
+    """The blocks for `chain`.
+
+    The least HBM traffic first; among plans within 1.5 % of it, the fewest tensor-engine cycles, then the largest
+    streamed loads (long DMA runs, few instructions). Every plan leaves room for two loads of each streamed operand.
+    Raises KernelError if not even a few tokens fit into 176 KiB per partition.
+    """
+    units = (_FINE,) if chain.writes_transposed else (PARTITIONS, _FINE)
+    found = [plan for b in buffer_choices(chain) for unit in units if (plan := _plan(chain, b, unit))]
+    if not found:
+        raise KernelError(
+            f"{chain.kernel}: inputs {chain.inputs}, rank(s) {chain.ranks} and outputs {chain.outputs} leave no room "
+            f"for {min(chain.tokens, _FINE)} tokens in {SBUF_BYTES} bytes per partition; "
+            "use a smaller rank or more tensor-parallel shards"
+        )
+    least = min(sum(hbm_bytes(chain, plan)) for plan in found)
+    close = [plan for plan in found if sum(hbm_bytes(chain, plan)) <= _TIE * least]
+    return min(close, key=lambda plan: (matmul_cycles(chain, plan), -_load_bytes(chain, plan.buffers)))
+
+
+def _load_bytes(chain: Chain, buffers: Buffers) -> int:
+    block = output_bytes(chain, buffers, (PARTITIONS,))
+    return u_load_bytes(chain, buffers) + v_load_bytes(chain, buffers) + block + buffers.x_tiles * PARTITIONS
+
+
+def forced(chain: Chain, strip: tuple[int, ...]) -> Blocks:
+    """Blocks with the sub-strips `strip` that the caller asks for, whether or not they fit SBUF."""
+    if not strip or min(strip) < 1:
+        raise KernelError(f"strip {strip} must be a tuple of positive token counts, one for each sub-strip")
+    choices = [b for b in buffer_choices(chain) if b.u_tiles == 1]
+    fitting = [b for b in choices if strip_sbuf_bytes(chain, b, strip, IN_FLIGHT) <= SBUF_BYTES]
+    buffers = max(fitting or choices, key=lambda b: (1 if fitting else -1) * _load_bytes(chain, b))
+    count, left = divmod(chain.tokens, sum(strip))
+    groups = [(count, strip)] if count else []
+    if left:
+        groups.append((1, _cut(strip, left)))
+    return Blocks(tuple(groups), buffers)
+
+
+def _cut(strip: tuple[int, ...], tokens: int) -> tuple[int, ...]:
+    """The leading part of `strip` that holds `tokens`."""
+    sizes = []
+    for size in strip:
+        sizes.append(min(size, tokens))
+        tokens -= sizes[-1]
+    return tuple(size for size in sizes if size)

@@ -1,0 +1,113 @@
+"""The planner against exhaustive search and against what the simulator counts."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_cases import count
+
+from nxdi_svd_plugin.errors import KernelError
+from nxdi_svd_plugin.kernels.tiling.blocks import hbm_bytes, sbuf_bytes, spans
+from nxdi_svd_plugin.kernels.tiling.brute_force import least_hbm_bytes
+from nxdi_svd_plugin.kernels.tiling.chain import Chain
+from nxdi_svd_plugin.kernels.tiling.engines import matmul_cycles, transpose_cycles
+from nxdi_svd_plugin.kernels.tiling.limits import SBUF_BYTES
+from nxdi_svd_plugin.kernels.tiling.mlp import plan_mlp
+from nxdi_svd_plugin.kernels.tiling.planner import IN_FLIGHT, choose, fill, forced
+
+chains = st.builds(
+    lambda kernel, tokens, inputs, rank, outputs, itemsize, transposed: Chain(
+        kernel,
+        tokens,
+        inputs,
+        (rank, rank) if kernel == "up_gate" else (rank,),
+        outputs,
+        itemsize,
+        transposed and kernel == "xuv",
+    ),
+    st.sampled_from(["xuv", "up_gate", "down"]),
+    st.integers(1, 3000),
+    st.integers(1, 5000),
+    st.integers(1, 3000),
+    st.integers(1, 5000),
+    st.sampled_from([2, 4]),
+    st.booleans(),
+)
+
+
+def simulated(chain):
+    options = {"transposed_output": chain.transposed_output} if chain.kernel == "xuv" else {}
+    dtype = "bf16" if chain.itemsize == 2 else "fp32"
+    return count(chain.kernel, chain.tokens, chain.inputs, chain.ranks, chain.outputs, dtype, **options)
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(chains)
+def test_predictions_are_what_the_simulator_counts(chain):
+    blocks, trace = choose(chain), simulated(chain)
+    assert blocks.tokens == chain.tokens
+    assert hbm_bytes(chain, blocks) == (trace.hbm_read_bytes, trace.hbm_write_bytes)
+    assert trace.sbuf_peak_bytes <= sbuf_bytes(chain, blocks)
+    if (
+        min(chain.inputs, chain.outputs, *chain.ranks) >= 128
+    ):  # below one tile the kernel has no loops, and tiles die earlier
+        assert sbuf_bytes(chain, blocks) <= 1.15 * trace.sbuf_peak_bytes
+    assert sbuf_bytes(chain, blocks, IN_FLIGHT) <= SBUF_BYTES
+    assert matmul_cycles(chain, blocks) + transpose_cycles(chain, blocks) == trace.pe_cycles
+    assert trace.psum_peak_banks <= 8
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(chains.filter(lambda chain: chain.tokens * chain.u_bytes > 1e10))  # where strips are a choice at all
+def test_the_traffic_is_within_2_percent_of_the_exhaustive_search(chain):
+    least = least_hbm_bytes(chain)
+    assert least is not None
+    assert sum(hbm_bytes(chain, choose(chain))) <= 1.02 * least
+
+
+def test_a_hand_made_plan():
+    chain = Chain("xuv", 300, 256, (128,), 384, transposed_output=True)
+    blocks = forced(chain, (100, 40))
+    assert blocks.groups == ((2, (100, 40)), (1, (20,)))
+    # X and Y once; U for 5 sub-strips, V for 3 strips
+    assert sum(hbm_bytes(chain, blocks)) == 2 * (300 * (256 + 384) + 5 * 256 * 128 + 3 * 128 * 384)
+
+
+def test_longest_first_fills_a_strip_with_the_fewest_sub_strips():
+    chain = Chain("xuv", 32768, 7168, (4096,), 18432, transposed_output=True)
+    buffers = choose(chain).buffers
+    assert fill(chain, buffers, 900, 16) == (900,)
+    two = fill(chain, buffers, 1500, 16)
+    assert two is not None and len(two) == 2 and two[0] > two[1]
+
+
+def test_shapes_that_fit_nothing_are_refused_with_the_reason():
+    with pytest.raises(KernelError, match="leave no room for"):
+        choose(Chain("up_gate", 64, 4096, (400_000, 400_000), 512))
+    with pytest.raises(KernelError, match="positive"):
+        Chain("down", 0, 128, (128,), 128)
+    with pytest.raises(KernelError, match="2 rank"):
+        Chain("up_gate", 1, 128, (128,), 128)
+
+
+def test_the_plan_of_an_mlp_says_what_bounds_it():
+    prefill = plan_mlp(2048, 8192, (1536, 1536, 1536), 2048, tp=2)
+    assert {plan.bound for plan in prefill.values()} == {"tensor"}
+    assert "tensor engine is the bottleneck" in prefill["up_gate"].reason
+    decode = plan_mlp(2048, 8192, (1536, 1536, 1536), 1)
+    assert {plan.bound for plan in decode.values()} == {"dma"}
+    assert "no plan avoids it" in decode["down"].reason
+    assert decode["down"].to_dict()["strips"] == [(1, [1])]
+
+
+def test_a_degree_that_does_not_divide_is_refused():
+    with pytest.raises(KernelError, match="does not divide"):
+        plan_mlp(576, 1536, (384, 384, 384), 1, tp=5)
+    with pytest.raises(KernelError, match="float8"):
+        plan_mlp(576, 1536, (384, 384, 384), 1, dtype="float8")
+
+
+@given(st.integers(1, 5000), st.integers(1, 600))
+def test_spans_are_few_nearly_equal_and_complete(total, step):
+    pieces = spans(total, step)
+    assert sum(size for _, size in pieces) == total and max(size for _, size in pieces) <= step
+    assert len(pieces) == -(-total // step)
