@@ -16,13 +16,18 @@ from typing import TYPE_CHECKING, Any
 from nxdi_svd_plugin.modeling.auto import register_with_transformers
 
 if TYPE_CHECKING:
+    from nxdi_svd_plugin.compress.pipeline import compress
     from nxdi_svd_plugin.modeling.auto import register
     from nxdi_svd_plugin.modeling.load import load_pretrained
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_pretrained", "register"]
+__all__ = ["__version__", "compress", "load_pretrained", "register"]
 
-_WHERE = {"load_pretrained": "nxdi_svd_plugin.modeling.load", "register": "nxdi_svd_plugin.modeling.auto"}
+_WHERE = {
+    "compress": "nxdi_svd_plugin.compress.pipeline",
+    "load_pretrained": "nxdi_svd_plugin.modeling.load",
+    "register": "nxdi_svd_plugin.modeling.auto",
+}
 
 register_with_transformers()
 

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "nxdi_svd_plugin"
 LAYERS = [
     {"errors"},
-    {"factorize", "simulator", "recipe", "svd_config", "versions"},
+    {"factorize", "simulator", "recipe", "texts", "svd_config", "versions"},
     {"modeling", "kernels", "checkpoint"},
     {"compress", "evaluate", "nxdi"},
     {"cli", "__init__"},

@@ -1,0 +1,79 @@
+"""Names of tensors and files in a Llama or Qwen3 directory."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from nxdi_svd_plugin.svd_config import PROJECTIONS
+
+CONFIG = "config.json"
+SINGLE_FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+REPORT = "report.json"
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+ROTARY_BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+"""Buffers that old Llama checkpoints saved; every transformers version computes them anew."""
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+OTHER_FILES = ("generation_config.json", "chat_template.jinja", "chat_template.json")
+
+
+def layer_prefix(layer: int) -> str:
+    """Prefix of every tensor of a decoder layer."""
+    return f"model.layers.{layer}."
+
+
+def projection_prefix(layer: int, projection: str) -> str:
+    """Prefix of the tensors of one MLP projection, ending in a dot."""
+    return f"{layer_prefix(layer)}mlp.{projection}."
+
+
+def mlp_weights(layer: int) -> Iterator[tuple[str, str]]:
+    """(projection, name of its dense weight) of a layer's three MLP projections."""
+    for projection in PROJECTIONS:
+        yield projection, projection_prefix(layer, projection) + "weight"
+
+
+def shard_name(index: int, count: int) -> str:
+    """File name of shard `index` (from 0) of `count`, as transformers names them."""
+    return SINGLE_FILE if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+
+
+def carried_files(directory: Path) -> list[str]:
+    """Files that go to the compressed directory as they are: tokenizer, generation config and chat template, nothing
+    else.
+
+    transformers writes the whole GGUF as `tokenizer.model` when it saves a tokenizer read from one; that is left
+    behind.
+    """
+    found = [name for name in (*TOKENIZER_FILES, *OTHER_FILES) if (directory / name).is_file()]
+    if "tokenizer.model" in found and not is_sentencepiece(directory / "tokenizer.model"):
+        found.remove("tokenizer.model")
+    return found
+
+
+def is_sentencepiece(path: Path) -> bool:
+    """Whether a file starts like a sentencepiece model: protobuf field 1 (a piece) that holds field 1 (its text)."""
+    with open(path, "rb") as file:
+        head = file.read(3)
+    return len(head) == 3 and head[0] == 0x0A and head[2] == 0x0A
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """A JSON object from a file; errors are the caller's."""
+    loaded = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(loaded, dict):
+        raise ValueError("not a JSON object")
+    return loaded

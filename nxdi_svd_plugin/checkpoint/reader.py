@@ -1,0 +1,172 @@
+"""Streaming access to a dense source directory: one tensor at a time, nothing kept mapped, and all checks before long
+work."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from nxdi_svd_plugin.checkpoint.names import HEAD, INDEX, ROTARY_BUFFER, SINGLE_FILE
+from nxdi_svd_plugin.checkpoint.source import SourceConfig, expected_tensors
+from nxdi_svd_plugin.errors import CheckpointError
+
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+CHUNK = 1 << 23
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor is stored and what it is."""
+
+    file: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class Reader:
+    """The safetensors of a directory. Every file is opened for one tensor and closed again, so no mapping stays in
+    memory.
+
+    tensors: file, dtype and shape of each tensor by name.
+    Raises:
+        CheckpointError: no safetensors, a pickle checkpoint, a damaged file or index, a path outside the directory.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.files, index = _files(directory)
+        self.tensors: dict[str, TensorInfo] = {}
+        for file in self.files:
+            self._read_header(file)
+        if index is not None:
+            _check_index(directory, index, self.tensors)
+
+    def _read_header(self, file: str) -> None:
+        with _open(self.directory / file) as opened:
+            for name in opened.keys():  # noqa: SIM118 (not a mapping)
+                piece = opened.get_slice(name)
+                if piece.get_dtype() not in DTYPES:
+                    raise CheckpointError(
+                        f"{self.directory / file}: {name} is stored as {piece.get_dtype()}; expected float32, "
+                        "bfloat16 or float16 (quantized checkpoints are not supported)"
+                    )
+                if name in self.tensors:
+                    raise CheckpointError(f"{name} is stored twice, in {self.tensors[name].file} and {file}")
+                self.tensors[name] = TensorInfo(file, DTYPES[piece.get_dtype()], tuple(piece.get_shape()))
+
+    def get(self, name: str) -> torch.Tensor:
+        """A copy of one tensor as it is stored."""
+        with _open(self.directory / self.tensors[name].file) as opened:
+            tensor: torch.Tensor = opened.get_tensor(name).clone()
+        return tensor
+
+    def rows(self, name: str, indices: torch.Tensor) -> torch.Tensor:
+        """Rows of a matrix, without the rest of it in memory."""
+        with _open(self.directory / self.tensors[name].file) as opened:
+            rows: torch.Tensor = opened.get_tensor(name)[indices]
+        return rows
+
+    def check_tensors(self, config: SourceConfig) -> None:
+        """Compare names and shapes with what the config's architecture has.
+
+        Raises:
+            CheckpointError: a missing, unexpected or wrongly shaped tensor.
+        """
+        expected = expected_tensors(config)
+        missing = [name for name in expected if name not in self.tensors]
+        extra = [n for n in self.tensors if n not in expected and n != HEAD and not ROTARY_BUFFER.fullmatch(n)]
+        if missing or extra:
+            raise CheckpointError(
+                f"{self.directory}: the tensors do not fit its config.json: {_some(missing, 'missing')}"
+                f"{_some(extra, 'unexpected')}restore the files or the config"
+            )
+        for name, shape in expected.items():
+            if self.tensors[name].shape != shape:
+                raise CheckpointError(
+                    f"{self.directory}: {name} has shape {list(self.tensors[name].shape)}; "
+                    f"config.json says {list(shape)}"
+                )
+
+    def check_finite(self) -> None:
+        """Read every tensor once.
+
+        Raises:
+            CheckpointError: a NaN or an infinity.
+        """
+        for name, info in self.tensors.items():
+            tensor = self.get(name)
+            if tensor.numel() and not all(torch.isfinite(bound) for bound in torch.aminmax(tensor)):
+                raise CheckpointError(
+                    f"{self.directory / info.file}: {name} holds NaN or infinite values; download the file again"
+                )
+
+    def fingerprint(self) -> str:
+        """sha256 over the hashes of config.json and every weight file: changes when the source does."""
+        digest = hashlib.sha256()
+        for file in ("config.json", *self.files):
+            digest.update(f"{file} {file_sha256(self.directory / file)}\n".encode())
+        return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _open(path: Path) -> safe_open:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors ({error}); it is missing or truncated") from error
+
+
+def _files(directory: Path) -> tuple[list[str], dict[str, str] | None]:
+    """The weight files, and the index's map from tensor to file when there is one."""
+    if (directory / INDEX).is_file():
+        index = _load_index(directory / INDEX)
+        for file in index.values():
+            if Path(file).name != file:
+                raise CheckpointError(f"{directory / INDEX} names {file!r}, which is outside the model directory")
+        return sorted(set(index.values())), index
+    if (directory / SINGLE_FILE).is_file():
+        return [SINGLE_FILE], None
+    pickles = sorted(path.name for path in directory.glob("*.bin"))
+    raise CheckpointError(
+        f"{directory} has no {SINGLE_FILE} and no {INDEX}; "
+        + (
+            f"{pickles[0]} is a pickle, which can run code when it is read: convert it to safetensors first"
+            if pickles
+            else "give a complete Hugging Face model directory"
+        )
+    )
+
+
+def _load_index(path: Path) -> dict[str, str]:
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a safetensors index ({error!r}); restore it from the source") from error
+    if not isinstance(index, dict) or not index or not all(isinstance(file, str) for file in index.values()):
+        raise CheckpointError(f"{path}: weight_map must map tensor names to file names")
+    return index
+
+
+def _check_index(directory: Path, index: dict[str, str], tensors: dict[str, TensorInfo]) -> None:
+    for name, file in index.items():
+        if name not in tensors or tensors[name].file != file:
+            raise CheckpointError(f"{directory / INDEX} says {name} is in {file}; it is not there: restore the index")
+
+
+def _some(names: list[str], what: str) -> str:
+    if not names:
+        return ""
+    return f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); "

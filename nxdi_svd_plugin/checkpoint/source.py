@@ -1,0 +1,141 @@
+"""What config.json alone says about a dense source model: sizes and tensors; every unusable config is refused here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nxdi_svd_plugin.checkpoint.names import CONFIG, EMBEDDING, HEAD, layer_prefix
+from nxdi_svd_plugin.errors import CheckpointError
+from nxdi_svd_plugin.svd_config import MODEL_TYPES, PROJECTIONS, projection_dims
+
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """A dense Llama or Qwen3 model's config.json, checked.
+
+    raw: the JSON object as it was read.
+    """
+
+    directory: Path
+    raw: dict[str, Any]
+    model_type: str
+    hidden: int
+    intermediate: int
+    layers: int
+
+    def dims(self, projection: str) -> tuple[int, int]:
+        """(in, out) of an MLP projection."""
+        return projection_dims(projection, self.hidden, self.intermediate)
+
+    @property
+    def mlp_parameters(self) -> int:
+        """Numbers in all dense MLP weights."""
+        return 3 * self.hidden * self.intermediate * self.layers
+
+
+def read_config(directory: str | Path) -> SourceConfig:
+    """Read and check `directory`/config.json.
+
+    Raises:
+        CheckpointError: no directory or config, unreadable JSON, an unsupported architecture, an already compressed or
+        quantized
+            model, missing sizes, MLP biases.
+    """
+    directory = Path(directory)
+    raw = _load(directory)
+    model_type = raw.get("model_type")
+    if model_type in MODEL_TYPES.values() or "svd_config" in raw:
+        raise CheckpointError(f"{directory} is already compressed; give the dense model it was made from")
+    if model_type not in MODEL_TYPES:
+        raise CheckpointError(
+            f"{directory / CONFIG} has model_type {model_type!r}; supported are {', '.join(MODEL_TYPES)}"
+            + (" (mixture-of-experts models have no single MLP to factor)" if "num_local_experts" in raw else "")
+        )
+    if raw.get("quantization_config"):
+        method = dict(raw["quantization_config"]).get("quant_method", "unknown")
+        raise CheckpointError(
+            f"{directory} is quantized ({method}); give the unquantized model (float32, bfloat16 or float16)"
+        )
+    for key in SIZES:
+        if not isinstance(raw.get(key), int) or raw[key] < 1:
+            raise CheckpointError(f"{directory / CONFIG} has {key} = {raw.get(key)!r}; expected a positive integer")
+    if raw.get("mlp_bias"):
+        raise CheckpointError(f"{directory} has MLP biases (mlp_bias: true); only MLPs without bias are supported")
+    return SourceConfig(
+        directory, raw, model_type, raw["hidden_size"], raw["intermediate_size"], raw["num_hidden_layers"]
+    )
+
+
+def _load(directory: Path) -> dict[str, Any]:
+    path = directory / CONFIG
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory} is not a directory; give a local Hugging Face model directory")
+    if not path.is_file():
+        raise CheckpointError(f"{directory} has no {CONFIG}; give a Hugging Face model directory")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); restore it from the source") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path} holds a {type(raw).__name__}; expected a JSON object")
+    return raw
+
+
+def one_layer_config(config: SourceConfig) -> Any:
+    """The transformers config of the same model with a single decoder layer and a vocabulary of one.
+
+    Sliding windows are switched off: the samples are not longer than a window (checked by the caller).
+    """
+    from transformers import AutoConfig
+
+    raw = {key: value for key, value in config.raw.items() if key not in {"layer_types", "dtype", "torch_dtype"}}
+    raw.update(num_hidden_layers=1, vocab_size=1, pad_token_id=None, use_sliding_window=False)
+    raw.pop("model_type")
+    return AutoConfig.for_model(config.model_type, **raw)
+
+
+def expected_tensors(config: SourceConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of the dense model, `lm_head.weight` included when it is not tied.
+
+    The names come from transformers' own classes, built on the meta device with one layer.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        state = AutoModelForCausalLM.from_config(one_layer_config(config)).state_dict()  # type: ignore[no-untyped-call]
+    first, shapes = layer_prefix(0), {}
+    vocab = config.raw["vocab_size"]
+    for name, tensor in state.items():
+        shape = tuple(tensor.shape)
+        if name in (EMBEDDING, HEAD):
+            shape = (vocab, config.hidden)
+        if name == HEAD and config.raw.get("tie_word_embeddings", False):
+            continue
+        if not name.startswith(first):
+            shapes[name] = shape
+            continue
+        for layer in range(config.layers):
+            shapes[layer_prefix(layer) + name.removeprefix(first)] = shape
+    return shapes
+
+
+def parameters(config: SourceConfig) -> int:
+    """Numbers in the whole dense model, tied embeddings counted once."""
+    total = 0
+    for shape in expected_tensors(config).values():
+        size = 1
+        for length in shape:
+            size *= length
+        total += size
+    return total
+
+
+def projections(config: SourceConfig) -> list[tuple[int, str]]:
+    """(layer, projection) of every MLP weight, in file order."""
+    return [(layer, name) for layer in range(config.layers) for name in PROJECTIONS]

@@ -1,0 +1,146 @@
+"""Writing a compressed directory so that it is complete or recognisably unfinished.
+
+While it is written, everything is in `OUTPUT/.unfinished/`: the shards at their full size (so a full disk shows at
+once), which are filled tensor by tensor at fixed offsets, and the manifest of finished steps. At the end the shards are
+renamed into place, then the small files, `config.json` last; a directory without `config.json` is no model to any
+reader.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nxdi_svd_plugin.checkpoint.atomic import disk_errors, sync_directory, write_bytes, write_json
+from nxdi_svd_plugin.checkpoint.layout import Entries, index_json, plan_shards
+from nxdi_svd_plugin.checkpoint.names import CONFIG, INDEX
+from nxdi_svd_plugin.errors import CheckpointError
+
+UNFINISHED = ".unfinished"
+
+
+def prepare_output(output: Path, source: Path, *, resume: bool, overwrite: bool) -> None:
+    """Make the output directory, or refuse it before any work.
+
+    Raises:
+        CheckpointError: it is the source or inside it, holds something and neither flag is given, has nothing to
+        resume, or
+            cannot be written.
+    """
+    if resume and overwrite:
+        raise CheckpointError("--resume and --overwrite contradict each other; give one of them")
+    inside, origin = output.resolve(), source.resolve()
+    if inside == origin or origin in inside.parents or inside in origin.parents:
+        raise CheckpointError(
+            f"output {output} and source {source} must be separate directories: the source is never touched"
+        )
+    unfinished = output / UNFINISHED
+    if output.exists() and not output.is_dir():
+        raise CheckpointError(f"output {output} is a file; give a directory")
+    if resume and not unfinished.is_dir():
+        raise CheckpointError(f"{output} has no unfinished compression to resume; run without --resume")
+    if output.is_dir() and any(output.iterdir()) and not resume:
+        if not overwrite:
+            state = "an unfinished compression; add --resume to continue it" if unfinished.is_dir() else "other files"
+            raise CheckpointError(
+                f"output {output} holds {state}, or --overwrite to replace it, or give another directory"
+            )
+        _remove_output(output)
+    with disk_errors(output):
+        unfinished.mkdir(parents=True, exist_ok=True)
+        (unfinished / "probe").write_bytes(b"")
+        (unfinished / "probe").unlink()
+
+
+def _remove_output(output: Path) -> None:
+    """Empty an output that holds a compressed model or an unfinished one; config.json goes first."""
+    if not (output / CONFIG).is_file() and not (output / UNFINISHED).is_dir():
+        raise CheckpointError(f"{output} does not look like a model directory; --overwrite will not delete it")
+    with disk_errors(output):
+        (output / CONFIG).unlink(missing_ok=True)
+        for path in output.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+class Writer:
+    """The shards of one output, filled in any order.
+
+    Args:
+        output: a directory from `prepare_output`.
+        entries: name, dtype and shape of every tensor of the output, in file order.
+        shard_size: largest file in bytes.
+    Raises:
+        CheckpointError: no space for the shards.
+    """
+
+    def __init__(self, output: Path, entries: Entries, shard_size: int) -> None:
+        self.output, self.entries = output, entries
+        self.shards = plan_shards(entries, shard_size)
+        self._where = {name: (shard, start) for shard in self.shards for name, start in shard.offsets.items()}
+        for shard in self.shards:
+            self._allocate(output / UNFINISHED / shard.name, shard.header, shard.size)
+
+    def _allocate(self, path: Path, header: bytes, size: int) -> None:
+        if path.exists() and path.stat().st_size == size:
+            return
+        with disk_errors(path), open(path, "wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            file.truncate(size)
+            file.write(header)
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Put one tensor at its place.
+
+        Raises:
+            CheckpointError: another dtype or shape than announced, values that are not finite, a disk error.
+        """
+        dtype, shape = self.entries[name]
+        if tensor.dtype != dtype or tuple(tensor.shape) != shape:
+            raise CheckpointError(f"{name} is {tensor.dtype} {list(tensor.shape)}; planned was {dtype} {list(shape)}")
+        if tensor.numel() and not all(torch.isfinite(bound) for bound in torch.aminmax(tensor)):
+            raise CheckpointError(f"{name} is not finite in {dtype}; use a wider dtype for the factors")
+        shard, start = self._where[name]
+        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        path = self.output / UNFINISHED / shard.name
+        with disk_errors(path), open(path, "r+b") as file:
+            file.seek(start)
+            file.write(content)
+
+    def sync(self, names: Iterable[str]) -> None:
+        """Put the shards that hold these tensors on the disk."""
+        for file in {self._where[name][0].name for name in names}:
+            path = self.output / UNFINISHED / file
+            with disk_errors(path), open(path, "r+b") as opened:
+                os.fsync(opened.fileno())
+
+    def finish(self, carried: dict[str, bytes], config: dict[str, Any]) -> None:
+        """Move the shards into place, write the small files, `config.json` last, and remove what marked it
+        unfinished."""
+        with disk_errors(self.output):
+            for shard in self.shards:
+                if (self.output / UNFINISHED / shard.name).exists():
+                    os.replace(self.output / UNFINISHED / shard.name, self.output / shard.name)
+            sync_directory(self.output)
+        index = index_json(self.shards, self.entries)
+        if index is not None:
+            write_json(self.output / INDEX, index)
+        for name, content in carried.items():
+            write_bytes(self.output / name, content)
+        write_json(self.output / CONFIG, config)
+        remove_unfinished(self.output)
+
+
+def remove_unfinished(output: Path) -> None:
+    """Delete the working files of a finished output."""
+    with disk_errors(output):
+        shutil.rmtree(output / UNFINISHED, ignore_errors=True)
+        sync_directory(output)

@@ -1,0 +1,66 @@
+"""The flags that make or change a recipe, the same for plan and compress."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from nxdi_svd_plugin.errors import RecipeError
+from nxdi_svd_plugin.recipe import FACTOR_DTYPES, Recipe, from_yaml
+
+KEYS = {
+    "ratio": "ratio",
+    "ratio_of": "ratio_of",
+    "block": "block",
+    "tau": "tau",
+    "dense": "dense",
+    "dtype": "dtype",
+    "shard_size": "shard_size",
+    "calibration": "calibration.text",
+    "samples": "calibration.samples",
+    "length": "calibration.length",
+    "seed": "calibration.seed",
+}
+"""Recipe key of each flag."""
+
+
+def add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    """Add --recipe and one flag for every recipe key."""
+    group = parser.add_argument_group("recipe (flags override the file)")
+    group.add_argument("--recipe", metavar="FILE", help="YAML recipe")
+    group.add_argument("--ratio", type=float, help="share of the parameters to save, in (0, 1) (default: 0.10)")
+    group.add_argument("--ratio-of", choices=("mlp", "model"), help="what the ratio is a share of (default: mlp)")
+    group.add_argument("--block", type=int, help="ranks are multiples of it (default: 128)")
+    group.add_argument("--tau", type=float, help="rounding threshold of Eq. 5: 0.5 nearest, 1 down (default: 0.5)")
+    group.add_argument(
+        "--rank", action="append", metavar="SELECTOR=R", help="explicit rank, e.g. down_proj=384, 0.up_proj=512"
+    )
+    group.add_argument("--dense", action="append", metavar="SELECTOR", help="keep dense: 0, down_proj or 3.down_proj")
+    group.add_argument("--dtype", choices=FACTOR_DTYPES, help="of the factors (default: source)")
+    group.add_argument("--shard-size", type=int, metavar="BYTES", help="largest output file (default: 5000000000)")
+    group.add_argument("--calibration", metavar="FILE", help="text or .jsonl file (default: builtin)")
+    group.add_argument("--samples", type=int, help="calibration windows (default: 64)")
+    group.add_argument("--length", type=int, help="tokens in each window (default: 512)")
+    group.add_argument("--seed", type=int, help="which windows of a longer text (default: 0)")
+
+
+def recipe_from(args: argparse.Namespace) -> Recipe:
+    """The recipe file, or the default, with the given flags put over it.
+
+    Raises:
+        RecipeError: a bad file, value or combination.
+    """
+    changes: dict[str, Any] = {
+        key: getattr(args, flag) for flag, key in KEYS.items() if getattr(args, flag) is not None
+    }
+    recipe = from_yaml(args.recipe) if args.recipe else Recipe()
+    if args.rank:
+        changes["ranks"] = {**recipe.ranks, **dict(_rank(entry) for entry in args.rank)}
+    return recipe.with_changes(changes)
+
+
+def _rank(entry: str) -> tuple[str, int]:
+    selector, equals, rank = entry.partition("=")
+    if not equals or not rank.isdigit():
+        raise RecipeError(f"--rank {entry!r}; expected SELECTOR=R such as down_proj=384")
+    return selector, int(rank)

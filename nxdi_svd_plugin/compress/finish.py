@@ -1,0 +1,102 @@
+"""Completing a compressed directory: config, carried files, report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nxdi_svd_plugin import __version__
+from nxdi_svd_plugin.checkpoint.names import REPORT, carried_files
+from nxdi_svd_plugin.checkpoint.reader import file_sha256
+from nxdi_svd_plugin.checkpoint.source import parameters
+from nxdi_svd_plugin.checkpoint.writer import UNFINISHED, Writer
+from nxdi_svd_plugin.compress.job import Job, machine, versions
+from nxdi_svd_plugin.compress.manifest import Manifest
+from nxdi_svd_plugin.compress.plan import Ratios, reached
+from nxdi_svd_plugin.compress.report import Report, peak_memory
+from nxdi_svd_plugin.svd_config import ARCHITECTURES, FORMAT_VERSION, MODEL_TYPES, layers_to_json
+
+
+def finish(job: Job, output: Path, writer: Writer, state: Manifest, device: torch.device) -> Report:
+    """Write everything but the weights, `config.json` last, and return the report."""
+    files = {shard.name: file_sha256(_where(output, shard.name)) for shard in writer.shards}
+    report = make_report(job, state, files, device)
+    carried = {name: (job.config.directory / name).read_bytes() for name in carried_files(job.config.directory)}
+    carried[REPORT] = (json.dumps(report.to_dict(), indent=2) + "\n").encode()
+    writer.finish(carried, compressed_config(job, report))
+    return report
+
+
+def _where(output: Path, shard: str) -> Path:
+    """A shard still in the working directory, or already moved by a run that was killed while it finished."""
+    working = output / UNFINISHED / shard
+    return working if working.exists() else output / shard
+
+
+def compressed_config(job: Job, report: Report) -> dict[str, Any]:
+    """The source's config.json with the three changes of docs/format.md."""
+    config = job.config
+    return {
+        **config.raw,
+        "model_type": MODEL_TYPES[config.model_type],
+        "architectures": [ARCHITECTURES[config.model_type]],
+        "svd_config": {
+            "format_version": FORMAT_VERSION,
+            "plugin_version": __version__,
+            "layers": layers_to_json(job.layers),
+            "ratio": report.ratio,
+            "source": report.source,
+            "recipe": report.recipe,
+            "versions": report.versions,
+        },
+    }
+
+
+def make_report(job: Job, state: Manifest, files: dict[str, str], device: torch.device) -> Report:
+    """The report of a finished layer loop."""
+    config, calibration = job.config, job.recipe.calibration
+    ratios = reached(config, job.recipe, job.layers)
+    total = parameters(config)
+    return Report(
+        source={
+            "name": config.directory.resolve().name,
+            "model_type": config.model_type,
+            "fingerprint": state.identity["source"],
+        },
+        ratio=ratio_json(ratios),
+        parameters={
+            "mlp_dense": config.mlp_parameters,
+            "mlp": round(config.mlp_parameters * (1 - ratios.mlp)),
+            "model_dense": total,
+            "model": round(total * (1 - ratios.model)),
+        },
+        matrices=state.records,
+        calibration={
+            "text": job.text.name,
+            "sha256": job.text.sha256,
+            "samples": calibration.samples,
+            "length": calibration.length,
+            "tokens": calibration.samples * calibration.length,
+            "seed": calibration.seed,
+        },
+        recipe=job.recipe.to_dict(),
+        versions=versions(),
+        cost={
+            "wall_seconds": state.wall_seconds,
+            "cpu_seconds": state.cpu_seconds,
+            "peak_bytes": peak_memory(),
+            "machine": machine(),
+            "device": device.type,
+            "threads": torch.get_num_threads(),
+            "processes": state.identity["processes"],
+        },
+        files=files,
+    )
+
+
+def ratio_json(ratios: Ratios) -> dict[str, Any]:
+    """The `ratio` object of report.json and svd_config."""
+    return {"asked": ratios.asked, "target": ratios.target, "mlp": ratios.mlp, "model": ratios.model}

@@ -1,0 +1,67 @@
+"""What a killed run leaves behind: the finished layers and everything that must be the same to go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nxdi_svd_plugin.checkpoint.atomic import write_json
+from nxdi_svd_plugin.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass
+class Manifest:
+    """The state of a compression.
+
+    identity: source fingerprint, recipe, calibration text, versions, threads, processes; equal for a run and its
+    resumption. layers: finished layers.
+    hidden: sha256 of the hidden states that the next layer reads, one per process.
+    records: the report's matrix records of the finished layers.
+    wall_seconds, cpu_seconds: spent on them.
+    """
+
+    identity: dict[str, Any]
+    layers: int = 0
+    hidden: list[str] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    wall_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    def save(self, folder: Path) -> None:
+        """Write it atomically."""
+        write_json(folder / MANIFEST, dataclasses.asdict(self))
+
+
+def load(folder: Path) -> Manifest | None:
+    """The manifest of an unfinished output; None when the run was killed before it wrote one.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); start again with --overwrite") from error
+
+
+def check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to continue a run that had other inputs.
+
+    Raises:
+        CheckpointError: names every difference.
+    """
+    changed = [key for key in sorted({*saved, *now}) if saved.get(key) != now.get(key)]
+    if changed:
+        details = "; ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in changed)
+        raise CheckpointError(
+            f"cannot resume, the {', '.join(changed)} changed since the run began ({details}); restore it or start "
+            "again with --overwrite"
+        )

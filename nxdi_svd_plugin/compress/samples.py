@@ -1,0 +1,60 @@
+"""Calibration text to token windows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from nxdi_svd_plugin.checkpoint.source import SourceConfig
+from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
+from nxdi_svd_plugin.recipe import Calibration
+from nxdi_svd_plugin.texts import Text
+
+
+def tokenize(directory: Path, text: Text) -> torch.Tensor:
+    """Token ids [tokens] of a text with the directory's own tokenizer, no special tokens added.
+
+    Raises:
+        CheckpointError: the directory has no tokenizer that transformers can load.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{directory} has no usable tokenizer ({error}); copy tokenizer.json into it") from error
+    ids = tokenizer(text.content, add_special_tokens=False, verbose=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def windows(ids: torch.Tensor, calibration: Calibration) -> torch.Tensor:
+    """[samples, length] non-overlapping windows: the first ones if the text just suffices, else a seeded choice in text
+    order.
+
+    Raises:
+        CalibrationError: the text has fewer tokens than asked for.
+    """
+    available = len(ids) // calibration.length
+    if available < calibration.samples:
+        raise CalibrationError(
+            f"the calibration text has {len(ids)} tokens, {calibration.samples} samples of {calibration.length} need "
+            f"{calibration.samples * calibration.length}; give a longer text or fewer samples"
+        )
+    generator = torch.Generator().manual_seed(calibration.seed)
+    chosen = torch.randperm(available, generator=generator)[: calibration.samples].sort().values
+    return ids[: available * calibration.length].reshape(available, calibration.length)[chosen]
+
+
+def check_ids(config: SourceConfig, ids: torch.Tensor) -> None:
+    """Refuse token ids beyond the model's vocabulary: the tokenizer belongs to another model.
+
+    Raises:
+        CheckpointError: an id is too large.
+    """
+    largest = int(ids.max())
+    if largest >= config.raw["vocab_size"]:
+        raise CheckpointError(
+            f"the tokenizer of {config.directory} gives id {largest}, the model has "
+            f"{config.raw['vocab_size']} embeddings; copy the model's own tokenizer into the directory"
+        )

@@ -1,0 +1,210 @@
+"""How to compress a model: frozen dataclasses, read from YAML, overridden by flags, saved with the result.
+
+    ratio: 0.10            # share of the parameters to save
+    ratio_of: mlp          # of the MLP weights, or of the whole "model"
+    block: 128             # ranks are multiples of it (Eq. 5)
+    tau: 0.5               # rounding threshold of Eq. 5
+    ranks: {down_proj: 384, 0.gate_proj: 512}
+    dense: [0, 31.down_proj]
+    calibration: {text: builtin, samples: 64, length: 512, seed: 0}
+
+A selector is a layer ("3"), a projection ("down_proj") or both ("3.down_proj"); the more specific one wins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nxdi_svd_plugin.errors import RecipeError
+from nxdi_svd_plugin.svd_config import PROJECTIONS
+
+DEFAULT_RATIO = 0.10
+FACTOR_DTYPES = ("source", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The text whose activations decide what may be lost.
+
+    text: a text file, a JSON lines file with a "text" key, or "builtin" (nxdi_svd_plugin/texts.py).
+    samples, length: number of windows and tokens in each.
+    seed: which windows of a longer text are taken.
+    """
+
+    text: str = "builtin"
+    samples: int = 64
+    length: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check("calibration.text", self.text, str)
+        for name in ("samples", "length", "seed"):
+            _check(f"calibration.{name}", getattr(self, name), int)
+        if self.samples < 1 or self.length < 2 or self.seed < 0:
+            raise RecipeError(
+                f"calibration has samples {self.samples}, length {self.length}, seed {self.seed}; "
+                "samples must be at least 1, length at least 2, seed at least 0"
+            )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to factor and how far. See the module docstring for the keys.
+
+    ratio: in (0, 1); 0.10 when not given. It is met by the projections that are neither dense nor given a rank.
+    dtype: of the factors; "source" keeps the dtype of the weight they replace.
+    shard_size: largest size of one output file in bytes.
+    Raises:
+        RecipeError: a value out of range, or keys that contradict each other.
+    """
+
+    ratio: float | None = None
+    ratio_of: str = "mlp"
+    block: int = 128
+    tau: float = 0.5
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    dense: tuple[str, ...] = ()
+    calibration: Calibration = field(default_factory=Calibration)
+    dtype: str = "source"
+    shard_size: int = 5_000_000_000
+
+    def __post_init__(self) -> None:
+        if self.ratio is not None:
+            _check("ratio", self.ratio, float)
+            if not 0 < self.ratio < 1:
+                raise RecipeError(f"ratio is {self.ratio}; it is the share of parameters to save, between 0 and 1")
+        _one_of("ratio_of", self.ratio_of, ("mlp", "model"))
+        _one_of("dtype", self.dtype, FACTOR_DTYPES)
+        _check("block", self.block, int)
+        _check("tau", self.tau, float)
+        _check("shard_size", self.shard_size, int)
+        if self.block < 1 or self.shard_size < 1:
+            raise RecipeError(f"block is {self.block}, shard_size {self.shard_size}; both must be at least 1")
+        if not 0 < self.tau <= 1:
+            raise RecipeError(f"tau is {self.tau}; it must be above 0 (round up) and at most 1 (round down)")
+        self._check_selectors()
+
+    def _check_selectors(self) -> None:
+        for selector, rank in self.ranks.items():
+            check_selector("ranks", selector)
+            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+                raise RecipeError(f"ranks has {selector}: {rank!r}; a rank is an integer of at least 1")
+        for selector in self.dense:
+            check_selector("dense", selector)
+            if selector in self.ranks:
+                raise RecipeError(f"{selector} is both in ranks and in dense; remove it from one of them")
+
+    @property
+    def asked(self) -> float:
+        """The ratio asked for, the default when none was given."""
+        return DEFAULT_RATIO if self.ratio is None else self.ratio
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `from_dict` reads it back."""
+        return {**dataclasses.asdict(self), "ranks": dict(self.ranks), "dense": list(self.dense)}
+
+    def with_changes(self, changes: Mapping[str, Any]) -> Recipe:
+        """This recipe with flags put over it: keys as in YAML, calibration keys as "calibration.samples"."""
+        merged = self.to_dict()
+        for key, value in changes.items():
+            if key.startswith("calibration."):
+                merged["calibration"][key.removeprefix("calibration.")] = value
+            else:
+                merged[key] = value
+        return from_dict(merged)
+
+
+def from_dict(raw: Mapping[str, Any]) -> Recipe:
+    """A recipe from plain data.
+
+    Raises:
+        RecipeError: an unknown key (with the nearest known one), a wrong type or value.
+    """
+    known = {item.name for item in dataclasses.fields(Recipe)}
+    _unknown(raw, known, "")
+    values = dict(raw)
+    if "calibration" in values:
+        calibration = values["calibration"]
+        if not isinstance(calibration, Mapping):
+            raise RecipeError(f"calibration is {calibration!r}; expected keys such as text, samples, length, seed")
+        _unknown(calibration, {item.name for item in dataclasses.fields(Calibration)}, "calibration.")
+        values["calibration"] = Calibration(**calibration)
+    if not isinstance(values.get("ranks", {}), Mapping):
+        raise RecipeError(f"ranks is {values['ranks']!r}; expected selector: rank, such as down_proj: 384")
+    if not isinstance(values.get("dense", []), (list, tuple)):
+        raise RecipeError(f"dense is {values['dense']!r}; expected a list of selectors, such as [0, 31.down_proj]")
+    values["ranks"] = {str(selector): rank for selector, rank in values.get("ranks", {}).items()}
+    values["dense"] = tuple(str(selector) for selector in values.get("dense", ()))
+    return Recipe(**values)
+
+
+def from_yaml(path: str | Path) -> Recipe:
+    """A recipe from a YAML file.
+
+    Raises:
+        RecipeError: the file is missing, no YAML, no mapping, or holds a bad recipe; the message names the file.
+    """
+    import yaml
+
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"recipe {path} cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} is not valid YAML: {error}") from error
+    if not isinstance(raw, Mapping):
+        raise RecipeError(f"recipe {path} holds {type(raw).__name__}; expected keys such as ratio and block")
+    try:
+        return from_dict(raw)
+    except RecipeError as error:
+        raise RecipeError(f"recipe {path}: {error}") from error
+
+
+def check_selector(key: str, selector: str) -> None:
+    """Refuse what is neither a layer, a projection nor layer.projection."""
+    layer, _, projection = selector.rpartition(".")
+    if selector.isdigit() or (projection in PROJECTIONS and (layer.isdigit() or selector == projection)):
+        return
+    raise RecipeError(
+        f"{key} has {selector!r}; expected a layer (3), a projection (down_proj) or both (3.down_proj)"
+        + suggestion(projection or selector, PROJECTIONS)
+    )
+
+
+def lookup(selectors: Mapping[str, Any], layer: int, projection: str) -> tuple[Any, int]:
+    """The value of the most specific selector that fits, and how specific it is: 0 none, 1 projection, 2 layer, 3
+    both."""
+    for level, selector in ((3, f"{layer}.{projection}"), (2, str(layer)), (1, projection)):
+        if selector in selectors:
+            return selectors[selector], level
+    return None, 0
+
+
+def suggestion(word: str, known: Any) -> str:
+    """'; did you mean X?' or nothing."""
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _unknown(raw: Mapping[str, Any], known: set[str], prefix: str) -> None:
+    for key in raw:
+        if key not in known:
+            raise RecipeError(
+                f"unknown key {prefix}{key}{suggestion(str(key), known)} Known keys: {', '.join(sorted(known))}"
+            )
+
+
+def _check(name: str, value: Any, kind: type) -> None:
+    fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+    if not fits:
+        raise RecipeError(f"{name} is {value!r}; expected {kind.__name__}")
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise RecipeError(f"{name} is {value!r}; expected one of {', '.join(known)}{suggestion(str(value), known)}")

@@ -1,0 +1,84 @@
+"""Texts to calibrate and to evaluate on: a file, JSON lines, or English that every Python carries (pydoc_data.topics).
+
+The built-in text has two parts without a common paragraph: "builtin" for calibration, "builtin-heldout" for evaluation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from nxdi_svd_plugin.errors import CalibrationError
+
+BUILTIN = "builtin"
+HELDOUT = "builtin-heldout"
+CALIBRATION_SHARE = 0.75
+"""Share of the built-in text, by characters, that is the calibration part."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text and where it came from; `sha256` is that of its UTF-8 bytes."""
+
+    name: str
+    content: str
+
+    @property
+    def sha256(self) -> str:
+        """Hash that identifies the text."""
+        return hashlib.sha256(self.content.encode()).hexdigest()
+
+
+def read_text(source: str) -> Text:
+    """A text by name ("builtin", "builtin-heldout") or path (.jsonl: the "text" of each line, joined by blank lines).
+
+    Raises:
+        CalibrationError: a missing, undecodable or empty file, or a line without "text".
+    """
+    if source in (BUILTIN, HELDOUT):
+        return Text(source, _builtin()[source == HELDOUT])
+    path = Path(source)
+    try:
+        content = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CalibrationError(
+            f"text {source} cannot be read ({error.strerror}); give a text file, a .jsonl file, {BUILTIN} or {HELDOUT}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise CalibrationError(
+            f"text {source} is not UTF-8 ({error.reason} at byte {error.start}); convert it"
+        ) from error
+    if path.suffix == ".jsonl":
+        content = "\n\n".join(
+            _jsonl_text(path, i, line) for i, line in enumerate(content.splitlines(), 1) if line.strip()
+        )
+    if not content.strip():
+        raise CalibrationError(f"text {source} is empty; give a text with enough tokens for all samples")
+    return Text(path.name, content)
+
+
+def _jsonl_text(path: Path, number: int, line: str) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise CalibrationError(f"{path} line {number} is not JSON ({error}); expected one object a line") from error
+    text = row.get("text") if isinstance(row, dict) else row
+    if not isinstance(text, str):
+        keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        raise CalibrationError(f'{path} line {number} has {keys}; expected an object with a string "text"')
+    return text
+
+
+def _builtin() -> tuple[str, str]:
+    """The calibration and the held-out part: unique paragraphs, topics in alphabetical order, cut once."""
+    from pydoc_data.topics import topics
+
+    paragraphs = dict.fromkeys(p.strip() for name in sorted(topics) for p in topics[name].split("\n\n"))
+    unique = [paragraph for paragraph in paragraphs if paragraph]
+    budget, used, cut = CALIBRATION_SHARE * sum(map(len, unique)), 0, 0
+    while used < budget:
+        used += len(unique[cut])
+        cut += 1
+    return "\n\n".join(unique[:cut]), "\n\n".join(unique[cut:])
