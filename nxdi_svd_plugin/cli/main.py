@@ -25,7 +25,7 @@ from nxdi_svd_plugin import __version__
 from nxdi_svd_plugin.cli.output import add_common_options, logging_to
 from nxdi_svd_plugin.errors import MissingExtraError, RecipeError, SvdError
 
-COMMANDS = ("compress", "generate", "report", "doctor")
+COMMANDS = ("compress", "recover", "generate", "report", "doctor")
 EPILOG = """\
 examples:
   nxdi-svd doctor

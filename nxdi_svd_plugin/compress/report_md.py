@@ -74,7 +74,9 @@ def rows_of(payload: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
     base, compressed = payload.get("base"), payload.get("perplexity")
     if isinstance(base, Mapping) and isinstance(compressed, (int, float)):
         before = float(base["perplexity"])
-        row = {"task": str(payload.get("text", path.stem)), "metric": "perplexity", "window": payload.get("window")}
+        text = payload.get("text", path.stem)
+        name = text["name"] if isinstance(text, Mapping) else str(text)
+        row = {"task": name, "metric": "perplexity", "window": payload.get("window")}
         return [row | {"base": before, "compressed": float(compressed), "recovery": before / float(compressed)}]
     raise CheckpointError(
         f"{path} has no pair of base and compressed; make it with `nxdi-svd evaluate --base ... --json`"

@@ -22,7 +22,7 @@ def save(folder):
         "cost": {"wall_seconds": 1.0, "peak_bytes": 2**30},
     }
     (folder / "report.json").write_text(json.dumps(content))
-    pair = {"base": {"perplexity": 10.0}, "perplexity": 12.5, "text": folder.name + ".txt"}
+    pair = {"base": {"perplexity": 10.0}, "perplexity": 12.5, "text": {"name": folder.name + ".txt", "sha256": "0"}}
     (folder / "pair.json").write_text(json.dumps(pair))
     return folder
 
