@@ -25,7 +25,16 @@ from nxdi_svd_plugin import __version__
 from nxdi_svd_plugin.cli.output import add_common_options, logging_to
 from nxdi_svd_plugin.errors import MissingExtraError, RecipeError, SvdError
 
-COMMANDS = ("compress", "recover", "generate", "report", "doctor")
+COMMANDS = (
+    "compress",
+    "recover",
+    "evaluate",
+    "generate",
+    "inspect",
+    "verify",
+    "report",
+    "doctor",
+)
 EPILOG = """\
 examples:
   nxdi-svd doctor

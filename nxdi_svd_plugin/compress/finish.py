@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from nxdi_svd_plugin import __version__
+from nxdi_svd_plugin.checkpoint.model_card import CARD, model_card, read_card
 from nxdi_svd_plugin.checkpoint.names import REPORT, carried_files
 from nxdi_svd_plugin.checkpoint.reader import file_sha256
 from nxdi_svd_plugin.checkpoint.source import parameters
@@ -26,7 +27,9 @@ def finish(job: Job, output: Path, writer: Writer, state: Manifest, device: torc
     report = make_report(job, state, files, device)
     carried = {name: (job.config.directory / name).read_bytes() for name in carried_files(job.config.directory)}
     carried[REPORT] = (json.dumps(report.to_dict(), indent=2) + "\n").encode()
-    writer.finish(carried, compressed_config(job, report))
+    config = compressed_config(job, report)
+    carried[CARD] = model_card(report.to_dict(), config, read_card(job.config.directory)).encode()
+    writer.finish(carried, config)
     return report
 
 

@@ -1,0 +1,91 @@
+"""nxdi-svd evaluate: perplexity of a model on a local text, beside the dense model it came from."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from nxdi_svd_plugin.cli.options import add_dtype_option, positive
+from nxdi_svd_plugin.cli.output import emit
+
+EPILOG = """\
+examples:
+  nxdi-svd evaluate --model out/smollm2-r10
+  nxdi-svd evaluate --model out/smollm2-r10 --base models/smollm2 --text wiki.test.txt --window 2048
+  nxdi-svd evaluate --model out/smollm2-r10 --base models/smollm2 --record --json
+
+Without --text: the part of Python's own documentation that compression never calibrates on.
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the parser."""
+    parser = subparsers.add_parser("evaluate", help="perplexity, dense and compressed side by side", epilog=EPILOG)
+    models = parser.add_argument_group("models")
+    models.add_argument("--model", required=True, metavar="DIR", help="model directory, compressed or dense")
+    models.add_argument("--base", metavar="DIR", help="the dense model, measured on the same tokens")
+    add_dtype_option(models)
+    text = parser.add_argument_group("text")
+    text.add_argument("--text", default="builtin-heldout", metavar="FILE", help="UTF-8 text or .jsonl file")
+    text.add_argument("--max-tokens", type=positive, metavar="N", help="use only the first N tokens (default: all)")
+    text.add_argument("--window", type=positive, default=1024, metavar="N", help="tokens per window (default: 1024)")
+    text.add_argument("--stride", type=positive, metavar="N", help="tokens between windows (default: the window)")
+    parser.add_argument("--record", action="store_true", help="write the result into DIR's report.json and model card")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print."""
+    result = evaluate(args)
+    if args.record:
+        from nxdi_svd_plugin.checkpoint.model_card import record_evaluation
+
+        record_evaluation(Path(args.model), result)
+    emit(args, result, to_text(result))
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    """The result as one JSON object; `perplexity` is the model's, `base` has the dense model's.
+
+    Raises:
+        CheckpointError: the two models do not read the text as the same tokens.
+        SvdError: a bad directory, text or option.
+    """
+    import torch
+
+    from nxdi_svd_plugin.errors import CheckpointError
+    from nxdi_svd_plugin.evaluate.perplexity import measure, token_ids
+    from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+    from nxdi_svd_plugin.texts import read_text
+
+    text = read_text(args.text)
+    directories = [args.model, *([args.base] if args.base else [])]
+    ids = [token_ids(load_tokenizer(directory), text.content, args.max_tokens) for directory in directories]
+    if args.base and not torch.equal(*ids):
+        raise CheckpointError(
+            f"{args.model} and {args.base} split the text into different tokens; their perplexities cannot be compared"
+        )
+    measured = []
+    for directory in directories:  # one at a time: two models need not fit in memory together
+        model = load_model(directory, args.dtype)
+        measured.append(measure(model, ids[0], args.window, args.stride, progress=not args.quiet).to_dict())
+        del model
+    result = {"model": args.model, **measured[0], "text": {"name": text.name, "sha256": text.sha256}}
+    if args.base:
+        result["base"] = {"model": args.base, **measured[1]}
+        result["relative"] = measured[0]["perplexity"] / measured[1]["perplexity"]
+    return result
+
+
+def to_text(result: dict[str, Any]) -> str:
+    """The result for a person."""
+    rows = [result, *([result["base"]] if "base" in result else [])]
+    lines = [f"{row['perplexity']:12.3f}  {row['model']} ({row['dtype']}, {row['seconds']:.0f} s)" for row in rows]
+    if "base" in result:
+        lines.append(f"{result['relative']:12.3f}  times the base")
+    lines.append(
+        f"perplexity on {result['tokens']} tokens of {result['text']['name']}, "
+        f"window {result['window']}, stride {result['stride']}"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,132 @@
+"""evaluate, inspect and verify from the command line: results, JSON, exit codes, bad input."""
+
+import json
+import shutil
+
+import pytest
+
+from nxdi_svd_plugin.checkpoint.reader import file_sha256
+from nxdi_svd_plugin.cli.main import main
+from nxdi_svd_plugin.evaluate.perplexity import measure, token_ids
+from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+
+
+def run_json(capsys, *argv):
+    code = main([*map(str, argv), "--json", "--quiet"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("It was a bright cold day in April, and the clocks were striking thirteen.\n" * 3)
+    return path
+
+
+def test_evaluate_gives_the_perplexity_of_both(tiny_svd_llama, tiny_llama, text, capsys):
+    argv = ["evaluate", "--model", tiny_svd_llama, "--base", tiny_llama, "--text", text, "--window", 64, "--stride", 32]
+    code, result = run_json(capsys, *argv)
+    ids = token_ids(load_tokenizer(tiny_llama), text.read_text())
+    for found, directory in ((result, tiny_svd_llama), (result["base"], tiny_llama)):
+        assert found["perplexity"] == measure(load_model(directory), ids, 64, 32).perplexity
+    assert code == 0 and result["tokens"] == len(ids) - 1
+    assert result["relative"] == result["perplexity"] / result["base"]["perplexity"]
+    assert result["text"] == {"name": "text.txt", "sha256": file_sha256(text)}
+    assert main([*map(str, argv)]) == 0
+    shown = capsys.readouterr().out
+    assert f"{result['relative']:.3f}  times the base" in shown and "window 64, stride 32" in shown
+
+
+def test_evaluate_takes_the_built_in_text_by_default(tiny_qwen3, capsys):
+    code, result = run_json(capsys, "evaluate", "--model", tiny_qwen3, "--max-tokens", 100, "--window", 50)
+    assert code == 0 and result["text"]["name"] == "builtin-heldout" and result["tokens"] == 98
+
+
+def test_evaluate_records_into_report_and_card(tiny_svd_llama, text, tmp_path, capsys):
+    directory = tmp_path / "svd"
+    shutil.copytree(tiny_svd_llama, directory)
+    argv = ["evaluate", "--model", directory, "--text", text, "--window", 64, "--record"]
+    code, result = run_json(capsys, *argv)
+    assert code == 1 and "no report" in result["error"]
+    report = {
+        "source": {"name": "tiny"},
+        "ratio": {"asked": 0.1, "target": "mlp", "mlp": 0.1, "model": 0.05},
+        "matrices": [],
+        "calibration": {"text": "t", "sha256": "0", "tokens": 1, "samples": 1, "seed": 0},
+        "versions": {},
+    }
+    (directory / "report.json").write_text(json.dumps(report))
+    code, result = run_json(capsys, *argv)
+    assert code == 0
+    assert json.loads((directory / "report.json").read_text())["evaluation"]["perplexity"] == result["perplexity"]
+    assert f"{result['perplexity']:.3f}" in (directory / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "empty"), (b" \n", "empty"), (b"x", "at least 2"), (b"\xff\xfe\x00", "not UTF-8"), (None, "cannot be read")],
+)
+def test_evaluate_refuses_a_bad_text(tiny_llama, tmp_path, capsys, content, message):
+    path = tmp_path / "bad.txt"
+    if content is not None:
+        path.write_bytes(content)
+    code, result = run_json(capsys, "evaluate", "--model", tiny_llama, "--text", path)
+    assert code == 1 and message in result["error"] and result["type"] == "CalibrationError"
+
+
+def test_evaluate_refuses_models_that_read_other_tokens(tiny_svd_llama, tiny_llama, text, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_llama, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    code, result = run_json(capsys, "evaluate", "--model", tiny_svd_llama, "--base", other, "--text", text)
+    assert code == 1 and "different tokens" in result["error"]
+
+
+@pytest.mark.parametrize("option", [["--window", "9999"], ["--window", "8", "--stride", "9"]])
+def test_evaluate_with_a_window_that_does_not_fit_is_wrong_usage(tiny_llama, text, capsys, option):
+    assert run_json(capsys, "evaluate", "--model", tiny_llama, "--text", text, *option)[0] == 2
+
+
+def test_inspect_shows_rank_bytes_and_error(tiny_svd_llama, tmp_path, capsys):
+    directory = tmp_path / "svd"
+    shutil.copytree(tiny_svd_llama, directory)
+    matrices = [{"layer": 0, "projection": "gate_proj", "form": "factored", "rank": 20, "relative_error": 0.125}]
+    (directory / "report.json").write_text(json.dumps({"matrices": matrices}))
+    code, found = run_json(capsys, "inspect", directory)
+    rows = {(row["layer"], row["projection"]): row for row in found["matrices"]}
+    assert code == 0 and found["format_version"] == 1 and len(rows) == 9
+    assert rows[0, "gate_proj"] == {
+        "layer": 0,
+        "projection": "gate_proj",
+        "form": "factored",
+        "rank": 20,
+        "bytes": 4 * 20 * (44 + 90),
+        "dense_parameters": 44 * 90,
+        "relative_error": 0.125,
+    }
+    assert rows[1, "down_proj"]["bytes"] == 4 * 44 * 90 and rows[1, "down_proj"]["form"] == "dense"
+    assert found["mlp_bytes"] == 4 * (8 * 20 * 134 + 44 * 90)
+    assert main(["inspect", str(directory)]) == 0
+    assert "12.50 %" in capsys.readouterr().out
+
+
+def test_inspect_of_a_dense_directory_fails(tiny_llama, capsys):
+    code, result = run_json(capsys, "inspect", tiny_llama)
+    assert code == 1 and "not a compressed directory" in result["error"]
+
+
+def test_verify_exits_1_when_a_check_fails(tiny_svd_llama, tiny_llama, tmp_path, capsys):
+    directory = tmp_path / "svd"
+    shutil.copytree(tiny_svd_llama, directory)
+    code, result = run_json(capsys, "verify", directory, "--base", tiny_llama)
+    assert code == 1 and not result["ok"]
+    (directory / "report.json").write_text(
+        json.dumps({"files": {"model.safetensors": file_sha256(directory / "model.safetensors")}})
+    )
+    code, result = run_json(capsys, "verify", directory, "--base", tiny_llama)
+    assert code == 0 and result["ok"] and all(check["ok"] for check in result["checks"])
+    assert main(["verify", str(directory)]) == 0
+    assert capsys.readouterr().out.count("ok  ") == 5

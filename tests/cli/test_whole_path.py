@@ -1,0 +1,50 @@
+"""compress, verify, inspect, evaluate and generate after each other on a tiny model, as a newcomer would type them."""
+
+import json
+import shutil
+
+import pytest
+
+import nxdi_svd_plugin
+from nxdi_svd_plugin.checkpoint.model_card import metadata_of
+from nxdi_svd_plugin.cli.main import main
+
+
+@pytest.fixture(params=["llama", "qwen3"])
+def base(request, tmp_path):
+    """A dense directory with a model card."""
+    directory = tmp_path / "base"
+    shutil.copytree(request.getfixturevalue(f"tiny_{request.param}"), directory)
+    (directory / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Tiny\n")
+    return directory
+
+
+def run(capsys, *argv):
+    code = main([*map(str, argv), "--json", "--quiet"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_from_a_dense_directory_to_a_measured_compressed_one(base, tmp_path, capsys):
+    out = tmp_path / "out"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("ratio: 0.2\nblock: 4\ncalibration: {samples: 4, length: 64}\n")
+    code, report = run(capsys, "compress", "--model", base, "--output", out, "--recipe", recipe)
+    assert code == 0
+    code, checked = run(capsys, "verify", out, "--base", base)
+    assert code == 0, checked
+    code, found = run(capsys, "inspect", out)
+    assert code == 0 and found["ratio"] == report["ratio"]
+    assert [row["rank"] for row in found["matrices"]] == [row["rank"] for row in report["matrices"]]
+    assert all(row["relative_error"] > 0 for row in found["matrices"])
+
+    argv = ["--base", base, "--max-tokens", 300, "--window", 64, "--record"]
+    code, measured = run(capsys, "evaluate", "--model", out, *argv)
+    assert code == 0 and measured["relative"] > 0
+    card = (out / "README.md").read_text()
+    assert f"| this model | {measured['perplexity']:.3f} |" in card
+    assert metadata_of(card)["license"] == "apache-2.0"
+    assert run(capsys, "verify", out, "--base", base)[0] == 0  # recording changed no weight
+
+    code, answer = run(capsys, "generate", "--model", out, "--prompt", "abc", "--max-new-tokens", 4)
+    assert code == 0 and answer["prompt_tokens"] == 3
+    assert nxdi_svd_plugin.load_pretrained(out).config.svd_config["ratio"] == report["ratio"]
