@@ -26,6 +26,9 @@ lint: install
 type: install
 	$(BIN)/mypy
 
+compat: install  ## other transformers versions for tests/modeling/test_compat.py
+	$(BIN)/python tests/compat/prepare.py $(NXDI_SVD_COMPAT_DIR)
+
 install: $(VENV)/.installed
 
 $(VENV)/.installed: setup.cfg constraints/dev.txt

@@ -37,7 +37,7 @@ BODY = """\
 | calibration text | {text}, sha256 `{sha256}` |
 | calibration tokens | {tokens} in {samples} samples, seed {seed} |
 | made with | {versions} |
-
+{recovery}
 {evaluation}
 
 `report.json` has the rank, the output error and the ridge of every matrix, and the recipe.
@@ -75,7 +75,7 @@ def model_card(report: Mapping[str, Any], config: Mapping[str, Any], source_card
     """The card of a compressed model.
 
     Args:
-        report: report.json's keys source, ratio, matrices, calibration, versions, and evaluation when it was measured.
+        report: report.json's keys source, ratio, matrices, calibration, versions; recovery and evaluation if done.
         config: the compressed directory's config.json.
         source_card: the source's README.md, whose licence, language and base model are taken over; "" if it has none.
     """
@@ -105,6 +105,7 @@ def model_card(report: Mapping[str, Any], config: Mapping[str, Any], source_card
         ranks=rank_summary(report["matrices"]),
         **{key: calibration[key] for key in ("text", "sha256", "tokens", "samples", "seed")},
         versions=", ".join(f"{name} {version}" for name, version in report["versions"].items()),
+        recovery=recovery_text(report.get("recovery")),
         evaluation=evaluation_text(report.get("evaluation")),
         model_type=str(config["model_type"]),
     )
@@ -159,6 +160,19 @@ def rank_summary(matrices: list[dict[str, Any]]) -> str:
     return ", ".join(parts)
 
 
+def recovery_text(recovery: Mapping[str, Any] | None) -> str:
+    """How the factors were trained after the compression, "" when they were not."""
+    if not recovery:
+        return ""
+    settings, data, perplexity = recovery["settings"], recovery["data"], recovery["perplexity"]
+    return (
+        f"\nThen the factors were trained ({settings['method']}, {recovery['loss']}, {settings['steps']} steps of "
+        f"{settings['batch']} windows of {settings['window']} tokens of {data['text']}, sha256 `{data['sha256']}`, "
+        f"seed {settings['seed']}): validation perplexity {perplexity['input']:.3f} before, "
+        f"{perplexity['output']:.3f} after.\n"
+    )
+
+
 def evaluation_text(evaluation: Mapping[str, Any] | None) -> str:
     """The measured perplexities, or that none were."""
     if not evaluation:
@@ -188,6 +202,8 @@ def record_evaluation(directory: Path, evaluation: Mapping[str, Any]) -> None:
         config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{directory} has no report to record the evaluation in: {error}") from error
-    report["evaluation"] = dict(evaluation)
+    report["evaluation"] = {**evaluation, "model": directory.resolve().name}
+    if "base" in evaluation:
+        report["evaluation"]["base"] = {**evaluation["base"], "model": Path(evaluation["base"]["model"]).resolve().name}
     write_json(directory / REPORT, report)
     write_bytes(directory / CARD, model_card(report, config, read_card(directory)).encode())

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from nxdi_svd_plugin.checkpoint.model_card import CARD, model_card, read_card
 from nxdi_svd_plugin.checkpoint.names import CONFIG, REPORT, carried_files, read_json
 from nxdi_svd_plugin.checkpoint.reader import Reader, file_sha256
 from nxdi_svd_plugin.checkpoint.writer import UNFINISHED, Writer, prepare_output
@@ -29,7 +30,6 @@ from nxdi_svd_plugin.modeling.load import load_model, load_pretrained, load_toke
 LOG = logging.getLogger(__name__)
 HELD_OUT = 10  # without a validation file, one window in so many is held out, from the end of the data
 SHARD_SIZE = 5 * 10**9
-CARD = "README.md"
 
 
 def recover(
@@ -210,8 +210,10 @@ def write(
     config["svd_config"] = {**dict(config["svd_config"]), "recovery": summary(record)}  # type: ignore[call-overload]
     report["recovery"] = record
     report["files"] = {shard.name: file_sha256(output / UNFINISHED / shard.name) for shard in writer.shards}
-    names = [*carried_files(model_dir), *([CARD] if (model_dir / CARD).is_file() else [])]
-    carried = {name: (model_dir / name).read_bytes() for name in names}
+    report.pop("evaluation", None)  # it was the input's
+    carried = {name: (model_dir / name).read_bytes() for name in carried_files(model_dir)}
+    if (model_dir / CARD).is_file():
+        carried[CARD] = model_card(report, config, read_card(model_dir)).encode()
     carried[REPORT] = (json.dumps(report, indent=2) + "\n").encode()
     writer.finish(carried, config)
 

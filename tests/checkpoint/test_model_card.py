@@ -32,7 +32,8 @@ EVALUATION = {
     "stride": 1024,
     "dtype": "float32",
     "text": {"name": "held.txt", "sha256": "b" * 64},
-    "base": {"perplexity": 10.0},
+    "model": "some/where/svd",
+    "base": {"perplexity": 10.0, "model": "some/where/dense"},
 }
 CONFIG = {"model_type": "svd_llama"}
 
@@ -99,7 +100,21 @@ def test_recorded_perplexities_reach_report_and_card(tmp_path):
     assert "| this model | 12.346 |" in card and "| dense base | 10.000 |" in card
     assert "On 4092 tokens of held.txt" in card and "not measured" not in card
     assert yaml.safe_load(card.split("---")[1])["license"] == "mit"
-    assert json.loads((tmp_path / "report.json").read_text()) == {**REPORT, "evaluation": EVALUATION}
+    recorded = {**EVALUATION, "model": tmp_path.name, "base": {"perplexity": 10.0, "model": "dense"}}
+    assert json.loads((tmp_path / "report.json").read_text()) == {**REPORT, "evaluation": recorded}
+
+
+def test_recovery_is_told():
+    recovery = {
+        "settings": {"method": "lora", "steps": 200, "batch": 4, "window": 512, "seed": 5},
+        "loss": "distillation",
+        "data": {"text": "alpaca.jsonl", "sha256": "c" * 64},
+        "perplexity": {"input": 30.5, "output": 20.25},
+    }
+    card = model_card({**REPORT, "recovery": recovery}, CONFIG)
+    assert "lora, distillation, 200 steps of 4 windows of 512 tokens of alpaca.jsonl" in card
+    assert "perplexity 30.500 before, 20.250 after" in card
+    assert "factors were trained" in card and "factors were trained" not in model_card(REPORT, CONFIG)
 
 
 def test_recording_without_a_report_is_refused(tmp_path):
