@@ -43,8 +43,7 @@ def read_config(directory: str | Path) -> SourceConfig:
 
     Raises:
         CheckpointError: no directory or config, unreadable JSON, an unsupported architecture, an already compressed or
-        quantized
-            model, missing sizes, MLP biases.
+            quantized model, missing sizes, an MLP that narrows, MLP biases.
     """
     directory = Path(directory)
     raw = _load(directory)
@@ -64,6 +63,11 @@ def read_config(directory: str | Path) -> SourceConfig:
     for key in SIZES:
         if not isinstance(raw.get(key), int) or raw[key] < 1:
             raise CheckpointError(f"{directory / CONFIG} has {key} = {raw.get(key)!r}; expected a positive integer")
+    if raw["intermediate_size"] < raw["hidden_size"]:
+        raise CheckpointError(
+            f"{directory / CONFIG} has intermediate_size {raw['intermediate_size']} below hidden_size "
+            f"{raw['hidden_size']}; only MLPs that widen are supported"
+        )
     if raw.get("mlp_bias"):
         raise CheckpointError(f"{directory} has MLP biases (mlp_bias: true); only MLPs without bias are supported")
     return SourceConfig(

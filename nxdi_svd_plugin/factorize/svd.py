@@ -53,7 +53,7 @@ def factor_by_input(weight: torch.Tensor, whitening: Whitening, rank: int) -> Fa
     """Best factors of `weight` given the whitened covariance of its inputs.
 
     Args:
-        weight: [out, in], any float type.
+        weight: [out, in] with out >= in, any float type.
         whitening: of the input covariance [in, in].
         rank: 1 to min(out, in).
     """
@@ -73,7 +73,7 @@ def factor_by_output(weight: torch.Tensor, output_covariance: torch.Tensor, rank
     them, adds ridge * W W^T.
 
     Args:
-        weight: [out, in], any float type.
+        weight: [out, in] with out <= in, any float type.
         output_covariance: [out, out], float64.
         rank: 1 to min(out, in).
     Raises:
