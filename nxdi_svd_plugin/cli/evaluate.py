@@ -1,4 +1,4 @@
-"""nxdi-svd evaluate: perplexity of a model on a local text, beside the dense model it came from."""
+"""nxdi-svd evaluate: perplexity on a local text, or lm-eval tasks, of a model and the dense one it came from."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ examples:
   nxdi-svd evaluate --model out/smollm2-r10
   nxdi-svd evaluate --model out/smollm2-r10 --base models/smollm2 --text wiki.test.txt --window 2048
   nxdi-svd evaluate --model out/smollm2-r10 --base models/smollm2 --record --json
+  nxdi-svd evaluate --model out/smollm2-r10 --base models/smollm2 --tasks paper --task-data data/ --limit 200
 
 Without --text: the part of Python's own documentation that compression never calibrates on.
 """
@@ -31,17 +32,43 @@ def add_parser(subparsers: Any) -> None:
     text.add_argument("--max-tokens", type=positive, metavar="N", help="use only the first N tokens (default: all)")
     text.add_argument("--window", type=positive, default=1024, metavar="N", help="tokens per window (default: 1024)")
     text.add_argument("--stride", type=positive, metavar="N", help="tokens between windows (default: the window)")
+    tasks = parser.add_argument_group("tasks (lm-eval; needs --base and the extra eval)")
+    tasks.add_argument("--tasks", metavar="A,B", help='lm-eval tasks, or "paper" for those of the paper')
+    tasks.add_argument("--limit", type=positive, default=0, metavar="N", help="first N documents of each task")
+    tasks.add_argument("--fewshot", type=int, default=0, metavar="N", help="examples in the prompt (default: 0)")
+    tasks.add_argument("--batch", type=positive, default=1, metavar="N", help="sequences at once (default: 1)")
+    tasks.add_argument("--include-path", type=Path, metavar="DIR", help="folder of further task YAML files")
+    tasks.add_argument("--task-data", type=Path, metavar="DIR", help="TASK.jsonl files instead of the hub's data sets")
     parser.add_argument("--record", action="store_true", help="write the result into DIR's report.json and model card")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
+    if args.tasks:
+        return run_tasks(args)
     result = evaluate(args)
     if args.record:
         from nxdi_svd_plugin.checkpoint.model_card import record_evaluation
 
         record_evaluation(Path(args.model), result)
     emit(args, result, to_text(result))
+    return 0
+
+
+def run_tasks(args: argparse.Namespace) -> int:
+    """Run lm-eval on both models and print the pairs."""
+    from nxdi_svd_plugin.errors import RecipeError
+    from nxdi_svd_plugin.evaluate import harness
+
+    if not args.base:
+        raise RecipeError("--tasks measures base and compressed as a pair; give the dense model with --base")
+    options = harness.Options(
+        args.tasks.split(","), args.limit, args.include_path, args.task_data, args.fewshot, args.batch
+    )
+    result = harness.evaluate_pair(Path(args.base), Path(args.model), options, args.dtype)
+    if args.record:
+        harness.record(Path(args.model), result)
+    emit(args, result, harness.to_text(result["rows"]))
     return 0
 
 

@@ -30,6 +30,7 @@ from nxdi_svd_plugin.modeling.load import load_model, load_pretrained, load_toke
 LOG = logging.getLogger(__name__)
 HELD_OUT = 10  # without a validation file, one window in so many is held out, from the end of the data
 SHARD_SIZE = 5 * 10**9
+OF_THE_INPUT = ("evaluation", "tasks")  # measured before recovery
 
 
 def recover(
@@ -208,9 +209,8 @@ def write(
     writer.sync(entries)
     config, report = read_json(model_dir / CONFIG), read_report(model_dir)
     config["svd_config"] = {**dict(config["svd_config"]), "recovery": summary(record)}  # type: ignore[call-overload]
-    report["recovery"] = record
+    report = {key: value for key, value in report.items() if key not in OF_THE_INPUT} | {"recovery": record}
     report["files"] = {shard.name: file_sha256(output / UNFINISHED / shard.name) for shard in writer.shards}
-    report.pop("evaluation", None)  # it was the input's
     carried = {name: (model_dir / name).read_bytes() for name in carried_files(model_dir)}
     if (model_dir / CARD).is_file():
         carried[CARD] = model_card(report, config, read_card(model_dir)).encode()

@@ -39,7 +39,7 @@ class Entry:
 
 
 def read_entry(directory: Path, evaluations: Iterable[Path] = ()) -> Entry:
-    """Read a compressed directory's report.json and files that `nxdi-svd evaluate --json` wrote about it.
+    """Read report.json, with what `evaluate --record` put there, and files that `evaluate --json` printed.
 
     Raises:
         CheckpointError: no report.json, or files that are not what they should be.
@@ -48,7 +48,9 @@ def read_entry(directory: Path, evaluations: Iterable[Path] = ()) -> Entry:
     missing = [key for key in NEEDED if key not in report]
     if missing:
         raise CheckpointError(f"{directory / REPORT} has no {', '.join(missing)}; compress again with this version")
-    rows = [row for path in evaluations for row in rows_of(read_object(path), path)]
+    recorded = [report[key] for key in ("evaluation", "tasks") if {"base", "rows"} & set(report.get(key, ()))]
+    rows = [row for payload in recorded for row in rows_of(payload, directory / REPORT)]
+    rows += [row for path in evaluations for row in rows_of(read_object(path), path)]
     return Entry(directory.resolve().name, report, rows)
 
 
@@ -102,6 +104,13 @@ def write_report(entries: Sequence[Entry], output: Path) -> list[Path]:
     return [output / MARKDOWN, *files]
 
 
+def before_recovery(entry: Entry) -> list[str]:
+    """What the errors of a recovered model are."""
+    return (
+        ["The output errors are those of the compression, before recovery.", ""] if "recovery" in entry.report else []
+    )
+
+
 def layers_file(index: int, entries: Sequence[Entry]) -> str:
     """File name of a model's own figure."""
     return "report-layers.png" if len(entries) == 1 else f"report-layers-{index + 1}.png"
@@ -120,7 +129,14 @@ def markdown(entries: Sequence[Entry]) -> str:
     if recovered:
         parts += ["", "## Recovery", "", *table(RECOVERY_HEAD, map(recovery_row, recovered))]
     for i, entry in enumerate(entries):
-        parts += ["", f"## Layers of {entry.name}", "", f"![output error and ranks]({layers_file(i, entries)})", ""]
+        parts += [
+            "",
+            f"## Layers of {entry.name}",
+            "",
+            *before_recovery(entry),
+            f"![output error and ranks]({layers_file(i, entries)})",
+            "",
+        ]
         parts += table(("layer", *PROJECTIONS), layer_rows(entry.report["matrices"]))
     return "\n".join([*parts, ""])
 

@@ -18,7 +18,9 @@ from typing import Any
 import torch
 import yaml
 
-from nxdi_svd_plugin.errors import CalibrationError, RecipeError
+from nxdi_svd_plugin.checkpoint.atomic import write_json
+from nxdi_svd_plugin.checkpoint.names import REPORT, read_json
+from nxdi_svd_plugin.errors import CalibrationError, CheckpointError, RecipeError
 from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
 from nxdi_svd_plugin.versions import import_extra
 
@@ -72,6 +74,19 @@ def task_manager(include_path: Path | None) -> Any:
     """lm-eval's tasks, those shipped here and those of `include_path`; reading them takes seconds."""
     paths = [SHIPPED] + ([] if include_path is None else [include_path])
     return import_extra("lm_eval.tasks", "eval").TaskManager(include_path=[str(path) for path in paths])
+
+
+def record(directory: Path, result: Mapping[str, Any]) -> None:
+    """Put a result into the `tasks` object of a compressed directory's report.json.
+
+    Raises:
+        CheckpointError: no readable report.json.
+    """
+    try:
+        report = read_json(directory / REPORT)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{directory} has no report to record the tasks in: {error}") from error
+    write_json(directory / REPORT, {**report, "tasks": dict(result)})
 
 
 def task_specs(options: Options, scratch: Path) -> list[str]:

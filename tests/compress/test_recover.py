@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from nxdi_svd_plugin.cli.main import main
 from nxdi_svd_plugin.compress.recover import recover
 from nxdi_svd_plugin.compress.recovery_settings import Settings
 from nxdi_svd_plugin.compress.train import batch, schedule
@@ -155,3 +156,18 @@ def test_schedule_rises_then_falls_to_the_floor():
     rates = [schedule(step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.2) and max(rates) == 1.0 and rates.index(1.0) == 4
     assert rates[-1] == pytest.approx(0.1, abs=1e-3) and all(a >= b for a, b in zip(rates[5:], rates[6:], strict=False))
+
+
+def test_a_recovered_directory_passes_verify_and_its_card_says_so(tiny_llama, data, tmp_path, capsys):
+    first, second, text = tmp_path / "first", tmp_path / "second", str(data / "plain.txt")
+    command = ["compress", "--model", str(tiny_llama), "--output", str(first), "--ratio", "0.4", "--block", "4"]
+    assert main([*command, "--calibration", text, "--samples", "8", "--length", "64"]) == 0
+    report = json.loads((first / "report.json").read_text())
+    (first / "report.json").write_text(json.dumps(report | {"evaluation": {"perplexity": 1.0}}))
+    command = ["recover", "--model", str(first), "--data", text, "--output", str(second), "--learning-rate", "3e-3"]
+    command += [part for name, value in QUICK.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    assert main([*command, "--json"]) == 0
+    assert main(["verify", str(second), "--base", str(tiny_llama)]) == 0, capsys.readouterr()
+    after = json.loads((second / "report.json").read_text())
+    assert "evaluation" not in after and after["matrices"] == report["matrices"] and after["files"] != report["files"]
+    assert "Then the factors were trained (lora, next token, 30 steps" in (second / "README.md").read_text()

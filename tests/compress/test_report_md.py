@@ -125,3 +125,12 @@ def test_without_matplotlib_the_pip_line_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
     with pytest.raises(MissingExtraError, match=r"nxdi-svd-plugin\[plots\]"):
         write_report([Entry("m", report())], tmp_path)
+
+
+def test_recorded_evaluations_are_read(tmp_path):
+    text = {"perplexity": 25.0, "base": {"perplexity": 20.0}, "text": {"name": "book"}, "window": 512}
+    content = report() | {"evaluation": text, "tasks": {"rows": [ROWS[1]], "settings": {}}}
+    entry = read_entry(save(tmp_path / "m", content))
+    assert [row["task"] for row in entry.rows] == ["book", "piqa"] and entry.rows[0]["recovery"] == 0.8
+    alone = report() | {"evaluation": {"perplexity": 25.0, "text": {"name": "book"}}}
+    assert read_entry(save(tmp_path / "n", alone)).rows == []

@@ -3,13 +3,15 @@
 import importlib.util
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from nxdi_svd_plugin.errors import CalibrationError, MissingExtraError, RecipeError
-from nxdi_svd_plugin.evaluate.harness import PAPER_TASKS, Options, evaluate_pair, pair_rows, recovery, to_text
+from nxdi_svd_plugin.cli.main import main
+from nxdi_svd_plugin.errors import CalibrationError, CheckpointError, MissingExtraError, RecipeError
+from nxdi_svd_plugin.evaluate.harness import PAPER_TASKS, Options, evaluate_pair, pair_rows, record, recovery, to_text
 from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
 
 DATA = Path(__file__).parent / "data"
@@ -126,3 +128,34 @@ def test_rows_pair_scores_with_their_errors():
         **{"compressed": 0.25, "compressed_stderr": None, "recovery": 0.5},
     }
     assert "0.5000 ± 0.1000" in to_text([row]) and "0.500" in to_text([row]).splitlines()[1][-6:]
+
+
+@needs_lm_eval
+def test_the_command_prints_and_records_the_pairs(tiny_llama, tiny_svd_llama, tmp_path, capsys):
+    model = shutil.copytree(tiny_svd_llama, tmp_path / "model")
+    (model / "report.json").write_text('{"source": {}}')
+    command = [
+        "evaluate",
+        "--base",
+        str(tiny_llama),
+        "--model",
+        str(model),
+        "--tasks",
+        "piqa",
+        "--task-data",
+        str(DATA),
+    ]
+    assert main([*command, "--record", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    recorded = json.loads((model / "report.json").read_text())
+    assert recorded == {"source": {}, "tasks": printed} and printed["rows"][0]["task"] == "piqa"
+
+
+def test_the_command_wants_a_pair(tiny_svd_llama, capsys):
+    assert main(["evaluate", "--model", str(tiny_svd_llama), "--tasks", "piqa"]) == 2
+    assert "give the dense model with --base" in capsys.readouterr().err
+
+
+def test_record_needs_a_report(tmp_path):
+    with pytest.raises(CheckpointError, match="has no report to record the tasks in"):
+        record(tmp_path, {})
