@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from nxdi_svd_plugin.modeling.auto import register_with_transformers
+from nxdi_svd_plugin.nxdi import guard
 
 if TYPE_CHECKING:
     from nxdi_svd_plugin.compress.pipeline import compress
@@ -30,6 +31,7 @@ _WHERE = {
 }
 
 register_with_transformers()
+guard.install()  # NxDI's own classes must not run a compressed directory, see nxdi/guard.py
 
 
 def __getattr__(name: str) -> Any:

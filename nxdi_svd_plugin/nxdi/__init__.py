@@ -11,7 +11,7 @@ from nxdi_svd_plugin.nxdi import upstream
 _HOME = {
     "NeuronSvdLlamaForCausalLM": "nxdi_svd_plugin.nxdi.models",
     "NeuronSvdQwen3ForCausalLM": "nxdi_svd_plugin.nxdi.models",
-    "register": "nxdi_svd_plugin.nxdi.register",
+    "register": "nxdi_svd_plugin.nxdi.registration",
 }
 
 __all__ = ["NeuronSvdLlamaForCausalLM", "NeuronSvdQwen3ForCausalLM", "register"]  # noqa: F822 (lazy)
@@ -20,5 +20,5 @@ __all__ = ["NeuronSvdLlamaForCausalLM", "NeuronSvdQwen3ForCausalLM", "register"]
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    upstream.require()
+    upstream.sdk()
     return getattr(import_module(_HOME[name]), name)

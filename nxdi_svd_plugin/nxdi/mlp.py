@@ -43,7 +43,7 @@ class SvdMLP(torch.nn.Module):
     def _projection(self, name: str, projections: dict[str, Projection], config: Any) -> torch.nn.Module:
         neuron_config = config.neuron_config
         fan_in, fan_out = projection_dims(name, config.hidden_size, config.intermediate_size)
-        if projections[name].form == "factored":
+        if projections[name].form != "dense":  # interpolative ones arrive expanded, see state_dict.py
             return Factors(
                 fan_in,
                 fan_out,

@@ -6,14 +6,17 @@ classes are the stock ones.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from neuronx_distributed_inference.models.llama.modeling_llama import NeuronLlamaForCausalLM, NeuronLlamaModel
 from neuronx_distributed_inference.models.qwen3.modeling_qwen3 import NeuronQwen3ForCausalLM, NeuronQwen3Model
 
 from nxdi_svd_plugin.errors import NxdiError
+from nxdi_svd_plugin.nxdi import guard
 from nxdi_svd_plugin.nxdi.config import (
     SvdLlamaInferenceConfig,
     SvdQwen3InferenceConfig,
@@ -21,7 +24,9 @@ from nxdi_svd_plugin.nxdi.config import (
     factored_layers,
 )
 from nxdi_svd_plugin.nxdi.mlp import SvdMLP
-from nxdi_svd_plugin.nxdi.state_dict import check_mlp_tensors
+from nxdi_svd_plugin.nxdi.state_dict import check_mlp_tensors, expand_interpolative
+
+guard.install()
 
 
 @contextmanager
@@ -74,17 +79,38 @@ class NeuronSvdQwen3Model(NeuronQwen3Model):  # type: ignore[misc]
         replace_mlps(self, config)
 
 
-def check_checkpoint(state_dict: dict[str, Any], config: Any) -> None:
-    """The check of state_dict.py where `mlp_impl` asks for factors."""
+def load_factored(model_path: str, **kwargs: Any) -> Any:
+    """The transformers model of a compressed directory, loaded strictly; None for another directory.
+
+    kwargs: what NxDI passes to `from_pretrained`; only the dtype is meaningful for a local directory.
+    """
+    config = Path(model_path) / "config.json"
+    if not config.is_file() or "svd_config" not in json.loads(config.read_text()):
+        return None
+    from nxdi_svd_plugin.modeling.load import load_pretrained
+
+    return load_pretrained(model_path, dtype=kwargs.get("dtype") or kwargs.get("torch_dtype") or "auto")
+
+
+def prepare_checkpoint(state_dict: dict[str, Any], config: Any) -> None:
+    """Where `mlp_impl` asks for factors: check the MLP tensors, then bring every compressed projection to `u`, `v`."""
     layers = factored_layers(config)
     if layers is not None:
         check_mlp_tensors(state_dict, layers, config)
+        expand_interpolative(state_dict, layers)
 
 
 class NeuronSvdLlamaForCausalLM(NeuronLlamaForCausalLM):  # type: ignore[misc]
     """NeuronLlamaForCausalLM that serves a compressed directory with `mlp_impl="svd"` or `"svd_fused"`."""
 
     _model_cls = NeuronSvdLlamaModel
+    reads_factors = True  # see guard.py
+
+    @staticmethod
+    def load_hf_model(model_path: str, **kwargs: Any) -> Any:
+        """The golden model of NxDI's accuracy checks: transformers with the same factors, or NxDI's for a dense one."""
+        golden = load_factored(model_path, **kwargs)
+        return golden if golden is not None else NeuronLlamaForCausalLM.load_hf_model(model_path, **kwargs)
 
     @classmethod
     def get_config_cls(cls) -> type[SvdLlamaInferenceConfig]:
@@ -100,7 +126,7 @@ class NeuronSvdLlamaForCausalLM(NeuronLlamaForCausalLM):  # type: ignore[misc]
     @staticmethod
     def convert_hf_to_neuron_state_dict(state_dict: dict[str, Any], config: Any) -> dict[str, Any]:
         """NxDI's conversion after the exact check of the MLP tensors."""
-        check_checkpoint(state_dict, config)
+        prepare_checkpoint(state_dict, config)
         converted: dict[str, Any] = NeuronLlamaForCausalLM.convert_hf_to_neuron_state_dict(state_dict, config)
         return converted
 
@@ -109,6 +135,13 @@ class NeuronSvdQwen3ForCausalLM(NeuronQwen3ForCausalLM):  # type: ignore[misc]
     """NeuronQwen3ForCausalLM that serves a compressed directory with `mlp_impl="svd"` or `"svd_fused"`."""
 
     _model_cls = NeuronSvdQwen3Model
+    reads_factors = True  # see guard.py
+
+    @staticmethod
+    def load_hf_model(model_path: str, **kwargs: Any) -> Any:
+        """The golden model of NxDI's accuracy checks: transformers with the same factors, or NxDI's for a dense one."""
+        golden = load_factored(model_path, **kwargs)
+        return golden if golden is not None else NeuronQwen3ForCausalLM.load_hf_model(model_path, **kwargs)
 
     @classmethod
     def get_config_cls(cls) -> type[SvdQwen3InferenceConfig]:
@@ -124,6 +157,6 @@ class NeuronSvdQwen3ForCausalLM(NeuronQwen3ForCausalLM):  # type: ignore[misc]
     @staticmethod
     def convert_hf_to_neuron_state_dict(state_dict: dict[str, Any], config: Any) -> dict[str, Any]:
         """NxDI's conversion after the exact check of the MLP tensors."""
-        check_checkpoint(state_dict, config)
+        prepare_checkpoint(state_dict, config)
         converted: dict[str, Any] = NeuronQwen3ForCausalLM.convert_hf_to_neuron_state_dict(state_dict, config)
         return converted

@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib.util
 from importlib import import_module
 
+from nxdi_svd_plugin import versions
 from nxdi_svd_plugin.errors import MissingExtraError, NxdiError
 
-SUPPORTED = ("0.6", "0.7", "0.8", "0.9")
-FUSED = ("0.6", "0.7", "0.8")  # SDK 2.26-2.28; from SDK 2.29 (NxDI 0.9) NKI is a new language that has no Trn1 target
 PACKAGE = "neuronx_distributed_inference"
 
 
@@ -17,12 +16,12 @@ def installed() -> bool:
     return importlib.util.find_spec(PACKAGE) is not None
 
 
-def require() -> None:
-    """Check that a supported NxDI is installed.
+def sdk() -> versions.Sdk:
+    """The row of the support table for the installed NxDI.
 
     Raises:
         MissingExtraError: NxDI is not installed.
-        NxdiError: its version is not one this plugin was tested with.
+        NxdiError: its version is not in the table.
     """
     if not installed():
         raise MissingExtraError(
@@ -30,17 +29,9 @@ def require() -> None:
             "example in a Neuron DLAMI virtual environment, not from PyPI (see docs/nxdi.md). Compressing, evaluating "
             "and generating with transformers work without it."
         )
-    if minor_version() not in SUPPORTED:
-        raise NxdiError(
-            f"NxD Inference {version()} is installed; this plugin supports {', '.join(SUPPORTED)} (SDK 2.26 to 2.29)"
-        )
-
-
-def version() -> str:
-    """NxDI's version, e.g. "0.8.0"."""
-    return str(import_module(PACKAGE).__version__)
-
-
-def minor_version() -> str:
-    """NxDI's version up to the minor part, e.g. "0.8"."""
-    return ".".join(version().split(".")[:2])
+    version = str(import_module(PACKAGE).__version__)
+    row = versions.sdk_of(version)
+    if row is None:
+        supported = ", ".join(f"{entry.nxdi} (SDK {entry.release})" for entry in versions.SDKS)
+        raise NxdiError(f"NxD Inference {version} is installed; this plugin supports {supported}")
+    return row

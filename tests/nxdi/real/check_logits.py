@@ -1,10 +1,17 @@
 """Logits and tokens of the NxDI model with factors against transformers with the same factors."""
 
+import json
+import shutil
+
 import pytest
 import ranks
 import torch
 from cpu_models import dense_reference, reference_logits, run_model
+from safetensors.torch import load_file, save_file
 from tiny_models import save_dense, save_factored
+
+from nxdi_svd_plugin import load_pretrained
+from nxdi_svd_plugin.svd_config import FORMAT_VERSION, PROJECTIONS, Projection, layers_to_json
 
 PROMPT = torch.tensor([[5, 17, 201, 88, 3, 42, 9]])
 STEPS = 6
@@ -52,3 +59,39 @@ def test_an_odd_intermediate_size_is_padded(tp, tmp_path):
     for found in results:
         torch.testing.assert_close(found["logits"], expected, rtol=0, atol=2e-5 * expected.abs().max())
         assert found["generated"].tolist() == found["tokens"].tolist()
+
+
+def save_interpolative(dense, directory, rank):
+    """Every projection kept at its first and last `rank` / 2 neurons, the others random combinations of them."""
+    shutil.copytree(dense, directory)
+    config = json.loads((dense / "config.json").read_text())
+    intermediate, half = config["intermediate_size"], rank // 2
+    pivots = ((0, half), (intermediate - half, intermediate))
+    tensors, layers = load_file(dense / "model.safetensors"), {}
+    generator = torch.Generator().manual_seed(1)
+    for i in range(config["num_hidden_layers"]):
+        layers[i] = {name: Projection("interpolative", rank, pivots) for name in PROJECTIONS}
+        for name in PROJECTIONS:
+            stem = f"model.layers.{i}.mlp.{name}"
+            weight = tensors.pop(f"{stem}.weight")
+            kept = torch.cat([torch.arange(start, stop) for start, stop in pivots])
+            combinations = 0.3 * torch.randn(rank, intermediate - rank, generator=generator)
+            if name == "down_proj":
+                tensors[f"{stem}.c"], tensors[f"{stem}.v"] = combinations.T.contiguous(), weight[:, kept].T.contiguous()
+            else:
+                tensors[f"{stem}.u"], tensors[f"{stem}.c"] = weight[kept].T.contiguous(), combinations
+    config["svd_config"] = {"format_version": FORMAT_VERSION, "layers": layers_to_json(layers)}
+    config |= {"architectures": ["SvdLlamaForCausalLM"], "model_type": "svd_llama"}
+    (directory / "config.json").write_text(json.dumps(config))
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_the_interpolative_form_equals_the_transformers_class(tp, svd_llama, tmp_path):
+    directory = save_interpolative(svd_llama.parent / "dense", tmp_path / "interpolative", 20)
+    results = ranks.run(tp, run_model, "llama", directory, PROMPT, STEPS, mlp_impl="svd", tp_degree=tp)
+    reference = load_pretrained(directory, dtype=torch.float32)
+    expected = reference_logits(reference, results[0]["tokens"], PROMPT.shape[1])
+    for found in results:
+        torch.testing.assert_close(found["logits"], expected, rtol=0, atol=2e-5 * expected.abs().max())
