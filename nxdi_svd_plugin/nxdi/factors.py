@@ -17,6 +17,7 @@ from neuronx_distributed.parallel_layers.layers import BaseParallelLinear
 from neuronx_distributed.parallel_layers.utils import set_tensor_model_parallel_attributes
 
 from nxdi_svd_plugin.errors import NxdiError
+from nxdi_svd_plugin.kernels.packing import pack, unpack
 
 
 def shard_width(intermediate: int, tp_degree: int) -> int:
@@ -41,26 +42,39 @@ class Factors(BaseParallelLinear):  # type: ignore[misc]
         split_input: True for down (rows of `u` are split), False for gate and up (columns of `v`).
         tp_degree: number of ranks.
         dtype: of the parameters.
+        kernel: "up_gate" or "down" for the layout that kernel reads (kernels/packing.py), None for plain matrices.
     """
 
     def __init__(
-        self, fan_in: int, fan_out: int, rank: int, *, split_input: bool, tp_degree: int, dtype: torch.dtype
+        self,
+        fan_in: int,
+        fan_out: int,
+        rank: int,
+        *,
+        split_input: bool,
+        tp_degree: int,
+        dtype: torch.dtype,
+        kernel: str | None = None,
     ) -> None:
         super().__init__()
         self.shapes = {"u": (fan_in, rank), "v": (rank, fan_out)}
         self.split_factor, self.split_dim = ("u", 0) if split_input else ("v", 1)
-        self.tp_degree = tp_degree
-        for name, shape in self.shapes.items():
-            local = list(shape)
-            if name == self.split_factor:
-                local[self.split_dim] = shard_width(local[self.split_dim], tp_degree)
+        self.tp_degree, self.kernel = tp_degree, kernel
+        self.local_in = shard_width(fan_in, tp_degree) if split_input else fan_in
+        local_out = fan_out if split_input else shard_width(fan_out, tp_degree)
+        local = torch.empty(self.local_in, rank, device="meta"), torch.empty(rank, local_out, device="meta")
+        for name, like in zip(("u", "v"), self._laid_out(*local), strict=True):
             # NaN, not random: a weight that never arrives must not look like an answer.
-            parameter = torch.nn.Parameter(torch.full(local, float("nan"), dtype=dtype), requires_grad=False)
+            parameter = torch.nn.Parameter(torch.full(like.shape, float("nan"), dtype=dtype), requires_grad=False)
             self.register_parameter(name, parameter)
             # After registration: on the meta device registering makes a new Parameter out of the old one's attributes.
             set_tensor_model_parallel_attributes(
                 getattr(self, name), name == self.split_factor, 0, stride=1, num_partitions=tp_degree
             )
+
+    def _laid_out(self, u: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One rank's factors in the layout of the parameters."""
+        return (u, v) if self.kernel is None else pack(u, v, kernel=self.kernel)
 
     def preshard_hook(self, model_state_dict: dict[str, Any], prefix: str) -> bool:
         """Replace the checkpoint's `u` and `v` by what NxDI has to slice along dim 0; NxDI calls it once.
@@ -74,12 +88,20 @@ class Factors(BaseParallelLinear):  # type: ignore[misc]
             if found is None or tuple(found.shape) != shape:
                 what = "is missing" if found is None else f"has shape {list(found.shape)}"
                 raise NxdiError(f"{base}{name} {what}; expected {list(shape)}. Run `nxdi-svd verify` on the directory")
-        key = base + self.split_factor
-        parts = split(model_state_dict[key], self.split_dim, self.tp_degree)
-        model_state_dict[key] = torch.cat(parts, 0)
+        u, v = model_state_dict[base + "u"], model_state_dict[base + "v"]
+        if self.split_factor == "u":
+            ranks = [self._laid_out(part, v) for part in split(u, 0, self.tp_degree)]
+            u, v = torch.cat([part for part, _ in ranks]), ranks[0][1]
+        else:
+            ranks = [self._laid_out(u, part) for part in split(v, 1, self.tp_degree)]
+            u, v = ranks[0][0], torch.cat([part for _, part in ranks])
+        model_state_dict[base + "u"], model_state_dict[base + "v"] = u, v
         return True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in] @ u @ v -> [..., out] with this rank's part of the factors, in PyTorch ops."""
-        y: torch.Tensor = x @ self.u @ self.v
+        u, v = self.u, self.v
+        if self.kernel is not None:
+            u, v = unpack(u, v, self.local_in, kernel=self.kernel)
+        y: torch.Tensor = x @ u @ v
         return y

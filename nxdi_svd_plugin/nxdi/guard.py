@@ -6,6 +6,7 @@ reads the checkpoint with; a checkpoint without factors passes through it untouc
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +23,15 @@ def install() -> None:
     after_import(MODULE, guard)
 
 
+def refuse_factors(state_dict: Iterable[str], reason: str) -> None:
+    """Raises NxdiError if there are factors among the tensors' names; `reason` says why they cannot be used."""
+    if any(key.endswith(FACTORS) for key in state_dict):
+        raise NxdiError(
+            f"the checkpoint is SVD-compressed, but {reason}: NxDI would run it with random MLPs. Use the classes of "
+            "nxdi_svd_plugin.nxdi and their configs with mlp_impl='svd_fused' or 'svd'"
+        )
+
+
 def guard(module: ModuleType) -> None:
     """Wrap `get_state_dict` of the module's NeuronApplicationBase."""
     base = module.NeuronApplicationBase
@@ -31,11 +41,8 @@ def guard(module: ModuleType) -> None:
 
     def get_state_dict(cls: Any, model_name_or_path: str, config: Any) -> Any:
         state_dict = original(cls, model_name_or_path, config)
-        if not getattr(cls, "reads_factors", False) and any(key.endswith(FACTORS) for key in state_dict):
-            raise NxdiError(
-                f"{model_name_or_path} is SVD-compressed and {cls.__name__} is NxDI's own class, which would run it "
-                "with random MLPs; use NeuronSvdLlamaForCausalLM or NeuronSvdQwen3ForCausalLM from nxdi_svd_plugin.nxdi"
-            )
+        if not getattr(cls, "reads_factors", False):
+            refuse_factors(state_dict, f"{cls.__name__} is NxDI's own class")
         return state_dict
 
     base.get_state_dict = classmethod(get_state_dict)

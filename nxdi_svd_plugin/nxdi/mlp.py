@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -14,10 +15,13 @@ from neuronx_distributed.parallel_layers.mappings import (
 from neuronx_distributed_inference.utils.distributed import get_tp_group
 
 from nxdi_svd_plugin.errors import NxdiError
+from nxdi_svd_plugin.nxdi import device
+from nxdi_svd_plugin.nxdi.config import FUSED
 from nxdi_svd_plugin.nxdi.factors import Factors
 from nxdi_svd_plugin.svd_config import Projection, projection_dims
 
 SEQUENCE_DIM = 1
+logger = logging.getLogger(__name__)
 
 
 class SvdMLP(torch.nn.Module):
@@ -36,11 +40,19 @@ class SvdMLP(torch.nn.Module):
         self.group = get_tp_group(config)
         self.sequence_parallel = neuron_config.sequence_parallel_enabled
         self.reduce_dtype = neuron_config.rpl_reduce_dtype or neuron_config.torch_dtype
-        self.gate_proj = self._projection("gate_proj", projections, config)
-        self.up_proj = self._projection("up_proj", projections, config)
-        self.down_proj = self._projection("down_proj", projections, config)
+        fused = neuron_config.mlp_impl == FUSED
+        self.fused_up_gate = fused and "dense" not in (projections["gate_proj"].form, projections["up_proj"].form)
+        self.fused_down = fused and projections["down_proj"].form != "dense"
+        if fused and not (self.fused_up_gate and self.fused_down):
+            logger.warning("layer %d keeps a projection dense: that part of its MLP runs without kernel", index)
+        up_gate = "up_gate" if self.fused_up_gate else None
+        self.gate_proj = self._projection("gate_proj", projections, config, up_gate)
+        self.up_proj = self._projection("up_proj", projections, config, up_gate)
+        self.down_proj = self._projection("down_proj", projections, config, "down" if self.fused_down else None)
 
-    def _projection(self, name: str, projections: dict[str, Projection], config: Any) -> torch.nn.Module:
+    def _projection(
+        self, name: str, projections: dict[str, Projection], config: Any, kernel: str | None
+    ) -> torch.nn.Module:
         neuron_config = config.neuron_config
         fan_in, fan_out = projection_dims(name, config.hidden_size, config.intermediate_size)
         if projections[name].form != "dense":  # interpolative ones arrive expanded, see state_dict.py
@@ -51,6 +63,7 @@ class SvdMLP(torch.nn.Module):
                 split_input=name == "down_proj",
                 tp_degree=neuron_config.tp_degree,
                 dtype=neuron_config.torch_dtype,
+                kernel=kernel,
             )
         common: dict[str, Any] = {
             "bias": False,
@@ -84,8 +97,27 @@ class SvdMLP(torch.nn.Module):
             raise NxdiError(f"layer {self.index} leaves its norm or residual to the MLP; unset mlp_kernel_enabled")
         if self.sequence_parallel:
             x = gather_from_sequence_parallel_region(x, SEQUENCE_DIM, process_group=self.group)
-        hidden = torch.nn.functional.silu(self.gate_proj(x)) * self.up_proj(x)
-        return self._reduce(self.down_proj(hidden)), None
+        if (self.fused_up_gate or self.fused_down) and device.runs_kernels(x):
+            y = self._kernels(x.reshape(-1, x.shape[-1])).reshape(x.shape)
+        else:
+            y = self.down_proj(self._hidden(x))
+        return self._reduce(y), None
+
+    def _hidden(self, x: torch.Tensor) -> torch.Tensor:
+        """SiLU(gate(x)) * up(x), this rank's channels last."""
+        hidden: torch.Tensor = torch.nn.functional.silu(self.gate_proj(x)) * self.up_proj(x)
+        return hidden
+
+    def _kernels(self, x: torch.Tensor) -> torch.Tensor:
+        """The MLP of tokens x [S, H]; the two kernels meet in the transposed hidden tensor [I, S].
+
+        Parameters go in untouched, so that NxDI's weight layout optimisation leaves them alone.
+        """
+        calls, gate, up, down = device.kernel_calls(), self.gate_proj, self.up_proj, self.down_proj
+        if not self.fused_up_gate:
+            return calls.down(self._hidden(x).t().contiguous(), down.u, down.v)
+        hidden_t = calls.up_gate(x, gate.u, gate.v, up.u, up.v)
+        return calls.down(hidden_t, down.u, down.v) if self.fused_down else down(hidden_t.t())
 
     def _reduce(self, y: torch.Tensor) -> torch.Tensor:
         """Sum the ranks' partial outputs in `rpl_reduce_dtype`, as NxDI's row-parallel layer does."""

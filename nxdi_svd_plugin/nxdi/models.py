@@ -93,11 +93,13 @@ def load_factored(model_path: str, **kwargs: Any) -> Any:
 
 
 def prepare_checkpoint(state_dict: dict[str, Any], config: Any) -> None:
-    """Where `mlp_impl` asks for factors: check the MLP tensors, then bring every compressed projection to `u`, `v`."""
+    """Check the MLP tensors against `mlp_impl`, and bring every compressed projection to `u` and `v`."""
     layers = factored_layers(config)
-    if layers is not None:
-        check_mlp_tensors(state_dict, layers, config)
-        expand_interpolative(state_dict, layers)
+    if layers is None:
+        guard.refuse_factors(state_dict, "mlp_impl is 'dense' and the config was not made from this directory")
+        return
+    check_mlp_tensors(state_dict, layers, config)
+    expand_interpolative(state_dict, layers)
 
 
 class NeuronSvdLlamaForCausalLM(NeuronLlamaForCausalLM):  # type: ignore[misc]

@@ -104,7 +104,7 @@ def test_a_dense_checkpoint_under_a_compressed_config(svd_llama, tiny_llama, tmp
 def test_a_compressed_checkpoint_with_stock_classes(family, request):
     """Stock NxDI would answer with random MLPs; importing the plugin is enough for it to refuse."""
     directory = request.getfixturevalue(f"svd_{family}")
-    with pytest.raises(ranks.RankError, match="SVD-compressed and Neuron.*random MLPs"):
+    with pytest.raises(ranks.RankError, match="SVD-compressed, but Neuron.* is NxDI's own class.*random MLPs"):
         ranks.run(1, load_on_cpu, app_class(family, plugin=False), directory)
 
 
@@ -118,3 +118,15 @@ def hook_without_tensors():
 def test_a_hook_that_finds_no_tensor_raises():
     with pytest.raises(ranks.RankError, match="NxdiError: layers.0.mlp.up_proj.u is missing"):
         ranks.run(1, hook_without_tensors)
+
+
+def dense_config_compressed_path(dense, compressed):
+    app = app_class("llama")
+    config = make_config(app, dense)
+    del config._name_or_path  # where it exists, NxDI reads the weights from there
+    app(str(compressed), config).to_cpu()
+
+
+def test_a_dense_config_with_a_compressed_checkpoint(svd_llama):
+    with pytest.raises(ranks.RankError, match="SVD-compressed, but mlp_impl is 'dense'"):
+        ranks.run(1, dense_config_compressed_path, svd_llama.parent / "dense", svd_llama)

@@ -1,0 +1,147 @@
+"""The NxDI model through `up_gate` and `down` on the simulator in place of the device: layout, orientation, padding."""
+
+import os
+
+os.environ["NXDI_SVD_NKI"] = "simulator"  # the stubs of neuronxcc must not be taken for the compiler
+
+import numpy as np
+import pytest
+import ranks
+import torch
+from cpu_models import app_class, dense_reference, greedy, load_on_cpu, reference_logits
+from tiny_models import save_dense, save_factored
+
+from nxdi_svd_plugin.errors import NxdiError
+from nxdi_svd_plugin.nxdi import device
+from nxdi_svd_plugin.simulator import simulate
+
+
+def bridge(name, kernel, called):
+    """A kernel as a function of torch tensors, through numpy and the simulator."""
+
+    def call(*tensors):
+        called.append((name, tuple(tensors[0].shape)))
+        output, _ = simulate(kernel, *(tensor.detach().numpy() for tensor in tensors))
+        return torch.from_numpy(np.array(output))
+
+    return call
+
+
+def with_simulated_kernels(function, *args, **kwargs):
+    """function(...) with the device's calls answered by the simulator; also the calls that were made."""
+    from nxdi_svd_plugin.kernels.fused_down import down
+    from nxdi_svd_plugin.kernels.fused_up_gate import up_gate
+
+    called = []
+    device.plain_reason = lambda x: None
+    device.require_kernels = lambda: None
+    calls = device.Calls(bridge("up_gate", up_gate, called), bridge("down", down, called))
+    device.kernel_calls = lambda: calls
+    return function(*args, **kwargs), called
+
+
+def decode(family, directory, prompt, steps, **options):
+    tokens, logits = greedy(load_on_cpu(app_class(family), directory, mlp_impl="svd_fused", **options), prompt, steps)
+    return {"tokens": tokens, "logits": logits}
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_the_model_through_the_kernels(family, tp, request):
+    """Prefill of 7 tokens in a context of 48, then two decoding steps; layer 1 keeps its down projection dense."""
+    directory = request.getfixturevalue(f"svd_{family}")
+    prompt = torch.tensor([[5, 17, 201, 88, 3, 42, 9]])
+    results = ranks.run(tp, with_simulated_kernels, decode, family, directory, prompt, 3, tp_degree=tp)
+    expected = reference_logits(dense_reference(directory, family), results[0][0]["tokens"], 7)
+    for found, called in results:
+        torch.testing.assert_close(found["logits"], expected, rtol=0, atol=5e-5 * expected.abs().max())
+        assert [name for name, _ in called].count("up_gate") == 9
+        assert [name for name, _ in called].count("down") == 6
+        assert ("up_gate", (1, 44)) in called  # decoding
+        assert max(shape[0] for name, shape in called if name == "up_gate") >= 7  # prefill
+
+
+@pytest.mark.parametrize(
+    ("intermediate", "tp", "kept"), [(512, 2, ()), (256, 1, ()), (99, 2, ()), (99, 2, ("gate_proj",))], ids=str
+)
+def test_round_and_odd_shards(intermediate, tp, kept, tmp_path):
+    """I / tp = 256 takes the interleaved layout of the intermediate axis, 99 is padded to 100; a dense gate too."""
+    dense = save_dense(tmp_path / "dense", "llama", vocab_size=260, intermediate_size=intermediate, num_hidden_layers=1)
+    directory = save_factored(dense, tmp_path / "svd", 40, tuple((0, name) for name in kept))
+    prompt = torch.randint(0, 260, (2, 20), generator=torch.Generator().manual_seed(0))
+    options = {"tp_degree": tp, "batch_size": 2}
+    results = ranks.run(tp, with_simulated_kernels, decode, "llama", directory, prompt, 2, **options)
+    expected = reference_logits(dense_reference(directory, "llama"), results[0][0]["tokens"], 20)
+    for found, _ in results:
+        torch.testing.assert_close(found["logits"], expected, rtol=0, atol=5e-5 * expected.abs().max())
+
+
+class OnDevice:
+    """What the choice looks at: a tensor that is not on the CPU."""
+
+    device = torch.device("meta")
+
+
+@pytest.fixture
+def on_trn1(monkeypatch):
+    monkeypatch.setattr(device, "cpu_mode", lambda: False)
+    monkeypatch.setattr(device, "get_platform_target", lambda: "trn1")
+    return monkeypatch
+
+
+def sdk_of(monkeypatch, nxdi):
+    from nxdi_svd_plugin import versions
+
+    monkeypatch.setattr(device.upstream, "sdk", lambda: versions.sdk_of(nxdi))
+
+
+def test_the_plain_path_is_announced_once(caplog):
+    device.announce.cache_clear()
+    with caplog.at_level("WARNING"):
+        assert not device.runs_kernels(torch.zeros(1))
+        assert not device.runs_kernels(torch.zeros(1))
+    assert [record.message for record in caplog.records].count(
+        "mlp_impl='svd_fused' runs as PyTorch ops, not as NKI kernels: NxDI runs on the CPU"
+    ) == 1
+
+
+def test_another_platform_takes_the_plain_path(on_trn1):
+    on_trn1.setattr(device, "get_platform_target", lambda: "trn2")
+    assert device.plain_reason(OnDevice()) == "the kernels are written for trn1 and this is trn2"
+
+
+def test_an_sdk_without_trn1_kernels_is_an_error(on_trn1):
+    sdk_of(on_trn1, "0.9.0")
+    with pytest.raises(NxdiError, match=r"needs Neuron SDK 2.26 to 2.28 on trn1; this is SDK 2.29 .*mlp_impl='svd'"):
+        device.runs_kernels(OnDevice())
+
+
+def test_no_compiler_is_an_error(on_trn1):
+    sdk_of(on_trn1, "0.8.0")
+    with pytest.raises(NxdiError, match="neuronxcc.nki.*does not import"):
+        device.runs_kernels(OnDevice())
+
+
+def test_the_kernels_are_built_for_the_platform(on_trn1):
+    from nxdi_svd_plugin.kernels import nki
+    from nxdi_svd_plugin.kernels.fused_down import down_kernel
+    from nxdi_svd_plugin.kernels.fused_up_gate import up_gate_kernel
+
+    built = []
+
+    class Compiler:
+        @staticmethod
+        def jit(function, **options):
+            built.append((function, options))
+            return function
+
+    sdk_of(on_trn1, "0.8.0")
+    on_trn1.setattr(nki, "SOURCE", "neuronxcc")
+    on_trn1.setattr(nki, "nki", Compiler)
+    device.kernel_calls.cache_clear()
+    assert device.runs_kernels(OnDevice())
+    assert built == []  # lazily
+    assert device.kernel_calls() is device.kernel_calls()
+    options = {"mode": "torchxla", "platform_target": "trn1"}
+    assert built == [(up_gate_kernel, options), (down_kernel, options)]
+    device.kernel_calls.cache_clear()
