@@ -33,6 +33,7 @@ COMMANDS = (
     "inspect",
     "verify",
     "report",
+    "neuron",
     "doctor",
 )
 EPILOG = """\
