@@ -24,8 +24,8 @@ from nxdi_svd_plugin.errors import CheckpointError
 UNFINISHED = ".unfinished"
 
 
-def prepare_output(output: Path, source: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make the output directory, or refuse it before any work.
+def check_output(output: Path, source: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse an output directory that cannot be used; writes nothing.
 
     Raises:
         CheckpointError: it is the source or inside it, holds something and neither flag is given, has nothing to
@@ -46,11 +46,31 @@ def prepare_output(output: Path, source: Path, *, resume: bool, overwrite: bool)
         raise CheckpointError(f"{output} has no unfinished compression to resume; run without --resume")
     if output.is_dir() and any(output.iterdir()) and not resume:
         if not overwrite:
-            state = "an unfinished compression; add --resume to continue it" if unfinished.is_dir() else "other files"
-            raise CheckpointError(
-                f"output {output} holds {state}, or --overwrite to replace it, or give another directory"
+            state = (
+                "an unfinished compression: add --resume to continue it"
+                if unfinished.is_dir()
+                else "files already: add"
             )
+            raise CheckpointError(
+                f"output {output} holds {state}, --overwrite to replace it, or give another directory"
+            )
+        if not (output / CONFIG).is_file() and not unfinished.is_dir():
+            raise CheckpointError(f"{output} does not look like a model directory; --overwrite will not delete it")
+    existing = output
+    while not existing.exists():
+        existing = existing.parent
+    if not os.access(existing, os.W_OK | os.X_OK) or not existing.is_dir():
+        raise CheckpointError(
+            f"cannot write output {output}: {existing} is not a writable directory; choose another place"
+        )
+
+
+def prepare_output(output: Path, source: Path, *, resume: bool, overwrite: bool) -> None:
+    """`check_output`, then make the directory, emptied with `overwrite`."""
+    check_output(output, source, resume=resume, overwrite=overwrite)
+    if overwrite and output.is_dir():
         _remove_output(output)
+    unfinished = output / UNFINISHED
     with disk_errors(output):
         unfinished.mkdir(parents=True, exist_ok=True)
         (unfinished / "probe").write_bytes(b"")
@@ -58,9 +78,8 @@ def prepare_output(output: Path, source: Path, *, resume: bool, overwrite: bool)
 
 
 def _remove_output(output: Path) -> None:
-    """Empty an output that holds a compressed model or an unfinished one; config.json goes first."""
-    if not (output / CONFIG).is_file() and not (output / UNFINISHED).is_dir():
-        raise CheckpointError(f"{output} does not look like a model directory; --overwrite will not delete it")
+    """Empty an output that holds a model or an unfinished one; config.json goes first, so it is no model from then
+    on."""
     with disk_errors(output):
         (output / CONFIG).unlink(missing_ok=True)
         for path in output.iterdir():
@@ -89,9 +108,9 @@ class Writer:
             self._allocate(output / UNFINISHED / shard.name, shard.header, shard.size)
 
     def _allocate(self, path: Path, header: bytes, size: int) -> None:
-        if path.exists() and path.stat().st_size == size:
+        if (self.output / path.name).exists():  # killed while it finished: this shard is complete and in place
             return
-        with disk_errors(path), open(path, "wb") as file:
+        with disk_errors(path), open(path, "r+b" if path.exists() else "wb") as file:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
             file.truncate(size)

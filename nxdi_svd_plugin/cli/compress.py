@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     from nxdi_svd_plugin.compress.pipeline import compress
 
     recipe = recipe_from(args)
+    if args.dry_run:
+        return dry_run(args, recipe)
     report = compress(
         args.model,
         args.output,
@@ -47,4 +49,15 @@ def run(args: argparse.Namespace) -> int:
         progress=not args.quiet,
     )
     emit(args, report.to_dict(), report.to_text())
+    return 0
+
+
+def dry_run(args: argparse.Namespace, recipe: Any) -> int:
+    """Every check that compress makes before the first layer, and the plan; nothing is written."""
+    from nxdi_svd_plugin.compress.pipeline import check
+    from nxdi_svd_plugin.compress.summary import make_plan, plan_text
+
+    check(args.model, args.output, recipe, resume=args.resume, overwrite=args.overwrite)
+    plan = make_plan(args.model, recipe)
+    emit(args, plan, plan_text(plan) + "\nall checks passed; nothing was written (--dry-run)")
     return 0

@@ -26,6 +26,7 @@ from nxdi_svd_plugin.cli.output import add_common_options, logging_to
 from nxdi_svd_plugin.errors import MissingExtraError, RecipeError, SvdError
 
 COMMANDS = (
+    "plan",
     "compress",
     "recover",
     "evaluate",

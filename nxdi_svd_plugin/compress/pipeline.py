@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from nxdi_svd_plugin.checkpoint.names import EMBEDDING, projection_prefix
-from nxdi_svd_plugin.checkpoint.writer import UNFINISHED, Writer, prepare_output
+from nxdi_svd_plugin.checkpoint.reader import file_sha256
+from nxdi_svd_plugin.checkpoint.writer import UNFINISHED, Writer, check_output, prepare_output, remove_unfinished
 from nxdi_svd_plugin.compress import calibrate, manifest
 from nxdi_svd_plugin.compress.distributed import World, join, pick_device
 from nxdi_svd_plugin.compress.finish import finish
@@ -57,6 +58,18 @@ def compress(
     return run.all_layers(progress)
 
 
+def check(model_dir: str | Path, output_dir: str | Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """Every check that `compress` makes before the first layer, without writing anything.
+
+    Raises:
+        SvdError: as `compress`.
+    """
+    job = prepare(Path(model_dir), recipe)
+    check_output(Path(output_dir), job.config.directory, resume=resume, overwrite=overwrite)
+    check_space(job, Path(output_dir), 1)
+    job.reader.check_finite()
+
+
 class Run:
     """One compression in one process of a world."""
 
@@ -81,7 +94,7 @@ class Run:
             self.writer.sync(kept)
 
     def _open(self, resume: bool, overwrite: bool) -> manifest.Manifest:
-        prepare_output(self.output, self.config.directory, resume=resume, overwrite=overwrite)
+        check_output(self.output, self.config.directory, resume=resume, overwrite=overwrite)
         saved = manifest.load(self.folder) if resume else None
         if saved:
             torch.set_num_threads(saved.identity.get("threads", torch.get_num_threads()))
@@ -91,13 +104,12 @@ class Run:
         if saved:
             manifest.check_same(saved.identity, now)
             return saved
+        prepare_output(self.output, self.config.directory, resume=resume, overwrite=overwrite)
         state = manifest.Manifest(now)
         state.save(self.folder)
         return state
 
     def _check_hidden(self) -> None:
-        from nxdi_svd_plugin.checkpoint.reader import file_sha256
-
         if self.state.layers == self.config.layers:
             return
         path = self.hidden.path(self.state.layers)
@@ -118,9 +130,12 @@ class Run:
             self.state.wall_seconds += time.monotonic() - wall
             self.state.cpu_seconds += time.process_time() - cpu
             self._layer_done(layer)
-            progress.layer(f"layer {layer}", _note(records))
+            progress.layer(layer, _note(records))
         progress.close()
-        return self.world.on_first(lambda: finish(self.job, self.output, self._writer(), self.state, self.device))
+        report = self.world.on_first(lambda: finish(self.job, self.output, self._writer(), self.state, self.device))
+        if self.folder.exists():  # a process with its own disk
+            remove_unfinished(self.output)
+        return report
 
     def _embedded(self) -> Iterator[torch.Tensor]:
         for ids in self.mine:
@@ -138,7 +153,8 @@ class Run:
                 progress.step()
 
         with collector:
-            digest = self.hidden.write(layer + 1, outputs())
+            last = layer + 1 == self.config.layers
+            digest = _exhaust(outputs()) if last else self.hidden.write(layer + 1, outputs())
         self.state.hidden = self.world.all(digest)
         found = collector.statistics
         return calibrate.Statistics(self.world.total(found.inputs), self.world.total(found.outputs))
@@ -219,3 +235,10 @@ def _note(records: list[dict[str, Any]]) -> str:
         if r["form"] != "dense"
     ]
     return "output error " + ", ".join(errors) if errors else "dense"
+
+
+def _exhaust(samples: Iterator[torch.Tensor]) -> str:
+    """Run the samples through the last layer, whose outputs nothing reads."""
+    for _ in samples:
+        pass
+    return ""

@@ -32,15 +32,23 @@ class Progress:
         if self._bar is not None:
             self._bar.update(1)
 
-    def layer(self, name: str, note: str) -> None:
+    def layer(self, layer: int, note: str) -> None:
         """One layer is done; `note` says how it went."""
         self._done += 1
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{name}: {note}")
+            self._bar.set_postfix_str(f"layer {layer}: {note}")
         if self._plain:
             gone = time.monotonic() - self._began
             left = gone / self._done * (self._layers - self._done)
-            logger.info("%s of %d: %s; %.0f s gone, about %.0f s left", name, self._layers, note, gone, left)
+            logger.info(
+                "layer %d (%d of %d): %s; %.0f s gone, about %.0f s left",
+                layer,
+                self._done,
+                self._layers,
+                note,
+                gone,
+                left,
+            )
 
     def close(self) -> None:
         """Leave the bar as it is."""

@@ -19,8 +19,3 @@ def accumulate(covariance: torch.Tensor, x: torch.Tensor) -> None:
     """
     tokens = x.reshape(-1, x.shape[-1]).to(torch.float64)
     covariance.addmm_(tokens.T, tokens)
-
-
-def symmetrize(covariance: torch.Tensor) -> torch.Tensor:
-    """(C + C^T) / 2: removes the rounding that makes an accumulated covariance unsymmetric."""
-    return (covariance + covariance.T) / 2

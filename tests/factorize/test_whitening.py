@@ -39,8 +39,6 @@ def test_covariance_is_the_sum_over_all_tokens_in_float64():
     expected = sum(torch.outer(row, row) for row in x.double().reshape(-1, 7))
     assert c.dtype == torch.float64
     torch.testing.assert_close(c, expected, rtol=0, atol=15 * 8 * EPS * float(expected.abs().max()))
-    lopsided = c + torch.triu(torch.full_like(c, 1e-9), 1)
-    assert torch.equal(covariance.symmetrize(lopsided), covariance.symmetrize(lopsided).T)
 
 
 @settings(max_examples=40, deadline=None)
