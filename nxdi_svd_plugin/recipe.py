@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.svd_config import PROJECTIONS
 
 DEFAULT_RATIO = 0.10
+SELECTOR = re.compile(rf"(0|[1-9][0-9]*)|((0|[1-9][0-9]*)\.)?({'|'.join(PROJECTIONS)})")
 FACTOR_DTYPES = ("source", "float32", "bfloat16", "float16")
 
 
@@ -167,12 +169,12 @@ def from_yaml(path: str | Path) -> Recipe:
 
 def check_selector(key: str, selector: str) -> None:
     """Refuse what is neither a layer, a projection nor layer.projection."""
-    layer, _, projection = selector.rpartition(".")
-    if selector.isdigit() or (projection in PROJECTIONS and (layer.isdigit() or selector == projection)):
+    if SELECTOR.fullmatch(selector):
         return
+    projection = selector.rpartition(".")[2]
     raise RecipeError(
         f"{key} has {selector!r}; expected a layer (3), a projection (down_proj) or both (3.down_proj)"
-        + suggestion(projection or selector, PROJECTIONS)
+        + suggestion(projection, PROJECTIONS)
     )
 
 
@@ -195,7 +197,7 @@ def _unknown(raw: Mapping[str, Any], known: set[str], prefix: str) -> None:
     for key in raw:
         if key not in known:
             raise RecipeError(
-                f"unknown key {prefix}{key}{suggestion(str(key), known)} Known keys: {', '.join(sorted(known))}"
+                f"unknown key {prefix}{key}{suggestion(str(key), known)} (known keys: {', '.join(sorted(known))})"
             )
 
 
