@@ -134,7 +134,7 @@ def _files(directory: Path) -> tuple[list[str], dict[str, str] | None]:
     if (directory / INDEX).is_file():
         index = _load_index(directory / INDEX)
         for file in index.values():
-            if Path(file).name != file:
+            if Path(file).name != file or file in ("", ".."):
                 raise CheckpointError(f"{directory / INDEX} names {file!r}, which is outside the model directory")
         return sorted(set(index.values())), index
     if (directory / SINGLE_FILE).is_file():
