@@ -127,6 +127,8 @@ def activation(
     if bias is not None and not isinstance(bias, tensor.View):
         fail(f"{api}: bias must be a [P, 1] tile of float32, float16 or bfloat16 (err_activation_bias_invalid_type)")
     if bias is not None:
+        if name == "reciprocal":
+            fail(f"{api}: reciprocal takes no bias on NeuronCore-v2")
         bias = _vector(bias, api, "bias", data, (float32, float16, bfloat16))
         reads.append((bias, elementwise.broadcast_axes(bias, data.shape)))
     function, constant = UNARY[name], None if isinstance(scale, tensor.View) else np.float32(scale)

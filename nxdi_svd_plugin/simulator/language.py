@@ -16,7 +16,7 @@ from nxdi_svd_plugin.simulator.functions import BINARY, REDUCE, UNARY, op_name
 from nxdi_svd_plugin.simulator.indexing import DynamicSlice as ds
 from nxdi_svd_plugin.simulator.kernel import program_id
 from nxdi_svd_plugin.simulator.place import fail, missing_api
-from nxdi_svd_plugin.simulator.program import Storage, tracer
+from nxdi_svd_plugin.simulator.program import Reads, Storage, tracer
 from nxdi_svd_plugin.simulator.tensor import View
 
 __all__ = ["ds", "load", "load_transpose2d", "program_id", "store"]
@@ -252,17 +252,21 @@ def static_cast(input_data: Any, dtype: Any) -> Any:
 
 
 def where(condition: View, x: Any, y: Any, *, dtype: Any = None, mask: Any = None) -> View:
-    """Element-wise choice."""
-    picked = [elementwise.binary("multiply", condition, x, dtype=np.float32, mask=mask)]
-    picked.append(
-        elementwise.binary(
-            "multiply", elementwise.binary("equal", condition, 0, mask=mask), y, dtype=np.float32, mask=mask
-        )
-    )
-    views = [v.dtype for v in (x, y) if isinstance(v, View)]
-    return elementwise.binary(
-        "add", picked[0], picked[1], dtype=dtype or (views[0] if views else np.float32), mask=mask
-    )
+    """Element-wise choice between two tiles or scalars, on the Vector Engine."""
+    api = "nki.language.where"
+    condition = emit.need(condition, api, "condition", "sbuf", "psum")
+    views = [emit.need(v, api, name, "sbuf", "psum") for name, v in (("x", x), ("y", y)) if isinstance(v, View)]
+    if any(v.shape != condition.shape for v in views):
+        fail(f"{api}: condition {list(condition.shape)} and values {[list(v.shape) for v in views]} differ in shape")
+
+    def choose(picks: Any, *tiles: Any) -> Any:
+        rest = iter(tiles)
+        return np.where(picks != 0, *[next(rest) if isinstance(v, View) else np.float32(v) for v in (x, y)])
+
+    axes = tuple(range(condition.ndim))
+    out = dtypes.as_dtype(dtype) if dtype is not None else views[0].dtype if views else dtypes.float32
+    reads: Reads = [(v, axes) for v in (condition, *views)]
+    return emit.result("where", "vector", condition.shape, reads, axes, choose, out, mask=mask)
 
 
 def _unary(name: str) -> Callable[..., View]:

@@ -132,6 +132,10 @@ def bias_integer(x):
     nisa.activation(nl.exp, sbuf(), bias=sbuf((128, 1), nl.int32))
 
 
+def reciprocal_with_bias(x):
+    nisa.activation(nl.reciprocal, sbuf(), bias=sbuf((128, 1)))
+
+
 def scale_fp16(x):
     nisa.activation(nl.exp, sbuf(), scale=sbuf((128, 1), np.float16))
 
@@ -377,6 +381,7 @@ REFUSED = [
     (too_many_elements, "at most 4096"),
     (bias_not_a_tile, "err_activation_bias_invalid_type"),
     (bias_integer, "bias must be float32"),
+    (reciprocal_with_bias, "reciprocal takes no bias"),
     (scale_fp16, "scale must be float32"),
     (unknown_activation, "does not take the operator norm"),
     (reduce_partitions, "axis 0 is the partition axis"),
