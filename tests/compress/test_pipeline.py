@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -105,9 +106,17 @@ def test_the_result_answers(dense, tmp_path):
     assert model.generate(ids, max_new_tokens=4, min_new_tokens=4, do_sample=False).shape == (1, ids.shape[1] + 4)
 
 
-def test_a_whole_gguf_named_tokenizer_model_stays_behind(tiny_llama, tmp_path):
-    import shutil
+def test_the_model_card_takes_the_sources_licence(tiny_llama, tmp_path):
+    shutil.copytree(tiny_llama, tmp_path / "in")
+    (tmp_path / "in" / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
+    report = nxdi_svd_plugin.compress(tmp_path / "in", tmp_path / "out", recipe())
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "license: apache-2.0" in card
+    assert report.calibration["sha256"] in card
+    assert f"{report.ratio['mlp']:.4f}" in card
 
+
+def test_a_whole_gguf_named_tokenizer_model_stays_behind(tiny_llama, tmp_path):
     shutil.copytree(tiny_llama, tmp_path / "in")
     (tmp_path / "in" / "tokenizer.model").write_bytes(b"GGUF" + bytes(100))
     (tmp_path / "in" / "optimizer.pt").write_bytes(b"x")

@@ -1,0 +1,120 @@
+"""Two gloo processes against one: the same statistics to float64 rounding, the same model."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nxdi_svd_plugin.compress.distributed import World, pick_device
+from nxdi_svd_plugin.compress.pipeline import compress
+from nxdi_svd_plugin.errors import SvdError
+from nxdi_svd_plugin.recipe import Calibration, Recipe
+
+CHILD = """
+import sys
+import torch
+from nxdi_svd_plugin.compress import pipeline
+from nxdi_svd_plugin.errors import SvdError
+from nxdi_svd_plugin.recipe import Calibration, Recipe
+
+source, output, statistics, resume, stop = sys.argv[1:]
+collect = pipeline.Run.collect
+
+def kept(run, layer, progress):
+    found = collect(run, layer, progress)
+    torch.save([found.inputs, found.outputs], f"{statistics}-{run.world.size}-{run.world.rank}-{layer}.pt")
+    return found
+
+def done(run, layer, original=pipeline.Run._layer_done):
+    original(run, layer)
+    if str(layer) == stop:
+        sys.exit(7)
+
+pipeline.Run.collect, pipeline.Run._layer_done = kept, done
+recipe = Recipe(ratio=0.2, block=2, dense=("1.up_proj",), calibration=Calibration(samples=5, length=40))
+try:
+    pipeline.compress(source, output, recipe, resume=resume == "resume")
+except SvdError as error:
+    print(error)
+    sys.exit(5)
+"""
+
+
+def launch(processes, source, output, statistics, resume="", stop=""):
+    """Start the child under torchrun's environment variables; returns (exit codes, outputs)."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = []
+    for rank in range(processes):
+        world = {"WORLD_SIZE": processes, "RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = {**os.environ, **{key: str(value) for key, value in world.items()}}
+        command = [sys.executable, "-c", CHILD, str(source), str(output), str(statistics), resume, stop]
+        children.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+    texts = [child.communicate(timeout=300)[0] for child in children]
+    return [child.returncode for child in children], texts
+
+
+@pytest.fixture(scope="module")
+def both(tiny_llama, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("worlds")
+    assert launch(1, tiny_llama, folder / "one", folder / "s")[0] == [0]
+    assert launch(2, tiny_llama, folder / "two", folder / "s")[0] == [0, 0]
+    return folder
+
+
+def test_statistics_agree_to_float64_rounding(both):
+    """The same 200 products added in another order: each sum is within 200 * 2^-53 of the largest entry."""
+    for layer in range(3):
+        one = torch.load(both / f"s-1-0-{layer}.pt")
+        for rank in range(2):
+            for expected, found in zip(one, torch.load(both / f"s-2-{rank}-{layer}.pt"), strict=True):
+                assert float((expected - found).abs().max()) <= 200 * 2**-53 * float(expected.abs().max())
+
+
+def test_the_model_is_the_same(both):
+    """u @ v in float64 from float32 factors: float32 rounding of the two factors."""
+    one, two = (load_file(both / name / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        if not name.endswith((".u", ".v")):
+            assert torch.equal(tensor, two[name])
+        elif name.endswith(".u"):
+            maps = [m[name].double() @ m[name.removesuffix("u") + "v"].double() for m in (one, two)]
+            assert float((maps[0] - maps[1]).abs().max()) <= 1e-6 * float(maps[0].abs().max())
+    assert not (both / "two" / ".unfinished").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_resume(both, tiny_llama, tmp_path):
+    codes, _ = launch(2, tiny_llama, tmp_path / "out", tmp_path / "s", stop="0")
+    assert 7 in codes
+    assert launch(2, tiny_llama, tmp_path / "out", tmp_path / "s", resume="resume")[0] == [0, 0]
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (both / "two" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_every_process_ends_with_the_error_of_the_first(tiny_llama, both):
+    codes, texts = launch(2, tiny_llama, both / "one", both / "s")
+    assert codes == [5, 5]
+    assert all("add --resume" in text or "--overwrite" in text for text in texts)
+
+
+def test_one_process_needs_no_communication():
+    world = World()
+    assert world.first and world.all(3) == [3]
+    with pytest.raises(SvdError):
+        world.on_first(lambda: (_ for _ in ()).throw(SvdError("no")))
+
+
+def test_an_unknown_device_is_refused(tiny_llama, tmp_path):
+    with pytest.raises(SvdError, match="device 'gpu7' cannot be used"):
+        pick_device("gpu7")
+    recipe = Recipe(ratio=0.2, block=2, calibration=Calibration(samples=2, length=8))
+    with pytest.raises(SvdError, match="device 'cuda:9' cannot be used"):
+        compress(tiny_llama, tmp_path / "out", recipe, device="cuda:9")
+    assert pick_device("cpu") == torch.device("cpu")
