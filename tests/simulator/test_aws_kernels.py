@@ -15,7 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from nxdi_svd_plugin.simulator import as_neuronxcc
+from nxdi_svd_plugin.simulator import TensorSpec, as_neuronxcc, simulate
 from nxdi_svd_plugin.simulator import language as nl
 
 SDK = Path(os.environ.get("NXDI_SVD_AWS_SDK", "/nonexistent")) / "nki"
@@ -114,3 +114,32 @@ def test_average_pool2d(load):
     module = load("examples/average_pool2d/average_pool2d_nki_kernels.py")
     x = np.arange(2 * 6 * 6, dtype=np.float16).reshape(2, 6, 6)
     assert np.array_equal(module.tensor_avgpool_kernel(x, 2), module.np_average_pool_2D(x, 2))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "gib_read"),
+    [
+        ("nki_matmul_tiled_", 5.0),
+        ("nki_matmul_hoist_load_", 4.0625),
+        ("nki_matmul_block_free_dimension_", 2.0625),
+        ("nki_matmul_fully_optimized_", 0.625),
+    ],
+)
+def test_matmul_tutorial_traffic_at_full_size(load, kernel, gib_read):
+    """[4096, 8192] x [8192, 8192] in bf16: the bytes of the loop nests; AWS profiled 640 and 64 MiB for the last."""
+    module = load("examples/matrix_multiplication/matrix_multiplication_nki_kernels.py")
+    specs = [TensorSpec(shape, nl.bfloat16) for shape in ((8192, 4096), (8192, 8192))]
+    _, trace = simulate(getattr(module, kernel), *specs, count_only=True, strict=False)
+    assert trace.hbm_read_bytes - trace.spill_reload_bytes == gib_read * 2**30
+    assert trace.hbm_write_bytes - trace.spill_save_bytes == 64 * 2**20
+    assert trace.matmul_flops == 2 * 4096 * 8192 * 8192
+
+
+def test_matmul_tutorial_spills_for_many_rows(load):
+    module = load("examples/matrix_multiplication/matrix_multiplication_nki_kernels.py")
+    kernel, spills = module.nki_matmul_fully_optimized_, {}
+    for rows in (4096, 32768):
+        specs = [TensorSpec(shape, nl.bfloat16) for shape in ((8192, rows), (8192, 8192))]
+        spills[rows] = simulate(kernel, *specs, count_only=True, strict=False)[1].spill_save_bytes
+    assert spills[4096] == 0
+    assert spills[32768] > 0
