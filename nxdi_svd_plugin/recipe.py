@@ -6,7 +6,15 @@
     tau: 0.5               # rounding threshold of Eq. 5
     ranks: {down_proj: 384, 0.gate_proj: 512}
     dense: [0, 31.down_proj]
-    calibration: {text: builtin, samples: 64, length: 512, seed: 0}
+    form: interpolative    # or pair
+    objective: two_sided   # or two_sided_diagonal, or input (the paper's whitening)
+    allocation: global     # ranks by predicted loss within one budget, or uniform (Eq. 5)
+    damping: 0.1           # relative ridge of the two-sided objectives
+    max_patterns: 0        # at most so many different layers; 0 is no limit
+    calibration: {text: builtin, samples: 56, length: 512, seed: 0}
+
+What is not given comes from the default recipe, the best that was measured (docs/accuracy.md); `recipe: paper` starts
+from the paper's instead: pairs, input whitening, uniform ranks.
 
 A selector is a layer ("3"), a projection ("down_proj") or both ("3.down_proj"); the more specific one wins.
 """
@@ -25,6 +33,10 @@ from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.svd_config import PROJECTIONS
 
 DEFAULT_RATIO = 0.10
+DEFAULT_SAMPLES = 56
+FORMS = ("pair", "interpolative")
+OBJECTIVES = ("input", "two_sided", "two_sided_diagonal")
+ALLOCATIONS = ("uniform", "global")
 SELECTOR = re.compile(rf"(0|[1-9][0-9]*)|((0|[1-9][0-9]*)\.)?({'|'.join(PROJECTIONS)})")
 FACTOR_DTYPES = ("source", "float32", "bfloat16", "float16")
 
@@ -34,12 +46,13 @@ class Calibration:
     """The text whose activations decide what may be lost.
 
     text: a text file, a JSON lines file with a "text" key, or "builtin" (nxdi_svd_plugin/texts.py).
-    samples, length: number of windows and tokens in each.
+    samples, length: number of windows and tokens in each; where a model's tokenizer makes fewer than the default number
+        of windows out of the built-in text, all there are.
     seed: which windows of a longer text are taken.
     """
 
     text: str = "builtin"
-    samples: int = 64
+    samples: int = DEFAULT_SAMPLES
     length: int = 512
     seed: int = 0
 
@@ -56,7 +69,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to factor and how far. See the module docstring for the keys.
+    """What to factor and how far. See the module docstring for the keys; without arguments it is the paper's recipe.
 
     ratio: in (0, 1); 0.10 when not given. It is met by the projections that are neither dense nor given a rank.
     dtype: of the factors; "source" keeps the dtype of the weight they replace.
@@ -71,6 +84,11 @@ class Recipe:
     tau: float = 0.5
     ranks: Mapping[str, int] = field(default_factory=dict)
     dense: tuple[str, ...] = ()
+    form: str = "pair"
+    objective: str = "input"
+    allocation: str = "uniform"
+    damping: float = 0.1
+    max_patterns: int = 0
     calibration: Calibration = field(default_factory=Calibration)
     dtype: str = "source"
     shard_size: int = 5_000_000_000
@@ -89,7 +107,27 @@ class Recipe:
             raise RecipeError(f"block is {self.block}, shard_size {self.shard_size}; both must be at least 1")
         if not 0 < self.tau <= 1:
             raise RecipeError(f"tau is {self.tau}; it must be above 0 (round up) and at most 1 (round down)")
+        self._check_method()
         self._check_selectors()
+
+    def _check_method(self) -> None:
+        _one_of("form", self.form, FORMS)
+        _one_of("objective", self.objective, OBJECTIVES)
+        _one_of("allocation", self.allocation, ALLOCATIONS)
+        _check("damping", self.damping, float)
+        _check("max_patterns", self.max_patterns, int)
+        if self.damping <= 0 or self.max_patterns < 0:
+            raise RecipeError(
+                f"damping is {self.damping}, max_patterns {self.max_patterns}; damping must be above 0, "
+                "max_patterns at least 0 (no limit)"
+            )
+        if self.allocation == "global" and self.objective == "input":
+            raise RecipeError(
+                "allocation global needs losses that compare across matrices, which objective input does not give; use "
+                "objective two_sided or allocation uniform"
+            )
+        if self.max_patterns and self.allocation == "uniform":
+            raise RecipeError("max_patterns limits what allocation global chooses; remove it, uniform has one pattern")
 
     def _check_selectors(self) -> None:
         for selector, rank in self.ranks.items():
@@ -121,15 +159,34 @@ class Recipe:
         return from_dict(merged)
 
 
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "paper": {},
+    "default": {"form": "interpolative", "objective": "two_sided", "allocation": "global"},
+}
+"""What the name of a recipe stands for; every other key has the dataclass's value."""
+
+
+def preset(name: str) -> Recipe:
+    """The recipe "default" or "paper".
+
+    Raises:
+        RecipeError: another name.
+    """
+    _one_of("recipe", name, tuple(PRESETS))
+    return Recipe(**PRESETS[name])
+
+
 def from_dict(raw: Mapping[str, Any]) -> Recipe:
-    """A recipe from plain data.
+    """A recipe from plain data; its key `recipe` says where missing keys come from, "default" if it is not there.
 
     Raises:
         RecipeError: an unknown key (with the nearest known one), a wrong type or value.
     """
     known = {item.name for item in dataclasses.fields(Recipe)}
-    _unknown(raw, known, "")
-    values = dict(raw)
+    _unknown(raw, {*known, "recipe"}, "")
+    start = str(raw.get("recipe", "default"))
+    _one_of("recipe", start, tuple(PRESETS))
+    values = {**PRESETS[start], **{key: value for key, value in raw.items() if key != "recipe"}}
     if "calibration" in values:
         calibration = values["calibration"]
         if not isinstance(calibration, Mapping):

@@ -13,6 +13,8 @@ CONFIG = "config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 REPORT = "report.json"
+ORDER = "mlp_order.npy"
+"""int32 [layers, I]: where each stored intermediate neuron was in the source; interpolative checkpoints only."""
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 ROTARY_BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from nxdi_svd_plugin.errors import RecipeError
-from nxdi_svd_plugin.recipe import FACTOR_DTYPES, Recipe, from_yaml
+from nxdi_svd_plugin.recipe import ALLOCATIONS, FACTOR_DTYPES, FORMS, OBJECTIVES, PRESETS, Recipe, from_yaml, preset
 
 KEYS = {
     "ratio": "ratio",
@@ -14,6 +14,11 @@ KEYS = {
     "block": "block",
     "tau": "tau",
     "dense": "dense",
+    "form": "form",
+    "objective": "objective",
+    "allocation": "allocation",
+    "damping": "damping",
+    "max_patterns": "max_patterns",
     "dtype": "dtype",
     "shard_size": "shard_size",
     "calibration": "calibration.text",
@@ -27,7 +32,7 @@ KEYS = {
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     """Add --recipe and one flag for every recipe key."""
     group = parser.add_argument_group("recipe (flags override the file)")
-    group.add_argument("--recipe", metavar="FILE", help="YAML recipe")
+    group.add_argument("--recipe", metavar="FILE", help="YAML recipe, or default or paper (default: default)")
     group.add_argument("--ratio", type=float, help="share of the parameters to save, in (0, 1) (default: 0.10)")
     group.add_argument("--ratio-of", choices=("mlp", "model"), help="what the ratio is a share of (default: mlp)")
     group.add_argument("--block", type=int, help="ranks are multiples of it (default: 128)")
@@ -36,10 +41,15 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
         "--rank", action="append", metavar="SELECTOR=R", help="explicit rank, e.g. down_proj=384, 0.up_proj=512"
     )
     group.add_argument("--dense", action="append", metavar="SELECTOR", help="keep dense: 0, down_proj or 3.down_proj")
+    group.add_argument("--form", choices=FORMS, help="of a factored projection (default: interpolative)")
+    group.add_argument("--objective", choices=OBJECTIVES, help="what changes least (default: two_sided)")
+    group.add_argument("--allocation", choices=ALLOCATIONS, help="of the ranks (default: global)")
+    group.add_argument("--damping", type=float, help="relative ridge of the two-sided objectives (default: 0.1)")
+    group.add_argument("--max-patterns", type=int, help="most different layers, 0: no limit (default: 0)")
     group.add_argument("--dtype", choices=FACTOR_DTYPES, help="of the factors (default: source)")
     group.add_argument("--shard-size", type=int, metavar="BYTES", help="largest output file (default: 5000000000)")
     group.add_argument("--calibration", metavar="FILE", help="text or .jsonl file (default: builtin)")
-    group.add_argument("--samples", type=int, help="calibration windows (default: 64)")
+    group.add_argument("--samples", type=int, help="calibration windows (default: 56)")
     group.add_argument("--length", type=int, help="tokens in each window (default: 512)")
     group.add_argument("--seed", type=int, help="which windows of a longer text (default: 0)")
 
@@ -53,7 +63,8 @@ def recipe_from(args: argparse.Namespace) -> Recipe:
     changes: dict[str, Any] = {
         key: getattr(args, flag) for flag, key in KEYS.items() if getattr(args, flag) is not None
     }
-    recipe = from_yaml(args.recipe) if args.recipe else Recipe()
+    name = args.recipe or "default"
+    recipe = preset(name) if name in PRESETS else from_yaml(name)
     if args.rank:
         changes["ranks"] = {**recipe.ranks, **dict(_rank(entry) for entry in args.rank)}
     return recipe.with_changes(changes)

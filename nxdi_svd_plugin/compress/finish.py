@@ -80,9 +80,9 @@ def make_report(job: Job, state: Manifest, files: dict[str, str], device: torch.
         calibration={
             "text": job.text.name,
             "sha256": job.text.sha256,
-            "samples": calibration.samples,
+            "samples": len(job.samples),
             "length": calibration.length,
-            "tokens": calibration.samples * calibration.length,
+            "tokens": job.samples.numel(),
             "seed": calibration.seed,
         },
         recipe=job.recipe.to_dict(),

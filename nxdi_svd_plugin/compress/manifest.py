@@ -19,7 +19,7 @@ class Manifest:
     """The state of a compression.
 
     identity: source fingerprint, recipe, calibration text, versions, threads, processes; equal for a run and its
-    resumption. layers: finished layers.
+    resumption. layers: finished layers. steps: finished forward and backward steps of a two-pass run.
     hidden: sha256 of the hidden states that the next layer reads, one per process.
     records: the report's matrix records of the finished layers.
     wall_seconds, cpu_seconds: spent on them.
@@ -27,6 +27,7 @@ class Manifest:
 
     identity: dict[str, Any]
     layers: int = 0
+    steps: int = 0
     hidden: list[str] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
     wall_seconds: float = 0.0

@@ -23,7 +23,7 @@ from nxdi_svd_plugin.compress.report import Report
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.factorize import svd
 from nxdi_svd_plugin.factorize.whitening import Whitening, whiten
-from nxdi_svd_plugin.recipe import Recipe
+from nxdi_svd_plugin.recipe import Recipe, preset
 from nxdi_svd_plugin.svd_config import tensor_shapes
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def compress(
     Args:
         model_dir: the dense model; only read.
         output_dir: the compressed model; `config.json` appears last.
-        recipe: what to factor and how far; None is `Recipe()`.
+        recipe: what to factor and how far; None is the default recipe.
         resume: continue an unfinished output; its tensors end byte-identical to an uninterrupted run.
         overwrite: replace what the output holds.
         device: "auto", "cpu" or a torch device.
@@ -53,7 +53,11 @@ def compress(
     Raises:
         SvdError: anything wrong with source, recipe, text or output, before long work; a full disk at any time.
     """
-    run = Run(Path(model_dir), Path(output_dir), recipe or Recipe(), join(), pick_device(device))
+    from nxdi_svd_plugin.compress.two_pass import TwoPassRun, needed
+
+    recipe = recipe or preset("default")
+    kind = TwoPassRun if needed(recipe) else Run
+    run = kind(Path(model_dir), Path(output_dir), recipe, join(), pick_device(device))
     run.start(resume=resume, overwrite=overwrite)
     return run.all_layers(progress)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, parameters, projections
 from nxdi_svd_plugin.errors import RecipeError
+from nxdi_svd_plugin.factorize.interpolative import interpolative_rank
 from nxdi_svd_plugin.factorize.rank import block_rank, ratio
 from nxdi_svd_plugin.recipe import Recipe, lookup
 from nxdi_svd_plugin.svd_config import Layers, Projection, tensor_shapes
@@ -38,7 +39,11 @@ def decide_ranks(config: SourceConfig, recipe: Recipe) -> Layers:
         RecipeError: selectors that fit nothing or contradict each other, a ratio or block that cannot be met.
     """
     _check_layers(config, recipe)
-    fixed = {key: projection for key in projections(config) if (projection := _fixed(config, recipe, *key)) is not None}
+    fixed = {
+        key: projection
+        for key in projections(config)
+        if (projection := fixed_projection(config, recipe, *key)) is not None
+    }
     rest = [key for key in projections(config) if key not in fixed]
     if recipe.ratio is not None and not rest:
         raise RecipeError(
@@ -47,15 +52,15 @@ def decide_ranks(config: SourceConfig, recipe: Recipe) -> Layers:
     if rest:
         wanted = _ratio_of_rest(config, recipe, fixed, rest)
         for layer, name in rest:
-            rank = block_rank(wanted, *config.dims(name), recipe.block, recipe.tau)
-            fixed[layer, name] = Projection("factored", rank)
+            fixed[layer, name] = planned(recipe, uniform_rank(recipe, wanted, *config.dims(name)))
     layers: Layers = {}
     for layer, name in projections(config):
         layers.setdefault(layer, {})[name] = fixed[layer, name]
     return layers
 
 
-def _fixed(config: SourceConfig, recipe: Recipe, layer: int, name: str) -> Projection | None:
+def fixed_projection(config: SourceConfig, recipe: Recipe, layer: int, name: str) -> Projection | None:
+    """What the recipe's `dense` and `ranks` say about a projection; None when they say nothing."""
     rank, rank_level = lookup(recipe.ranks, layer, name)
     _, dense_level = lookup(dict.fromkeys(recipe.dense, True), layer, name)
     if dense_level > rank_level:
@@ -63,8 +68,27 @@ def _fixed(config: SourceConfig, recipe: Recipe, layer: int, name: str) -> Proje
     if rank_level:
         if rank > min(config.dims(name)):
             raise RecipeError(f"rank {rank} for {layer}.{name} is more than its full rank {min(config.dims(name))}")
-        return Projection("factored", rank)
+        if recipe.form == "interpolative" and (rank % recipe.block or rank == min(config.dims(name))):
+            raise RecipeError(
+                f"rank {rank} for {layer}.{name}: an interpolative rank is a multiple of the block {recipe.block} and "
+                f"less than {min(config.dims(name))}"
+            )
+        return planned(recipe, rank)
     return None
+
+
+def uniform_rank(recipe: Recipe, wanted: float, fan_in: int, fan_out: int) -> int:
+    """Eq. 5 with the cost of the recipe's form."""
+    if recipe.form == "interpolative":
+        return interpolative_rank(fan_in, fan_out, wanted, recipe.block, recipe.tau)
+    return block_rank(wanted, fan_in, fan_out, recipe.block, recipe.tau)
+
+
+def planned(recipe: Recipe, rank: int) -> Projection:
+    """A projection of this rank in the recipe's form; which neurons are pivots is decided when it is factored."""
+    if recipe.form == "interpolative":
+        return Projection("interpolative", rank, ((0, rank),))
+    return Projection("factored", rank)
 
 
 def _check_layers(config: SourceConfig, recipe: Recipe) -> None:
@@ -84,7 +108,7 @@ def _ratio_of_rest(
         for (_, name), projection in fixed.items()
     )
     free = sum(projection_parameters(config, name, DENSE) for _, name in rest)
-    wanted = (recipe.asked * target - saved) / free
+    wanted = (recipe.asked * target - saved) / free if free else 0.0
     if not 0 < wanted < 1:
         raise RecipeError(
             f"ratio {recipe.asked} of the {recipe.ratio_of} asks to save {recipe.asked * target:.0f} parameters; "

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
 
 from nxdi_svd_plugin.checkpoint.source import SourceConfig
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
-from nxdi_svd_plugin.recipe import Calibration
-from nxdi_svd_plugin.texts import Text
+from nxdi_svd_plugin.recipe import DEFAULT_SAMPLES, Calibration
+from nxdi_svd_plugin.texts import BUILTIN, Text
 
 
 def tokenize(directory: Path, text: Text) -> torch.Tensor:
@@ -36,6 +37,8 @@ def windows(ids: torch.Tensor, calibration: Calibration) -> torch.Tensor:
         CalibrationError: the text has fewer tokens than asked for.
     """
     available = len(ids) // calibration.length
+    if calibration.text == BUILTIN and calibration.samples == DEFAULT_SAMPLES and 0 < available:
+        calibration = dataclasses.replace(calibration, samples=min(DEFAULT_SAMPLES, available))
     if available < calibration.samples:
         raise CalibrationError(
             f"the calibration text has {len(ids)} tokens, {calibration.samples} samples of {calibration.length} need "

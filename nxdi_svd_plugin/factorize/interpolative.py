@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nxdi_svd_plugin.errors import SvdError
+from nxdi_svd_plugin.errors import RecipeError, SvdError
 
 PANEL = 64  # pivots chosen between two updates of the whole residual
 POOL = 4  # candidates per pivot of a panel
@@ -41,12 +41,19 @@ def interpolative_cost(fan_in: int, fan_out: int, rank: int) -> int:
 def interpolative_rank(fan_in: int, fan_out: int, ratio: float, block: int, tau: float = 0.5) -> int:
     """Eq. 5 for the interpolative cost: r with r (m + n - r) = (1 - ratio) m n, in multiples of `block`.
 
-    r = b floor(r0 / b + 1 - tau), r0 the smaller root; at least one block, at most min(m, n).
+    r = b floor(r0 / b + 1 - tau), r0 the smaller root.
+    Raises:
+        RecipeError: no multiple of the block lies between 1 and min(m, n) - 1.
     """
     total = fan_in + fan_out
     exact = (total - math.sqrt(total**2 - 4 * (1 - ratio) * fan_in * fan_out)) / 2
-    blocks = math.floor(exact / block + 1 - tau)
-    return min(max(blocks, 1), min(fan_in, fan_out) // block) * block
+    rank = math.floor(exact / block + 1 - tau) * block
+    if not 0 < rank < min(fan_in, fan_out):
+        raise RecipeError(
+            f"ratio {ratio:.4g} with block {block} rounds to rank {rank} for a {fan_in} x {fan_out} matrix; a rank of "
+            f"at least {block} and less than {min(fan_in, fan_out)} saves something: change block or ratio"
+        )
+    return rank
 
 
 def interpolate(v: Tensor, classes: Sequence[Tensor], block: int, bound: float = GROWTH_BOUND) -> Interpolation:

@@ -38,6 +38,7 @@ class Spectrum:
     basis: [H, H] the eigenvectors of K in the same order, as columns.
     root: [H, H] lower-triangular S with near + ridge = S S^T.
     ridge: what was added to the diagonal of near; `far_ridge`: what was added to the diagonal of far.
+    relative_ridge: `ridge` as a multiple of the mean of that diagonal; None when it was zero.
     """
 
     energy: Tensor
@@ -45,6 +46,7 @@ class Spectrum:
     root: Tensor
     ridge: float
     far_ridge: float
+    relative_ridge: float | None
 
     def loss(self, rank: int) -> float:
         """Predicted loss in nats per token of keeping `rank` directions."""
@@ -87,7 +89,9 @@ def spectrum(near: Tensor, projected: Tensor, gram: Tensor, far_trace: float, da
     far_ridge = damping * far_trace if far_trace > 0.0 else 1.0
     kernel = root.T @ (projected + far_ridge * gram) @ root
     energy, basis = torch.linalg.eigh((kernel + kernel.T) / 2)
-    return Spectrum(energy.flip(0).clamp_min(0.0), basis.flip(1), root, ridge, far_ridge)
+    mean = float(near.diagonal().mean())
+    relative = ridge / mean if mean > 0 else None
+    return Spectrum(energy.flip(0).clamp_min(0.0), basis.flip(1), root, ridge, far_ridge, relative)
 
 
 def truncate(weight: Tensor, spec: Spectrum, rank: int) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from nxdi_svd_plugin.errors import NxdiError
 from nxdi_svd_plugin.nxdi import device
 from nxdi_svd_plugin.nxdi.config import FUSED
 from nxdi_svd_plugin.nxdi.factors import Factors
+from nxdi_svd_plugin.nxdi.interpolative import INTERPOLATIVE, InterpolativeFactors, announce, has_interpolative, shares
 from nxdi_svd_plugin.svd_config import Projection, projection_dims
 
 SEQUENCE_DIM = 1
@@ -41,9 +42,11 @@ class SvdMLP(torch.nn.Module):
         self.sequence_parallel = neuron_config.sequence_parallel_enabled
         self.reduce_dtype = neuron_config.rpl_reduce_dtype or neuron_config.torch_dtype
         fused = neuron_config.mlp_impl == FUSED
-        self.fused_up_gate = fused and "dense" not in (projections["gate_proj"].form, projections["up_proj"].form)
-        self.fused_down = fused and projections["down_proj"].form != "dense"
-        if fused and not (self.fused_up_gate and self.fused_down):
+        self.fused_up_gate = fused and projections["gate_proj"].form == projections["up_proj"].form == "factored"
+        self.fused_down = fused and projections["down_proj"].form == "factored"
+        if fused and has_interpolative(projections):
+            announce()
+        elif fused and not (self.fused_up_gate and self.fused_down):
             logger.warning("layer %d keeps a projection dense: that part of its MLP runs without kernel", index)
         up_gate = "up_gate" if self.fused_up_gate else None
         self.gate_proj = self._projection("gate_proj", projections, config, up_gate)
@@ -55,7 +58,18 @@ class SvdMLP(torch.nn.Module):
     ) -> torch.nn.Module:
         neuron_config = config.neuron_config
         fan_in, fan_out = projection_dims(name, config.hidden_size, config.intermediate_size)
-        if projections[name].form != "dense":  # interpolative ones arrive expanded, see state_dict.py
+        if projections[name].form == INTERPOLATIVE:
+            _, pivots = shares(projections, config.intermediate_size, neuron_config.tp_degree)
+            return InterpolativeFactors(
+                fan_in,
+                fan_out,
+                projections[name],
+                pivots[name],
+                split_input=name == "down_proj",
+                tp_degree=neuron_config.tp_degree,
+                dtype=neuron_config.torch_dtype,
+            )
+        if projections[name].form == "factored":
             return Factors(
                 fan_in,
                 fan_out,

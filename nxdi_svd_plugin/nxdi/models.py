@@ -23,8 +23,9 @@ from nxdi_svd_plugin.nxdi.config import (
     check_config,
     factored_layers,
 )
+from nxdi_svd_plugin.nxdi.interpolative import share_out
 from nxdi_svd_plugin.nxdi.mlp import SvdMLP
-from nxdi_svd_plugin.nxdi.state_dict import check_mlp_tensors, expand_interpolative
+from nxdi_svd_plugin.nxdi.state_dict import check_mlp_tensors
 
 guard.install()
 
@@ -93,13 +94,13 @@ def load_factored(model_path: str, **kwargs: Any) -> Any:
 
 
 def prepare_checkpoint(state_dict: dict[str, Any], config: Any) -> None:
-    """Check the MLP tensors against `mlp_impl`, and bring every compressed projection to `u` and `v`."""
+    """Check the MLP tensors against `mlp_impl`, and share interpolative layers out over the ranks."""
     layers = factored_layers(config)
     if layers is None:
         guard.refuse_factors(state_dict, "mlp_impl is 'dense' and the config was not made from this directory")
         return
     check_mlp_tensors(state_dict, layers, config)
-    expand_interpolative(state_dict, layers)
+    share_out(state_dict, layers, config.intermediate_size, config.neuron_config.tp_degree)
 
 
 class NeuronSvdLlamaForCausalLM(NeuronLlamaForCausalLM):  # type: ignore[misc]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from nxdi_svd_plugin.errors import NxdiError
-from nxdi_svd_plugin.svd_config import Layers, Projection, projection_dims, tensor_shapes
+from nxdi_svd_plugin.svd_config import Layers, projection_dims, tensor_shapes
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -50,35 +50,6 @@ def check_mlp_tensors(state_dict: Mapping[str, torch.Tensor], layers: Layers, co
             )
         if tensor.dtype not in DTYPES:
             raise NxdiError(f"{key} has dtype {tensor.dtype}; factors are float32, bfloat16 or float16")
-
-
-def expand_interpolative(state_dict: dict[str, torch.Tensor], layers: Layers) -> None:
-    """Replace the `c` of interpolative projections by the `v` (gate, up) or `u` (down) that it is a part of, in place.
-
-    gate, up: v[:, pivots] = identity, v[:, others] = c; down: u[pivots] = identity, u[others] = c. The same function,
-    exactly, in the one layout that the kernels read.
-    """
-    for index, projections in layers.items():
-        for name, projection in projections.items():
-            if projection.form == "interpolative":
-                stem = f"layers.{index}.mlp.{name}."
-                combinations = state_dict.pop(stem + "c")
-                if name == "down_proj":
-                    state_dict[stem + "u"] = _with_identity(combinations, projection)
-                else:
-                    state_dict[stem + "v"] = _with_identity(combinations.t(), projection).t().contiguous()
-
-
-def _with_identity(combinations: torch.Tensor, projection: Projection) -> torch.Tensor:
-    """[I, rank]: rows of the identity at the pivots, of `combinations` [I - rank, rank] elsewhere."""
-    rank = projection.rank
-    whole = combinations.new_zeros(len(combinations) + rank, rank)
-    pivots = torch.zeros(len(whole), dtype=torch.bool)
-    for start, stop in projection.pivots:
-        pivots[start:stop] = True
-    whole[pivots] = torch.eye(rank, dtype=combinations.dtype)
-    whole[~pivots] = combinations
-    return whole
 
 
 def _refuse(verb: str, keys: Iterable[str], reason: str) -> None:

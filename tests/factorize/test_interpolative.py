@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nxdi_svd_plugin.errors import SvdError
+from nxdi_svd_plugin.errors import RecipeError, SvdError
 from nxdi_svd_plugin.factorize.intermediate_order import cells, common_order, complement, indices, split_evenly
 from nxdi_svd_plugin.factorize.interpolative import (
     GROWTH_BOUND,
@@ -94,13 +94,22 @@ def test_swaps_reach_the_bound_where_greedy_pivoting_does_not():
 @settings(max_examples=60, deadline=None)
 @given(st.integers(8, 60), st.integers(8, 200), st.floats(0.01, 0.9), st.sampled_from([1, 2, 4]))
 def test_rank_fits_the_interpolative_cost(fan_in, fan_out, ratio, block):
-    """Against brute force: tau = 1 - eps rounds down (never above the budget), tau = 0.5 is the nearest block."""
+    """Against brute force: tau near 1 rounds down, the most blocks within the budget; 0.5 is at most one block away."""
     budget = (1 - ratio) * fan_in * fan_out
-    ranks = range(block, min(fan_in, fan_out) + 1, block)
+    ranks = range(block, min(fan_in, fan_out), block)
     below = [r for r in ranks if interpolative_cost(fan_in, fan_out, r) <= budget * (1 + 1e-12)]
-    down = interpolative_rank(fan_in, fan_out, ratio, block, tau=1 - 1e-9)
-    assert down == (max(below) if below else block)
-    assert abs(interpolative_rank(fan_in, fan_out, ratio, block) - down) <= block
+    if below:
+        down = interpolative_rank(fan_in, fan_out, ratio, block, tau=1 - 1e-9)
+        assert down == max(below)
+    if below and max(below) + block < min(fan_in, fan_out):
+        assert interpolative_rank(fan_in, fan_out, ratio, block) - down in (0, block)
+
+
+def test_a_rank_that_saves_nothing_is_refused():
+    with pytest.raises(RecipeError, match="rounds to rank 576"):
+        interpolative_rank(576, 1536, 0.01, 64, tau=0.1)
+    with pytest.raises(RecipeError, match="rounds to rank 0"):
+        interpolative_rank(576, 1536, 0.99, 128)
 
 
 def three_sets(width, block, ranks, seed):

@@ -1,0 +1,214 @@
+"""The default recipe against SVD-LLM's whitening at the same parameters: perplexity, bytes, work, time, memory.
+
+    python benchmarks/accuracy.py --model SMOLLM2 --work DIR --news lee_background.cor [--ratios 0.05 0.10 0.20]
+    python benchmarks/accuracy.py --figures
+
+The first form appends one row a model and text to benchmarks/data/accuracy.jsonl (rows that are there are not measured
+again), the second makes docs/accuracy.png and the tables of docs/accuracy.md out of the rows. `--news` is
+gensim/test/test_data/lee_background.cor of the PyPI package gensim==4.3.3 (ABC news, 2000-2001), not copied here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ROWS = ROOT / "benchmarks" / "data" / "accuracy.jsonl"
+SAME = ROOT / "benchmarks" / "data" / "generated_heldout.txt"
+WINDOW, WINDOWS = 512, 16
+METHODS = {
+    "default": {"recipe": "default", "block": 128},
+    "svd-llm": {"recipe": "paper", "block": 1},  # uniform pairs, input whitening, exact rank
+}
+DOMAINS = {"generated": "in domain", "pydoc": "out of domain", "news": "out of domain"}
+
+
+def rows() -> list[dict]:
+    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+
+
+def texts(news: Path) -> dict[str, str]:
+    from nxdi_svd_plugin.texts import HELDOUT, read_text
+
+    return {"generated": SAME.read_text(), "pydoc": read_text(HELDOUT).content, "news": news.read_text()}
+
+
+def compress(args: argparse.Namespace, method: str, ratio: float) -> Path:
+    """The compressed directory, in bfloat16, made in a process of its own so that its peak memory is its own."""
+    output = args.work / f"{method}-{ratio}"
+    if not (output / "config.json").exists():
+        shutil.rmtree(output, ignore_errors=True)
+        command = [sys.executable, __file__, "--model", str(args.model), "--work", str(args.work), "--only-compress"]
+        subprocess.run([*command, "--methods", method, "--ratios", str(ratio)], check=True)
+    return output
+
+
+def compress_here(args: argparse.Namespace, method: str, ratio: float) -> None:
+    """`nxdi_svd_plugin.compress`, but the ratios of a two-pass recipe share their statistics (kept in --work)."""
+    import torch
+
+    from nxdi_svd_plugin.compress import pipeline
+    from nxdi_svd_plugin.compress.distributed import World
+    from nxdi_svd_plugin.compress.two_pass import TwoPassRun, needed
+    from nxdi_svd_plugin.recipe import from_dict
+
+    kept = args.work / "statistics"
+
+    class SharedStatistics(TwoPassRun):
+        def start(self, *, resume: bool, overwrite: bool) -> None:
+            super().start(resume=resume, overwrite=overwrite)
+            if (kept / "done.json").exists():
+                for path in kept.glob("*.safetensors"):
+                    shutil.copy(path, self.folder)
+                done = json.loads((kept / "done.json").read_text())
+                self.state.steps = len(self._steps())
+                self.state.wall_seconds, self.state.cpu_seconds = done["wall_seconds"], done["cpu_seconds"]
+
+        def _open_writer(self) -> None:
+            if not (kept / "done.json").exists():
+                kept.mkdir(exist_ok=True)
+                for path in self.folder.glob("*.safetensors"):
+                    shutil.copy(path, kept)
+                spent = {"wall_seconds": self.state.wall_seconds, "cpu_seconds": self.state.cpu_seconds}
+                (kept / "done.json").write_text(json.dumps({**spent, "peak_memory_bytes": peak_memory()}))
+            super()._open_writer()
+
+    from nxdi_svd_plugin.compress.report import peak_memory
+
+    recipe = from_dict({**METHODS[method], "ratio": ratio, "dtype": "bfloat16"})
+    kind = SharedStatistics if needed(recipe) else pipeline.Run
+    run = kind(args.model, args.work / f"{method}-{ratio}", recipe, World(), torch.device("cpu"))
+    run.start(resume=False, overwrite=False)
+    run.all_layers(True)
+
+
+def measured(directory: Path, contents: dict[str, str]) -> dict[str, dict]:
+    """Perplexity on the first WINDOWS windows of every text, weights and products in bfloat16."""
+    import torch
+
+    from nxdi_svd_plugin.evaluate.perplexity import measure, token_ids
+    from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+
+    model, tokenizer = load_model(directory, dtype=torch.bfloat16).eval(), load_tokenizer(directory)
+    found = {}
+    for name, content in contents.items():
+        ids = token_ids(tokenizer, content, WINDOW * WINDOWS)
+        result = measure(model, ids, WINDOW)
+        found[name] = {
+            "perplexity": result.perplexity,
+            "predictions": result.tokens,
+            "text": name,
+            "domain": DOMAINS[name],
+            "text_sha256": hashlib.sha256(content.encode()).hexdigest(),
+            "window": WINDOW,
+            "dtype": "bfloat16",
+        }
+    return found
+
+
+def layer_losses(model: Path, directory: Path, content: str) -> dict:
+    """Predicted and measured loss of every layer, one compressed at a time (float32, two windows of `pydoc`)."""
+    from nxdi_svd_plugin.evaluate.layer_loss import measure_layers
+    from nxdi_svd_plugin.evaluate.perplexity import token_ids
+    from nxdi_svd_plugin.modeling.load import load_tokenizer
+
+    found = measure_layers(model, directory, token_ids(load_tokenizer(model), content, 2 * WINDOW), WINDOW)
+    return {"text": "layers", "layer_losses": found.to_dict()}
+
+
+def sizes(directory: Path) -> dict:
+    """MLP numbers, bytes of all weight files, and multiply-adds of all MLPs per token (one a stored number)."""
+    from safetensors import safe_open
+
+    mlp = 0
+    for path in directory.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                if ".mlp." in key:
+                    count = 1
+                    for side in file.get_slice(key).get_shape():
+                        count *= side
+                    mlp += count
+    return {"mlp_parameters": mlp, "mlp_bytes_bf16": 2 * mlp, "mlp_multiply_adds_per_token": mlp}
+
+
+def cost(directory: Path) -> dict:
+    done = directory.parent / "statistics" / "done.json"
+    report = json.loads((directory / "report.json").read_text())
+    two_pass = report["recipe"]["objective"] != "input" and done.exists()
+    statistics_peak = json.loads(done.read_text())["peak_memory_bytes"] if two_pass else 0
+    ranked = [m["rank"] for m in report["matrices"] if m["form"] != "dense"]
+    return {
+        "ratio_reached": report["ratio"]["mlp"],
+        "seconds": report["cost"]["wall_seconds"],
+        "cpu_seconds": report["cost"]["cpu_seconds"],
+        "peak_memory_bytes": max(report["cost"]["peak_bytes"], statistics_peak),
+        "threads": report["cost"]["threads"],
+        "calibration": report["calibration"],
+        "ranks": {"least": min(ranked), "most": max(ranked), "dense": len(report["matrices"]) - len(ranked)},
+        "growth": max((m.get("growth", 0.0) for m in report["matrices"]), default=0.0),
+        "predicted_loss": sum(m.get("predicted_loss", 0.0) for m in report["matrices"]) or None,
+        "recipe": report["recipe"],
+        "versions": report["versions"],
+    }
+
+
+def add(new: list[dict]) -> None:
+    with open(ROWS, "a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in new)
+
+
+def run(args: argparse.Namespace) -> None:
+    contents, have = texts(args.news), {(row["method"], row["ratio"]) for row in rows()}
+    machine = {"machine": platform.machine(), "measured": "CPU, torch, on a shared 2-core machine"}
+    if ("dense", 0.0) not in have:
+        base = {"method": "dense", "ratio": 0.0, "model": "SmolLM2-135M-Instruct", **sizes(args.model), **machine}
+        add([{**base, **result} for result in measured(args.model, contents).values()])
+    for ratio in args.ratios:
+        for method in args.methods:
+            if (method, ratio) not in have:
+                directory = compress(args, method, ratio)
+                base = {"method": method, "ratio": ratio, "model": "SmolLM2-135M-Instruct", **sizes(directory)}
+                base |= {**cost(directory), **machine}
+                add([{**base, **result} for result in measured(directory, contents).values()])
+                if method == "default":
+                    add([{**base, **layer_losses(args.model, directory, contents["pydoc"])}])
+                print(
+                    method,
+                    ratio,
+                    [(r["text"], round(r["perplexity"], 2)) for r in rows()[-4:] if "perplexity" in r],
+                    flush=True,
+                )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="SmolLM2 as demo/smollm2.py writes it")
+    parser.add_argument("--work", type=Path, help="where the compressed directories go")
+    parser.add_argument("--news", type=Path, help="lee_background.cor")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.05, 0.10, 0.20])
+    parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS))
+    parser.add_argument("--figures", action="store_true", help="only make the figure and the tables")
+    parser.add_argument("--only-compress", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    if args.only_compress:
+        compress_here(args, args.methods[0], args.ratios[0])
+    elif args.figures:
+        from accuracy_tables import write
+
+        write(rows(), ROOT / "docs")
+    else:
+        args.work.mkdir(parents=True, exist_ok=True)
+        run(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""The default recipe end to end on tiny models: same function as the pair form, budget, order of I, resume."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nxdi_svd_plugin.compress.distributed import World
+from nxdi_svd_plugin.compress.job import prepare
+from nxdi_svd_plugin.compress.pipeline import compress
+from nxdi_svd_plugin.compress.progress import Progress
+from nxdi_svd_plugin.compress.two_pass import TwoPassRun, needs
+from nxdi_svd_plugin.errors import CheckpointError, RecipeError
+from nxdi_svd_plugin.modeling.load import load_model, load_pretrained
+from nxdi_svd_plugin.recipe import from_dict, preset
+
+SMALL = {"block": 4, "ratio": 0.1, "calibration": {"samples": 4, "length": 40}}
+IDS = torch.arange(3, 60)[None]
+
+
+def logits(directory):
+    model = load_model(directory, dtype=torch.float64)
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def stored(directory):
+    return {name: t for path in sorted(directory.glob("*.safetensors")) for name, t in load_file(path).items()}
+
+
+@pytest.fixture(scope="module")
+def made(tiny_llama, tmp_path_factory):
+    """`tiny_llama` with the default recipe: interpolative and dense projections, reordered layers."""
+    output = tmp_path_factory.mktemp("two_pass") / "made"
+    report = compress(tiny_llama, output, from_dict({**SMALL, "dense": ["1.up_proj"]}), progress=False)
+    return output, report
+
+
+def test_budget_form_and_files(made, tiny_llama):
+    output, report = made
+    config = json.loads((output / "config.json").read_text())
+    forms = {p["form"] for layer in config["svd_config"]["layers"].values() for p in layer.values()}
+    assert "interpolative" in forms and config["svd_config"]["recipe"]["objective"] == "two_sided"
+    counted = sum(t.numel() for name, t in stored(output).items() if ".mlp." in name)
+    assert counted == report.parameters["mlp"] <= 0.9 * report.parameters["mlp_dense"]
+    # three layers of 44 x 90 in blocks of 4: the smallest step is 4 (44 + 90 - 2 * 40 - 4) = 200 of 35640 parameters
+    assert counted >= 0.9 * report.parameters["mlp_dense"] - 200
+    ranked = [m for m in report.matrices if m["form"] != "dense"]
+    assert all(0 < m["predicted_loss"] < 1 and m["growth"] < 10 and m["relative_ridge"] > 0 for m in ranked)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("objective", ["two_sided", "two_sided_diagonal", "input"])
+def test_interpolative_and_pair_are_the_same_function(family, objective, request, tmp_path):
+    """Same ranks, same objective: only the parametrisation differs, and the order of I changes nothing."""
+    source = request.getfixturevalue(f"tiny_{family}")
+    changes = {**SMALL, "allocation": "uniform", "ranks": {"gate_proj": 20, "up_proj": 28, "1.down_proj": 24}}
+    changes |= {"dense": ["down_proj", "2.up_proj"], "objective": objective, "ratio": None}
+    for form in ("pair", "interpolative"):
+        compress(source, tmp_path / form, from_dict({**changes, "form": form}), progress=False)
+    pair, other = logits(tmp_path / "pair"), logits(tmp_path / "interpolative")
+    assert float((pair - logits(source)).abs().max()) > 1e-2  # the ranks do cut something
+    # factors are stored in float32: 2^-24 relative per product, growth of C below 10, three layers
+    torch.testing.assert_close(other, pair, rtol=0, atol=3e-4 * float(pair.abs().max()))
+    saved = {f: sum(t.numel() for t in stored(tmp_path / f).values()) for f in ("pair", "interpolative")}
+    squares = 3 * 20**2 + 2 * 28**2 + 24**2
+    assert saved["pair"] - saved["interpolative"] == squares
+
+
+def test_input_objective_equals_the_papers_path(tiny_llama, tmp_path):
+    """The two-pass loop and the one-pass loop give the same W' for the paper's objective."""
+    ranks = {"gate_proj": 20, "up_proj": 24, "down_proj": 28}
+    paper = from_dict({"recipe": "paper", **SMALL, "ratio": None, "ranks": ranks})
+    compress(tiny_llama, tmp_path / "paper", paper, progress=False)
+    compress(tiny_llama, tmp_path / "other", paper.with_changes({"form": "interpolative"}), progress=False)
+    expected = logits(tmp_path / "paper")
+    torch.testing.assert_close(logits(tmp_path / "other"), expected, rtol=0, atol=3e-4 * float(expected.abs().max()))
+
+
+def test_the_stored_order_maps_back_to_the_source(made, tiny_llama):
+    output, _ = made
+    orders, source, new = np.load(output / "mlp_order.npy"), stored(tiny_llama), stored(output)
+    assert orders.shape == (3, 90) and (np.sort(orders, 1) == np.arange(90)).all()
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert torch.equal(new[name], source[name][torch.from_numpy(orders[1]).long()])
+
+
+def test_streamed_statistics_equal_the_whole_models_autograd(tiny_llama, tmp_path):
+    """Hooks on the whole model, the same sampled labels; the I x I covariance is formed here and projected."""
+    run = TwoPassRun(tiny_llama, tmp_path / "out", from_dict(SMALL), World(), torch.device("cpu"))
+    run.start(resume=False, overwrite=False)
+    run.hidden.write(0, run._embedded())
+    run.progress = Progress(1, 1, False)
+    for _, step in run._steps():
+        step()
+    model, labels = load_model(tiny_llama, dtype=torch.float32).requires_grad_(False), []
+    seen = {}
+    mlp = model.model.layers[1].mlp
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        watch(getattr(mlp, name), name, seen)
+    for number, ids in enumerate(run.job.samples):
+        embedded = model.model.embed_tokens(ids[None]).requires_grad_(True)
+        out = model(inputs_embeds=embedded).logits[0]
+        generator = torch.Generator().manual_seed(number)
+        labels = torch.multinomial(out.detach().softmax(-1), 1, generator=generator)[:, 0]
+        torch.nn.functional.cross_entropy(out, labels, reduction="sum").backward()
+    sums = load_file(run._statistics(1))
+    x, g = (
+        {k: torch.cat(v[0]).double() for k, v in seen.items()},
+        {k: torch.cat(v[1]).double() for k, v in seen.items()},
+    )
+    w = {k: getattr(mlp, k).weight.double() for k in seen}
+    expected = {
+        "inputs": x["gate_proj"].T @ x["gate_proj"],
+        "outputs": w["down_proj"] @ (x["down_proj"].T @ x["down_proj"]) @ w["down_proj"].T,
+        "down_gradients": g["down_proj"].T @ g["down_proj"],
+        "gate_gradients": w["gate_proj"].T @ (g["gate_proj"].T @ g["gate_proj"]) @ w["gate_proj"],
+        "up_gradients": w["up_proj"].T @ (g["up_proj"].T @ g["up_proj"]) @ w["up_proj"],
+        "gate_squares": g["gate_proj"].square().sum(0),
+        "up_squares": g["up_proj"].square().sum(0),
+        "down_squares": x["down_proj"].square().sum(0),
+    }
+    assert set(sums) == set(expected)
+    for key, value in expected.items():
+        # float32 activations and gradients: a few 1e-6 of the largest entry
+        torch.testing.assert_close(sums[key], value, rtol=0, atol=2e-5 * float(value.abs().max()), msg=key)
+
+
+def watch(layer, name, seen):
+    inputs, gradients = seen.setdefault(name, ([], []))
+
+    def hook(_, args, output):
+        inputs.append(args[0].detach()[0])
+        output.register_hook(lambda gradient: gradients.append(gradient[0]))
+
+    layer.register_forward_hook(hook)
+
+
+@pytest.mark.parametrize("stop", ["forward", "head", "backward", "factors", "_finish"])
+def test_a_stopped_run_resumes_to_the_same_bytes(stop, made, tiny_llama, tmp_path, monkeypatch):
+    output, recipe = tmp_path / "out", from_dict({**SMALL, "dense": ["1.up_proj"]})
+    original, calls = getattr(TwoPassRun, stop), []
+
+    def stopping(self, *args):
+        calls.append(args)
+        if len(calls) == (1 if stop in ("head", "_finish") else 2):
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    monkeypatch.setattr(TwoPassRun, stop, stopping)
+    with pytest.raises(KeyboardInterrupt):
+        compress(tiny_llama, output, recipe, progress=False)
+    assert not (output / "config.json").exists()
+    monkeypatch.setattr(TwoPassRun, stop, original)
+    compress(tiny_llama, output, recipe, resume=True, progress=False)
+    expected, found = stored(made[0]), stored(output)
+    assert set(found) == set(expected) and all(torch.equal(found[n], expected[n]) for n in found)
+    assert (output / "mlp_order.npy").read_bytes() == (made[0] / "mlp_order.npy").read_bytes()
+
+
+def test_pattern_limit_reaches_the_config(tiny_llama, tmp_path):
+    compress(tiny_llama, tmp_path / "one", from_dict({**SMALL, "max_patterns": 1}), progress=False)
+    model = load_pretrained(tmp_path / "one")
+    layers = model.config.svd_config["layers"].values()
+    assert len({tuple((p["form"], p.get("rank")) for p in layer.values()) for layer in layers}) == 1
+
+
+def test_zero_gradients_and_dead_channels_still_give_a_model(tiny_llama, tmp_path):
+    """A layer whose up projection is zero has no gradient at gate: its loss is zero and nothing becomes NaN."""
+    import shutil
+
+    from safetensors.torch import save_file
+
+    shutil.copytree(tiny_llama, tmp_path / "dead")
+    weights = load_file(tmp_path / "dead" / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][:] *= 0.0
+    weights["model.layers.1.mlp.down_proj.weight"][:, :44] = torch.eye(44) * 1e-20
+    save_file(weights, tmp_path / "dead" / "model.safetensors", metadata={"format": "pt"})
+    recipe = from_dict({**SMALL, "dense": ["1.down_proj"]})
+    compress(tmp_path / "dead", tmp_path / "out", recipe, progress=False)
+    assert torch.isfinite(logits(tmp_path / "out")).all()
+
+
+def test_disk_and_contradictions_are_checked_first(tiny_llama, tmp_path, monkeypatch):
+    states, statistics = needs(prepare(tiny_llama, from_dict(SMALL)))
+    assert states == 4 * 160 * 44 * 6 and statistics == 8 * 3 * (5 * 44 * 44 + 3 * 90)
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("nxdi_svd_plugin.compress.two_pass.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(CheckpointError, match="recipe: paper"):
+        compress(tiny_llama, tmp_path / "full", from_dict(SMALL), progress=False)
+    with pytest.raises(RecipeError, match="objective two_sided"):
+        from_dict({"objective": "input"})
+    with pytest.raises(RecipeError, match="max_patterns"):
+        from_dict({"recipe": "paper", "max_patterns": 3})
+    with pytest.raises(RecipeError, match="multiple of the block"):
+        prepare(tiny_llama, from_dict({**SMALL, "ranks": {"gate_proj": 6}}))
+    assert preset("paper").form == "pair" and preset("default").form == "interpolative"
