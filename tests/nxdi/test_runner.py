@@ -30,7 +30,7 @@ def neuron_run(version, *arguments):
     return subprocess.run(command, cwd=ROOT, env=environment(version), capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("version", ["0.8", "0.9"])
+@pytest.mark.parametrize("version", ["0.8", pytest.param("0.9", marks=pytest.mark.slow)])
 def test_token_matching_on_the_cpu(version, directory, tmp_path):
     paths = ["--model-path", str(directory), "--compiled-model-path", str(tmp_path)]
     more = ["--mlp-impl", "svd_fused", "--check-accuracy-mode", "token-matching"]
