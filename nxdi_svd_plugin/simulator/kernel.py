@@ -36,7 +36,10 @@ class Kernel:
 
     def __getitem__(self, grid: Any) -> Kernel:
         """The kernel with a launch grid."""
-        sizes = tuple(int(g) for g in (grid if isinstance(grid, tuple) else (grid,)))
+        grid = grid if isinstance(grid, tuple) else (grid,)
+        if self.strict and self.target == "trn1" and any(type(g).__name__ == "nc" for g in grid):
+            fail("nl.nc: a kernel runs on one core of Trn1; use a plain grid")
+        sizes = tuple(int(g) for g in grid)
         return Kernel(self.function, self.target, sizes, self.strict)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

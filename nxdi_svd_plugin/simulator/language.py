@@ -181,12 +181,18 @@ mgrid = _MGrid()
 
 # ---- the launch grid
 class nc(int):  # noqa: N801
-    """Physical NeuronCores of a grid dimension; only platform_target='trn2' has more than one per kernel."""
+    """A grid dimension over several physical NeuronCores, as is `nc(2) * n`; only Trn2 has that."""
+
+    def __mul__(self, other: Any) -> Any:
+        return nc(int(self) * int(other))
+
+    __rmul__ = __mul__
 
 
 def spmd_dim(first: int, second: int) -> int:
-    """A grid dimension distributed over cores; on one core simply the product."""
-    return int(first) * int(second)
+    """A grid dimension of `first * second` instances, distributed over cores by the factor that is an `nc`."""
+    product = int(first) * int(second)
+    return nc(product) if isinstance(first, nc) or isinstance(second, nc) else product
 
 
 def num_programs(axes: Any = None) -> Any:

@@ -250,6 +250,20 @@ def test_grid_instances_and_program_ids():
         kernel(x)
 
 
+def test_several_cores_per_kernel_are_for_trn2():
+    def kernel(x):
+        out = output((256, 64))
+        i = nl.program_id(0)
+        nl.store(out[nl.ds(i * 64, 64), :], nl.load(x[nl.ds(i * 64, 64), :]))
+        return out
+
+    x = rows((256, 64))
+    for grid in (nl.nc(2) * 2, nl.spmd_dim(2, nl.nc(2))):
+        assert np.array_equal(nki.jit(kernel, platform_target="trn2")[grid](x), x)
+        with pytest.raises(SimulatorError, match="one core of Trn1"):
+            nki.jit(kernel)[grid]
+
+
 def test_grid_instances_must_write_apart():
     @nki.jit
     def kernel(x):
