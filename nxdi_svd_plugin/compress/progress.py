@@ -32,17 +32,18 @@ class Progress:
         if self._bar is not None:
             self._bar.update(1)
 
-    def layer(self, layer: int, note: str) -> None:
-        """One layer is done; `note` says how it went."""
+    def layer(self, layer: int | str, note: str) -> None:
+        """One layer (or named step of a two-pass run) is done; `note` says how it went."""
+        name = layer if isinstance(layer, str) else f"layer {layer}"
         self._done += 1
         if self._bar is not None:
-            self._bar.set_postfix_str(f"layer {layer}: {note}")
+            self._bar.set_postfix_str(f"{name}: {note}")
         if self._plain:
             gone = time.monotonic() - self._began
             left = gone / self._done * (self._layers - self._done)
             logger.info(
-                "layer %d (%d of %d): %s; %.0f s gone, about %.0f s left",
-                layer,
+                "%s (%d of %d): %s; %.0f s gone, about %.0f s left",
+                name,
                 self._done,
                 self._layers,
                 note,
