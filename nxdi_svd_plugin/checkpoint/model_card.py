@@ -55,11 +55,11 @@ model = nxdi_svd_plugin.load_pretrained("DIR")  # raises if a weight is missing 
 `AutoModelForCausalLM.from_pretrained("DIR")` works too, after `import nxdi_svd_plugin`. Without the plugin
 transformers stops at the unknown model type.
 
-With NxD Inference on trn1 (SDK 2.26 to 2.28), the arguments of `inference_demo` and `--mlp-impl`:
+With NxD Inference on trn1 (SDK 2.26 to 2.28); everything after `run` is an argument of NxDI's `inference_demo`:
 
 ```
-nxdi-svd neuron run --model-type {model_type} --task-type causal-lm run --model-path DIR \\
-  --compiled-model-path COMPILED --torch-dtype bfloat16 --tp-degree 2 --seq-len 2048 --mlp-impl svd_fused --prompt "..."
+nxdi-svd neuron run --model-path DIR --compiled-model-path COMPILED --mlp-impl svd_fused --tp-degree 2 \\
+  --torch-dtype bfloat16 --batch-size 1 --max-context-length 1024 --seq-len 2048 --prompt "..."
 ```
 
 With vLLM on trn1 (vllm-neuron of SDK 2.26 to 2.28; the plugin registers itself through `vllm.general_plugins`):
@@ -107,7 +107,6 @@ def model_card(report: Mapping[str, Any], config: Mapping[str, Any], source_card
         versions=", ".join(f"{name} {version}" for name, version in report["versions"].items()),
         recovery=recovery_text(report.get("recovery")),
         evaluation=evaluation_text(report.get("evaluation")),
-        model_type=str(config["model_type"]),
     )
     return f"---\n{yaml.safe_dump(meta, sort_keys=False)}---\n\n{body}"
 
