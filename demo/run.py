@@ -1,6 +1,6 @@
 """The main job on a real model: SmolLM2 is compressed at ratio 0.10, then compared with the dense model.
 
-Runs the same nxdi-svd commands that a user types; `demo/out/` holds the compressed model, report.json, report.md and its picture.
+Runs the nxdi-svd commands that a user types; demo/out/ holds the compressed model, report.json, report.md and its picture.
 """
 
 import json

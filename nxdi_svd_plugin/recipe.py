@@ -203,7 +203,7 @@ def from_dict(raw: Mapping[str, Any]) -> Recipe:
 
 
 def from_yaml(path: str | Path) -> Recipe:
-    """A recipe from a YAML file.
+    """A recipe from a YAML file, or from the `recipe` of a model config (model_configs/).
 
     Raises:
         RecipeError: the file is missing, no YAML, no mapping, or holds a bad recipe; the message names the file.
@@ -218,6 +218,7 @@ def from_yaml(path: str | Path) -> Recipe:
         raise RecipeError(f"recipe {path} is not valid YAML: {error}") from error
     if not isinstance(raw, Mapping):
         raise RecipeError(f"recipe {path} holds {type(raw).__name__}; expected keys such as ratio and block")
+    raw = raw["recipe"] if "recipe" in raw and isinstance(raw["recipe"], Mapping) else raw
     try:
         return from_dict(raw)
     except RecipeError as error:
