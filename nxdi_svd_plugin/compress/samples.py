@@ -12,6 +12,8 @@ from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
 from nxdi_svd_plugin.recipe import DEFAULT_SAMPLES, Calibration
 from nxdi_svd_plugin.texts import BUILTIN, Text
 
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
 
 def tokenize(directory: Path, text: Text) -> torch.Tensor:
     """Token ids [tokens] of a text with the directory's own tokenizer, no special tokens added.
@@ -21,9 +23,13 @@ def tokenize(directory: Path, text: Text) -> torch.Tensor:
     """
     from transformers import AutoTokenizer
 
+    if not any((directory / name).is_file() for name in VOCABULARIES):
+        raise CheckpointError(
+            f"{directory} has no tokenizer (none of {', '.join(VOCABULARIES)}); copy the model's tokenizer files there"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise CheckpointError(f"{directory} has no usable tokenizer ({error}); copy tokenizer.json into it") from error
     ids = tokenizer(text.content, add_special_tokens=False, verbose=False)["input_ids"]
     return torch.tensor(ids, dtype=torch.int64)
