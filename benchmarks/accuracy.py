@@ -178,7 +178,7 @@ def run(args: argparse.Namespace) -> None:
                 base = {"method": method, "ratio": ratio, "model": "SmolLM2-135M-Instruct", **sizes(directory)}
                 base |= {**cost(directory), **machine}
                 add([{**base, **result} for result in measured(directory, contents).values()])
-                if method == "default":
+                if (method, ratio) == ("default", 0.10):
                     add([{**base, **layer_losses(args.model, directory, contents["pydoc"])}])
                 print(
                     method,
