@@ -61,7 +61,7 @@ class Head:
 class TwoSidedCollector:
     """Sums the statistics of one layer's MLP while samples run forward and backward through it.
 
-    `sums` (see `statistics_shapes` for the keys) are sums over tokens, float64.
+    `sums` (see two_pass_cost.statistics_shapes for the keys) are sums over tokens, float64.
     """
 
     def __init__(self, model: Any, diagonal: bool, shapes: dict[str, tuple[int, ...]], device: torch.device) -> None:
@@ -97,23 +97,6 @@ class TwoSidedCollector:
 
     def _add_squares(self, key: str, x: Tensor) -> None:
         self.sums[key] += x.detach().reshape(-1, x.shape[-1]).square().sum(0).to(torch.float64)
-
-
-def statistics_shapes(config: SourceConfig, objective: str) -> dict[str, tuple[int, ...]]:
-    """What is summed for one layer, by name.
-
-    inputs: sum x x^T of what gate and up read; outputs: sum y y^T of what down writes.
-    {gate,up}_gradients: sum (W^T g)(W^T g)^T with g the loss gradient at the projection's output, so W G W^T.
-    down_gradients: sum g g^T at down's output, or its diagonal. *_squares: sums of squares on the intermediate side.
-    """
-    square, inner = (config.hidden, config.hidden), (config.intermediate,)
-    shapes: dict[str, tuple[int, ...]] = {"inputs": square, "outputs": square}
-    if objective == "input":
-        return shapes
-    shapes |= {"gate_squares": inner, "up_squares": inner, "down_squares": inner}
-    if objective == "two_sided_diagonal":
-        return shapes | {"down_gradients": (config.hidden,)}
-    return shapes | {"down_gradients": square, "gate_gradients": square, "up_gradients": square}
 
 
 def run_backward(model: Any, hidden: Tensor, gradient: Tensor) -> Tensor:

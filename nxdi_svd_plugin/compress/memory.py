@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, expected_tensors
+from nxdi_svd_plugin.compress.two_pass_cost import backward_memory, head_memory, needed
 from nxdi_svd_plugin.recipe import Recipe
 
 LIBRARIES = 500 * 2**20
@@ -40,11 +41,25 @@ def peak_memory_model(config: SourceConfig, recipe: Recipe) -> Memory:
     sizes = {name: _count(shape) for name, shape in expected_tensors(config).items()}
     layer = sum(size for name, size in sizes.items() if name.startswith("model.layers.0."))
     square, wide = 8 * hidden * hidden, 8 * hidden * intermediate
+    if needed(recipe):
+        return _two_pass(config, recipe, layer, 8 * max(sizes.values()))
     activations = 4 * length * (4 * intermediate + 10 * hidden) + 8 * length * hidden
     return Memory(
         load=8 * max(sizes.values()),
         calibrate=4 * layer + 8 * hidden * intermediate + 2 * square + activations,
         factor=2 * square + 3 * wide + 7 * square,
+    )
+
+
+def _two_pass(config: SourceConfig, recipe: Recipe, layer: int, load: int) -> Memory:
+    """The same for a two-pass recipe: calibrate is the larger of head and backward; factor has the statistics of a
+    layer, its three weights with two factors each and the pivoting's copy, all float64."""
+    square, wide = 8 * config.hidden**2, 8 * config.hidden * config.intermediate
+    head = head_memory(config, recipe.calibration.length) if recipe.objective != "input" else 0
+    return Memory(
+        load=load,
+        calibrate=max(head, backward_memory(config, recipe, layer)),
+        factor=8 * square + 3 * 2 * square + 3 * 2 * wide + 2 * wide,
     )
 
 

@@ -53,7 +53,8 @@ def compress(
     Raises:
         SvdError: anything wrong with source, recipe, text or output, before long work; a full disk at any time.
     """
-    from nxdi_svd_plugin.compress.two_pass import TwoPassRun, needed
+    from nxdi_svd_plugin.compress.two_pass import TwoPassRun
+    from nxdi_svd_plugin.compress.two_pass_cost import needed
 
     recipe = recipe or preset("default")
     kind = TwoPassRun if needed(recipe) else Run

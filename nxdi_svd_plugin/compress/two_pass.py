@@ -6,13 +6,12 @@
 4. factors: layer by layer, from the statistics on disk.
 
 At any time one layer (or the head) is in memory. Disk: tokens x hidden x 4 bytes x (layers + 3) and, per layer, up to
-five float64 matrices of hidden x hidden; `needs` says how much.
+five float64 matrices of hidden x hidden; compress/two_pass_cost.py says how much.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import shutil
 import time
@@ -31,19 +30,14 @@ from nxdi_svd_plugin.checkpoint.writer import Writer
 from nxdi_svd_plugin.compress import backward, calibrate
 from nxdi_svd_plugin.compress.allocation import global_ranks
 from nxdi_svd_plugin.compress.finish import finish
-from nxdi_svd_plugin.compress.job import Job, entries, factor_dtype
+from nxdi_svd_plugin.compress.job import entries, factor_dtype
 from nxdi_svd_plugin.compress.layer_factors import LayerFactors, factor_layer, layer_spectrum
 from nxdi_svd_plugin.compress.pipeline import Run
 from nxdi_svd_plugin.compress.progress import Progress
 from nxdi_svd_plugin.compress.report import Report
+from nxdi_svd_plugin.compress.two_pass_cost import disk_needs, statistics_shapes
 from nxdi_svd_plugin.errors import CheckpointError
-from nxdi_svd_plugin.recipe import Recipe
 from nxdi_svd_plugin.svd_config import PROJECTIONS, Layers, Projection, tensor_shapes
-
-
-def needed(recipe: Recipe) -> bool:
-    """Whether a recipe is not the paper's one-pass one."""
-    return (recipe.form, recipe.objective, recipe.allocation) != ("pair", "input", "uniform")
 
 
 class TwoPassRun(Run):
@@ -64,7 +58,7 @@ class TwoPassRun(Run):
         self.tokens = self.job.samples.numel()
 
     def _check_disk(self) -> None:
-        states, statistics = needs(self.job)
+        states, statistics = disk_needs(self.config, self.job.recipe, self.job.samples.numel())
         existing = self.output
         while not existing.exists():
             existing = existing.absolute().parent
@@ -149,7 +143,7 @@ class TwoPassRun(Run):
         """The loss gradient at the layer's input from that at its output, and the statistics of its MLP."""
         model = calibrate.load_layer(self.reader, self.config, layer, self.device)
         objective = self.job.recipe.objective
-        shapes = backward.statistics_shapes(self.config, objective)
+        shapes = statistics_shapes(self.config, objective)
         collector = backward.TwoSidedCollector(model, objective == "two_sided_diagonal", shapes, self.device)
 
         def gradients() -> Iterator[torch.Tensor]:
@@ -285,14 +279,6 @@ class TwoPassRun(Run):
             orders[layer] = np.frombuffer(path.read_bytes(), dtype=np.int32)
         with disk_errors(self.output / ORDER), open(self.output / ORDER, "wb") as file:
             np.save(file, orders, allow_pickle=False)
-
-
-def needs(job: Job) -> tuple[int, int]:
-    """Bytes on disk while it runs: hidden states and gradients, statistics."""
-    config, tokens = job.config, math.prod(job.samples.shape)
-    boundaries = config.layers + 3 if job.recipe.objective != "input" else 3
-    shapes = backward.statistics_shapes(config, job.recipe.objective)
-    return 4 * tokens * config.hidden * boundaries, 8 * config.layers * sum(math.prod(s) for s in shapes.values())
 
 
 def note(records: list[dict[str, Any]]) -> str:

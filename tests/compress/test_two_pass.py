@@ -11,7 +11,9 @@ from nxdi_svd_plugin.compress.distributed import World
 from nxdi_svd_plugin.compress.job import prepare
 from nxdi_svd_plugin.compress.pipeline import compress
 from nxdi_svd_plugin.compress.progress import Progress
-from nxdi_svd_plugin.compress.two_pass import TwoPassRun, needs
+from nxdi_svd_plugin.compress.summary import make_plan, plan_text
+from nxdi_svd_plugin.compress.two_pass import TwoPassRun
+from nxdi_svd_plugin.compress.two_pass_cost import disk_needs
 from nxdi_svd_plugin.errors import CheckpointError, RecipeError
 from nxdi_svd_plugin.modeling.load import load_model, load_pretrained
 from nxdi_svd_plugin.recipe import from_dict, preset
@@ -183,8 +185,22 @@ def test_zero_gradients_and_dead_channels_still_give_a_model(tiny_llama, tmp_pat
     assert torch.isfinite(logits(tmp_path / "out")).all()
 
 
+def test_the_plan_states_memory_disk_and_work(tiny_llama):
+    plan = make_plan(tiny_llama, from_dict(SMALL))
+    calibration = plan["calibration"]
+    assert (calibration["disk_hidden_states"], calibration["disk_statistics"]) == (
+        4 * 160 * 44 * 6,
+        8 * 3 * (5 * 44 * 44 + 3 * 90),
+    )
+    assert calibration["flop"] > 3 * calibration["flop_paper"]
+    assert plan["ratio"]["mlp"] == pytest.approx(0.1, abs=1e-4)
+    assert "TFLOP" in plan_text(plan) and "allocation global" in plan_text(plan)
+    paper = make_plan(tiny_llama, from_dict({**SMALL, "recipe": "paper"}))
+    assert paper["calibration"]["disk_statistics"] == 0 and paper["peak_memory"]["bytes"] < plan["peak_memory"]["bytes"]
+
+
 def test_disk_and_contradictions_are_checked_first(tiny_llama, tmp_path, monkeypatch):
-    states, statistics = needs(prepare(tiny_llama, from_dict(SMALL)))
+    states, statistics = disk_needs(prepare(tiny_llama, from_dict(SMALL)).config, from_dict(SMALL), 160)
     assert states == 4 * 160 * 44 * 6 and statistics == 8 * 3 * (5 * 44 * 44 + 3 * 90)
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("nxdi_svd_plugin.compress.two_pass.shutil.disk_usage", lambda _: usage)
