@@ -131,9 +131,8 @@ class Trainer:
             state.best = {name: p.detach().clone() for name, p in self.trained.items()}
         row = {"step": state.step, "train_loss": loss, "validation_perplexity": perplexity, "seconds": seconds}
         state.history.append(row | {"train_loss": None if math.isnan(loss) else loss})
-        LOG.info(
-            "step %d of %d: loss %.4f, validation perplexity %.3f", state.step, self.settings.steps, loss, perplexity
-        )
+        trained = "" if math.isnan(loss) else f"loss {loss:.4f}, "
+        LOG.info("step %d of %d: %svalidation perplexity %.3f", state.step, self.settings.steps, trained, perplexity)
         self.save(state)
 
     def stale(self, state: State) -> bool:

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_models import save_dense
 
 from nxdi_svd_plugin.cli.main import main
 from nxdi_svd_plugin.compress.recover import recover
@@ -171,3 +172,10 @@ def test_a_recovered_directory_passes_verify_and_its_card_says_so(tiny_llama, da
     after = json.loads((second / "report.json").read_text())
     assert "evaluation" not in after and after["matrices"] == report["matrices"] and after["files"] != report["files"]
     assert "Then the factors were trained (lora, next token, 30 steps" in (second / "README.md").read_text()
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(tiny_svd_llama, data, tmp_path):
+    other = save_dense(tmp_path / "other", "llama", vocab_size=300)
+    with pytest.raises(CheckpointError, match="has 300 tokens, the model has 259; give the model it was made from"):
+        recover(tiny_svd_llama, data / "plain.txt", tmp_path / "out", Settings(**QUICK), teacher_dir=other)
+    assert not (tmp_path / "out").exists()
