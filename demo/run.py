@@ -35,7 +35,7 @@ def main() -> None:
     start = time.monotonic()
     nxdi_svd("compress", "--model", dense, "--output", small, "--ratio", RATIO, "--overwrite")
     nxdi_svd("verify", small, "--base", dense)
-    scores = nxdi_svd("evaluate", "--model", small, "--base", dense, "--record")
+    scores = nxdi_svd("evaluate", "--model", small, "--base", dense, "--max-tokens", "8192", "--record")
     answers = {
         name: nxdi_svd("generate", "--model", path, "--prompt", PROMPT, "--chat", "--max-new-tokens", "32")["text"]
         for name, path in (("dense", dense), ("compressed", small))
