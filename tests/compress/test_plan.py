@@ -36,20 +36,7 @@ def llama(hidden, intermediate, layers, tmp_path):
 
 
 def test_the_plan_is_what_compress_writes(tiny_llama, tmp_path, capsys):
-    recipe = [
-        "--ratio",
-        "0.2",
-        "--block",
-        "2",
-        "--samples",
-        "4",
-        "--length",
-        "32",
-        "--dense",
-        "1",
-        "--rank",
-        "0.up_proj=8",
-    ]
+    recipe = "--recipe paper --ratio 0.2 --block 2 --samples 4 --length 32 --dense 1 --rank 0.up_proj=8".split()
     assert main(["plan", "--model", str(tiny_llama), *recipe, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert main(["compress", "--model", str(tiny_llama), "--output", str(tmp_path / "out"), *recipe, "--json"]) == 0
