@@ -1,18 +1,17 @@
-"""Texts: the built-in halves share nothing, files and JSON lines are read, and what cannot be used is named."""
+"""Texts: the built-in texts share nothing, files and JSON lines are read, and what cannot be used is named."""
 
 import hashlib
 
 import pytest
 
 from nxdi_svd_plugin.errors import CalibrationError
-from nxdi_svd_plugin.texts import BUILTIN, CALIBRATION_SHARE, HELDOUT, read_text
+from nxdi_svd_plugin.texts import BUILTIN, HELDOUT, read_text
 
 
-def test_the_builtin_halves_share_no_paragraph():
+def test_the_builtin_texts_share_no_paragraph():
     calibration, heldout = read_text(BUILTIN).content, read_text(HELDOUT).content
     assert not set(calibration.split("\n\n")) & set(heldout.split("\n\n"))
-    share = len(calibration) / (len(calibration) + len(heldout))
-    assert share == pytest.approx(CALIBRATION_SHARE, abs=0.01)
+    assert len(calibration) > 100_000
     assert len(heldout) > 50_000  # varies with the Python version
 
 
