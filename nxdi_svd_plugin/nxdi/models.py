@@ -7,6 +7,7 @@ classes are the stock ones.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from nxdi_svd_plugin.nxdi.interpolative import share_out
 from nxdi_svd_plugin.nxdi.mlp import SvdMLP
 from nxdi_svd_plugin.nxdi.state_dict import check_mlp_tensors
 
+logger = logging.getLogger(__name__)
 guard.install()
 
 
@@ -52,6 +54,7 @@ def replace_mlps(model: Any, config: Any) -> None:
         if not hasattr(layer, "mlp"):
             raise NxdiError(f"decoder layer {index} ({type(layer).__name__}) has no attribute 'mlp' to replace")
         layer.mlp = SvdMLP(config, layers[index], index)
+    logger.info("mlp_impl=%r in %d decoder layers", config.neuron_config.mlp_impl, len(layers))
 
 
 class NeuronSvdLlamaModel(NeuronLlamaModel):  # type: ignore[misc]

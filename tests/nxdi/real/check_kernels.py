@@ -76,6 +76,17 @@ def test_round_and_odd_shards(intermediate, tp, kept, tmp_path):
         torch.testing.assert_close(found["logits"], expected, rtol=0, atol=5e-5 * expected.abs().max())
 
 
+def test_sequence_parallelism_through_the_kernels(svd_llama):
+    prompt = torch.tensor([[5, 17, 201, 88, 3, 42, 9]])
+    options = {"tp_degree": 2, "sequence_parallel_enabled": True, "is_continuous_batching": True}
+    results = ranks.run(2, with_simulated_kernels, decode, "llama", svd_llama, prompt, 3, **options)
+    expected = reference_logits(dense_reference(svd_llama, "llama"), results[0][0]["tokens"], 7)
+    for found, called in results:
+        torch.testing.assert_close(found["logits"], expected, rtol=0, atol=5e-5 * expected.abs().max())
+        assert ("up_gate", (48, 44)) in called  # the gathered prefill, padded to its bucket
+        assert ("up_gate", (1, 44)) in called
+
+
 class OnDevice:
     """What the choice looks at: a tensor that is not on the CPU."""
 
