@@ -71,6 +71,15 @@ def require_kernels() -> None:
         )
 
 
+def refuse_on_trn1(x: torch.Tensor, what: str) -> None:
+    """Raises NxdiError where the kernels' platform would run `what`, which has no kernel, under "svd_fused"."""
+    if plain_reason(x) is None:
+        raise NxdiError(
+            f"mlp_impl='svd_fused' has no kernel for {what}; compress with `nxdi-svd compress --form pair`, or use "
+            "mlp_impl='svd'"
+        )
+
+
 @functools.cache
 def announce(reason: str) -> None:
     """Log once that the factors run in PyTorch ops."""

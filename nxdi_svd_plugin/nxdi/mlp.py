@@ -44,7 +44,8 @@ class SvdMLP(torch.nn.Module):
         fused = neuron_config.mlp_impl == FUSED
         self.fused_up_gate = fused and projections["gate_proj"].form == projections["up_proj"].form == "factored"
         self.fused_down = fused and projections["down_proj"].form == "factored"
-        if fused and has_interpolative(projections):
+        self.lacks_kernel = fused and has_interpolative(projections)
+        if self.lacks_kernel:
             announce()
         elif fused and not (self.fused_up_gate and self.fused_down):
             logger.warning("layer %d keeps a projection dense: that part of its MLP runs without kernel", index)
@@ -105,12 +106,14 @@ class SvdMLP(torch.nn.Module):
         Returns:
             (y, None), y like x, summed over the ranks (and scattered over the sequence under sequence parallelism).
         Raises:
-            NxdiError: the layer leaves the norm or the residual to the MLP.
+            NxdiError: the layer leaves the norm or the residual to the MLP; `svd_fused` on trn1 where it cannot run.
         """
         if rmsnorm is not None or residual is not None:
             raise NxdiError(f"layer {self.index} leaves its norm or residual to the MLP; unset mlp_kernel_enabled")
         if self.sequence_parallel:
             x = gather_from_sequence_parallel_region(x, SEQUENCE_DIM, process_group=self.group)
+        if self.lacks_kernel:
+            device.refuse_on_trn1(x, f"the interpolative projections of layer {self.index}")
         if (self.fused_up_gate or self.fused_down) and device.runs_kernels(x):
             y = self._kernels(x.reshape(-1, x.shape[-1])).reshape(x.shape)
         else:

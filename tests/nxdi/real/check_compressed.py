@@ -6,6 +6,7 @@ import torch
 from cpu_models import dense_reference, reference_logits, run_model
 from zero_heads import add_zero_heads
 
+from nxdi_svd_plugin import load_pretrained
 from nxdi_svd_plugin.cli.main import main
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on. "
@@ -16,21 +17,36 @@ def compress(source, target, *options):
     return target
 
 
-def check(directory, prompt, tp, tolerance):
+def check(directory, reference, prompt, tp, tolerance):
     results = ranks.run(tp, run_model, "llama", directory, prompt, 6, mlp_impl="svd_fused", tp_degree=tp)
-    expected = reference_logits(dense_reference(directory, "llama"), results[0]["tokens"], prompt.shape[1])
+    expected = reference_logits(reference, results[0]["tokens"], prompt.shape[1])
     for found in results:
         torch.testing.assert_close(found["logits"], expected, rtol=0, atol=tolerance * expected.abs().max())
         assert torch.equal(found["logits"].argmax(-1), expected.argmax(-1))
 
 
+@pytest.mark.parametrize("form", ["pair", "interpolative"])
 @pytest.mark.parametrize("tp", [1, 2])
-def test_a_tiny_compressed_model(tp, svd_llama, tmp_path):
+def test_a_tiny_compressed_model(tp, form, svd_llama, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text(TEXT * 200)
-    options = ["--ratio", "0.3", "--block", "4", "--calibration", str(text), "--samples", "8", "--length", "128"]
+    options = [
+        "--form",
+        form,
+        "--ratio",
+        "0.3",
+        "--block",
+        "4",
+        "--calibration",
+        str(text),
+        "--samples",
+        "8",
+        "--length",
+        "128",
+    ]
     directory = compress(svd_llama.parent / "dense", tmp_path / "compressed", *options)
-    check(directory, torch.tensor([[5, 17, 201, 88, 3, 42, 9]]), tp, 2e-5)
+    reference = dense_reference(directory, "llama") if form == "pair" else load_pretrained(directory, torch.float32)
+    check(directory, reference, torch.tensor([[5, 17, 201, 88, 3, 42, 9]]), tp, 2e-5)
 
 
 @pytest.mark.slow
@@ -39,5 +55,6 @@ def test_smollm2_compressed(smollm2, tmp_path):
 
     prompt = AutoTokenizer.from_pretrained(smollm2)("The capital of France is", return_tensors="pt").input_ids
     dense = add_zero_heads(smollm2, tmp_path / "dense")
-    options = ["--ratio", "0.1", "--block", "64", "--samples", "4", "--length", "128"]
-    check(compress(dense, tmp_path / "compressed", *options), prompt, 2, 1e-5)
+    options = ["--form", "pair", "--ratio", "0.1", "--block", "64", "--samples", "4", "--length", "128"]
+    directory = compress(dense, tmp_path / "compressed", *options)
+    check(directory, dense_reference(directory, "llama"), prompt, 2, 1e-5)

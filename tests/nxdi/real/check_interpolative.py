@@ -90,3 +90,15 @@ def test_a_missing_c_is_refused(made, tmp_path):
     bad = lose_c(directory, tmp_path / "bad")
     with pytest.raises(ranks.RankError, match="lacks the MLP tensors"):
         ranks.run(1, run_model, family, bad, PROMPT, 1, mlp_impl="svd", tp_degree=1)
+
+
+def on_trn1(family, directory):
+    from nxdi_svd_plugin.nxdi import device
+
+    device.plain_reason = lambda x: None
+    return run_model(family, directory, PROMPT, 1, mlp_impl="svd_fused")
+
+
+def test_the_kernels_are_never_replaced_on_trn1(made):
+    with pytest.raises(ranks.RankError, match="no kernel for the interpolative projections of layer 0.*--form pair"):
+        ranks.run(1, on_trn1, *made)
