@@ -29,6 +29,10 @@ type: install
 compat: install  ## other transformers versions for tests/modeling/test_compat.py
 	$(BIN)/python tests/compat/prepare.py $(NXDI_SVD_COMPAT_DIR)
 
+bench: install  ## kernel rows and the tables of docs/kernels.md, counted by the simulator
+	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/kernel_tables.py
+
 install: $(VENV)/.installed
 
 $(VENV)/.installed: setup.cfg constraints/dev.txt

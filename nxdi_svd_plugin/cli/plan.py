@@ -12,6 +12,7 @@ EPILOG = """\
 examples:
   nxdi-svd plan --model Llama-3.2-1B --ratio 0.10
   nxdi-svd plan --model Llama-3.2-1B --recipe recipe.yaml --json
+  nxdi-svd plan --model Llama-3.2-1B --ratio 0.05 --tp 2 --tokens 1 640 2048
 
 Reads config.json only: the weights need not be there.
 """
@@ -21,6 +22,9 @@ def add_parser(subparsers: Any) -> None:
     """Add the parser."""
     parser = subparsers.add_parser("plan", help="ranks, bytes and memory before any weight is read", epilog=EPILOG)
     parser.add_argument("--model", required=True, metavar="DIR", help="directory with the dense model's config.json")
+    group = parser.add_argument_group("kernels (shown if --tp is given)")
+    group.add_argument("--tp", type=int, metavar="N", help="tensor-parallel degree")
+    group.add_argument("--tokens", type=int, nargs="+", default=[1, 2048], metavar="S", help="token counts (1 2048)")
     add_recipe_options(parser)
 
 
@@ -29,5 +33,11 @@ def run(args: argparse.Namespace) -> int:
     from nxdi_svd_plugin.compress.summary import make_plan, plan_text
 
     plan = make_plan(args.model, recipe_from(args))
-    emit(args, plan, plan_text(plan))
+    text = plan_text(plan)
+    if args.tp is not None:
+        from nxdi_svd_plugin.cli.plan_kernels import kernel_plans, kernel_text
+
+        plan["kernels"] = kernel_plans(args.model, plan["layers"], args.tp, args.tokens, plan["recipe"]["dtype"])
+        text += "\n" + kernel_text(plan["kernels"])
+    emit(args, plan, text)
     return 0

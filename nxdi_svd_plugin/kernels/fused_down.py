@@ -5,6 +5,7 @@ from typing import Any
 from nxdi_svd_plugin.kernels import stages
 from nxdi_svd_plugin.kernels.checks import planned
 from nxdi_svd_plugin.kernels.nki import jit, nl
+from nxdi_svd_plugin.kernels.tiling.blocks import holding
 from nxdi_svd_plugin.kernels.tiling.chain import column_tile
 
 
@@ -23,10 +24,12 @@ def down_kernel(h_t: Any, u: Any, v: Any, strip: tuple[int, ...] | None = None) 
     rank = chain.ranks[0]
 
     def one_strip(first: Any, sizes: tuple[int, ...]) -> None:
-        ts = []
-        for start, tokens in stages.sub_strips(first, sizes):
+        ts: list[Any] = []
+        holders, parts = holding(sizes, chain.token_align)
+        for (start, tokens), part in zip(stages.sub_strips(first, sizes), parts, strict=True):
             xt = stages.load_columns(h_t, start, tokens)
-            ts.append(stages.project(u, xt, chain.inputs, blocks.buffers))
+            stages.new_holders(ts, part, holders, chain.ranks[0], h_t.dtype)
+            stages.project(u, xt, chain.inputs, blocks.buffers, ts, part)
         stages.expand(v, ts, rank, out, first, column_tile("down", rank), blocks.buffers)
 
     stages.for_strips(blocks.groups, one_strip)

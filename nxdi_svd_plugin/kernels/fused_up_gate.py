@@ -6,6 +6,7 @@ from nxdi_svd_plugin.kernels import stages
 from nxdi_svd_plugin.kernels.checks import planned
 from nxdi_svd_plugin.kernels.nki import jit, nisa, nl
 from nxdi_svd_plugin.kernels.packing import interleaved
+from nxdi_svd_plugin.kernels.tiling.blocks import holding
 
 
 def up_gate_kernel(x: Any, u_gate: Any, v_gate: Any, u_up: Any, v_up: Any, strip: tuple[int, ...] | None = None) -> Any:
@@ -30,11 +31,14 @@ def up_gate_kernel(x: Any, u_gate: Any, v_gate: Any, u_up: Any, v_up: Any, strip
         return nisa.tensor_tensor(gated, up, op=nl.multiply, dtype=block.dtype)
 
     def one_strip(first: Any, sizes: tuple[int, ...]) -> None:
-        gates, ups = [], []
-        for start, tokens in stages.sub_strips(first, sizes):
+        gates: list[Any] = []
+        ups: list[Any] = []
+        holders, parts = holding(sizes, chain.token_align)
+        for (start, tokens), part in zip(stages.sub_strips(first, sizes), parts, strict=True):
             xt = stages.load_rows_transposed(x, start, tokens, blocks.buffers, identity)
-            gates.append(stages.project(u_gate, xt, chain.inputs, blocks.buffers))
-            ups.append(stages.project(u_up, xt, chain.inputs, blocks.buffers))
+            for u, ts, rank in ((u_gate, gates, chain.ranks[0]), (u_up, ups, chain.ranks[1])):
+                stages.new_holders(ts, part, holders, rank, x.dtype)
+                stages.project(u, xt, chain.inputs, blocks.buffers, ts, part)
         factors = [(v_gate, gates, chain.ranks[0]), (v_up, ups, chain.ranks[1])]
         stages.expand_transposed(factors, out, first, blocks.buffers, swiglu, interleaved(chain.outputs))
 

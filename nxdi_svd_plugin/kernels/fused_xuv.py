@@ -5,6 +5,7 @@ from typing import Any
 from nxdi_svd_plugin.kernels import stages
 from nxdi_svd_plugin.kernels.checks import planned
 from nxdi_svd_plugin.kernels.nki import jit, nl
+from nxdi_svd_plugin.kernels.tiling.blocks import holding
 
 
 def xuv_kernel(x: Any, u: Any, v: Any, transposed_output: bool = False, strip: tuple[int, ...] | None = None) -> Any:
@@ -26,10 +27,12 @@ def xuv_kernel(x: Any, u: Any, v: Any, transposed_output: bool = False, strip: t
     identity = stages.fp32_identity(x)
 
     def one_strip(first: Any, sizes: tuple[int, ...]) -> None:
-        ts = []
-        for start, tokens in stages.sub_strips(first, sizes):
+        ts: list[Any] = []
+        holders, parts = holding(sizes, chain.token_align)
+        for (start, tokens), part in zip(stages.sub_strips(first, sizes), parts, strict=True):
             xt = stages.load_rows_transposed(x, start, tokens, blocks.buffers, identity)
-            ts.append(stages.project(u, xt, chain.inputs, blocks.buffers))
+            stages.new_holders(ts, part, holders, chain.ranks[0], x.dtype)
+            stages.project(u, xt, chain.inputs, blocks.buffers, ts, part)
         if transposed_output:
             stages.expand_transposed([(v, ts, chain.ranks[0])], out, first, blocks.buffers, _evict, interleave=False)
         else:

@@ -17,6 +17,7 @@ from nxdi_svd_plugin.kernels.tiling.blocks import Buffers, spans
 from nxdi_svd_plugin.kernels.tiling.limits import MOVING, PARTITIONS, tiles
 
 Tensor = Any
+Piece = tuple[int, int, int, int]
 
 
 def for_tiles(total: int, step: int, body: Callable[[Any, int], None]) -> None:
@@ -112,33 +113,46 @@ def load_columns(h_t: Tensor, first: Any, tokens: int) -> Tensor:
     return xt
 
 
-def project(u: Tensor, xt: Tensor, inputs: int, buffers: Buffers) -> Tensor:
-    """t = (X·U)ᵀ for the tokens of xt; u packed. U is read once, every sum stays in PSUM, t is rounded once."""
-    height, tokens = tiles(inputs), xt.shape[2]
+def new_holders(ts: list[Tensor], part: list[Piece], sizes: list[int], rank: int, dtype: Any) -> None:
+    """Append the t tensors that `part` is the first to need."""
+    for holder, *_ in part:
+        if holder == len(ts):
+            ts.append(nl.ndarray((PARTITIONS, tiles(rank), sizes[holder]), dtype=dtype, buffer=nl.sbuf))
+
+
+def project(u: Tensor, xt: Tensor, inputs: int, buffers: Buffers, ts: list[Tensor], part: list[Piece]) -> None:
+    """(X·U)ᵀ of the tokens of xt; u packed. U is read once, every sum stays in PSUM and is rounded once.
+
+    `part` says where the tokens go (tiling.blocks.holding); `ts` are the t's of the strip, made by `new_holders`.
+    """
+    height = tiles(inputs)
     rank = u.shape[1] // height
-    t = nl.ndarray((PARTITIONS, tiles(rank), tokens), dtype=xt.dtype, buffer=nl.sbuf)
-    pieces = spans(tokens, MOVING // buffers.u_tiles)
+    pieces = [
+        (ts[holder], offset + shift, start + shift, size)
+        for holder, offset, start, total in part
+        for shift, size in spans(total, MOVING // buffers.u_tiles)
+    ]
 
     def columns(tile: Any, count: int, width: int) -> None:
-        sums = [nl.zeros((PARTITIONS, count, size), dtype=nl.float32, buffer=nl.psum) for _, size in pieces]
+        sums = [nl.zeros((PARTITIONS, count, size), dtype=nl.float32, buffer=nl.psum) for *_, size in pieces]
 
-        def rows(part: Any, extent: int) -> None:
-            start = tile * (height * PARTITIONS) + part * (buffers.u_rows * width)
+        def rows(load: Any, extent: int) -> None:
+            start = tile * (height * PARTITIONS) + load * (buffers.u_rows * width)
             loaded = nl.load(u[0:PARTITIONS, nl.ds(start, count * tiles(extent) * width)])
 
             def add(j: Any, k: Any, deep: int) -> None:
                 weight = loaded[0:deep, nl.ds(j * (height * width) + k * width, width)]
-                for total, (first, size) in zip(sums, pieces, strict=True):
+                for total, (_, _, first, size) in zip(sums, pieces, strict=True):
                     total[0:width, j, 0:size] += nisa.nc_matmul(
-                        weight, xt[0:deep, part * buffers.u_rows + k, nl.ds(first, size)]
+                        weight, xt[0:deep, load * buffers.u_rows + k, nl.ds(first, size)]
                     )
 
             for j in nl.affine_range(count):
                 for_tiles(extent, PARTITIONS, lambda k, deep: add(j, k, deep))  # noqa: B023 (called at once)
 
         for_tiles(inputs, buffers.u_rows * PARTITIONS, rows)
-        for total, (first, size) in zip(sums, pieces, strict=True):
-            t[0:width, nl.ds(tile, count), nl.ds(first, size)] = nisa.tensor_copy(
+        for total, (t, offset, _, size) in zip(sums, pieces, strict=True):
+            t[0:width, nl.ds(tile, count), nl.ds(offset, size)] = nisa.tensor_copy(
                 total[0:width, 0:count, 0:size], dtype=t.dtype, engine=nisa.vector_engine
             )
 
@@ -146,7 +160,6 @@ def project(u: Tensor, xt: Tensor, inputs: int, buffers: Buffers) -> Tensor:
     for_tiles(full, buffers.u_tiles, lambda g, count: columns(g * buffers.u_tiles, count, PARTITIONS))
     if tail:
         columns(full, 1, tail)
-    return t
 
 
 def expand_transposed(

@@ -75,8 +75,8 @@ def test_a_hand_made_plan():
 def test_longest_first_fills_a_strip_with_the_fewest_sub_strips():
     chain = Chain("xuv", 32768, 7168, (4096,), 18432, transposed_output=True)
     buffers = choose(chain).buffers
-    assert fill(chain, buffers, 900, 16) == (900,)
-    two = fill(chain, buffers, 1500, 16)
+    assert fill(chain, buffers, 900) == (900,)
+    two = fill(chain, buffers, 1500)
     assert two is not None and len(two) == 2 and two[0] > two[1]
 
 

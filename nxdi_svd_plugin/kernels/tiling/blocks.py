@@ -42,6 +42,34 @@ class Blocks:
         return sum(count * sum(strip) for count, strip in self.groups)
 
 
+def held_tokens(done: int, total: int, align: int) -> int:
+    """Tokens of (X·U)ᵀ that have a place in SBUF once `done` of the strip's `total` are computed."""
+    return min(-(-done // align) * align, total)
+
+
+def holding(strip: tuple[int, ...], align: int) -> tuple[list[int], list[list[tuple[int, int, int, int]]]]:
+    """Where the (X·U)ᵀ of every sub-strip goes: (tokens of each tensor, pieces of each sub-strip).
+
+    A tensor is made when it is first needed and holds a multiple of `align` tokens, so that no stationary tile of
+    the second phase is split by two sub-strips. A piece is (tensor, first token in it, first in the sub-strip, size).
+    """
+    sizes: list[int] = []
+    pieces: list[list[tuple[int, int, int, int]]] = []
+    begin = held = first = 0
+    for size in strip:
+        end, part = begin + size, []
+        if begin < held:
+            part.append((len(sizes) - 1, begin - first, 0, min(held, end) - begin))
+        if end > held:
+            start, first = max(begin, held), held
+            held = held_tokens(end, sum(strip), align)
+            sizes.append(held - first)
+            part.append((len(sizes) - 1, start - first, start - begin, end - start))
+        pieces.append(part)
+        begin = end
+    return sizes, pieces
+
+
 def hbm_bytes(chain: Chain, blocks: Blocks) -> tuple[int, int]:
     """HBM bytes (read, written) of the kernel with these blocks, exactly as the simulator counts them."""
     written = chain.itemsize * chain.tokens * chain.outputs
@@ -66,7 +94,7 @@ def output_bytes(chain: Chain, buffers: Buffers, strip: tuple[int, ...]) -> int:
     """SBUF bytes per partition of one output block of a strip, with SwiGLU's fp32 tile for `up_gate`."""
     width = column_tile(chain.kernel, chain.ranks[0])
     if not chain.writes_transposed:
-        return chain.itemsize * sum(map(tiles, strip)) * min(width * buffers.v_tiles, chain.outputs)
+        return chain.itemsize * tiles(sum(strip)) * min(width * buffers.v_tiles, chain.outputs)
     group = min(buffers.v_tiles, tiles(chain.outputs))
     piece = max(spans(size, MOVING // buffers.v_tiles)[0][1] for size in strip)
     swiglu = 4 * group * piece if chain.kernel == "up_gate" else 0
@@ -82,7 +110,7 @@ def expansion_bytes(chain: Chain, buffers: Buffers, strip: tuple[int, ...], in_f
     if chain.writes_transposed:
         single = len(strip) == 1 and strip[0] <= MOVING // buffers.v_tiles
     else:
-        single = sum(map(tiles, strip)) == 1 and chain.outputs < column_tile(chain.kernel, chain.ranks[0])
+        single = sum(strip) <= PARTITIONS and chain.outputs < column_tile(chain.kernel, chain.ranks[0])
     return max(loads, block) if single and in_flight == 1 else loads + block
 
 
@@ -92,22 +120,25 @@ def constant_bytes(chain: Chain) -> int:
 
 
 def strip_sbuf_bytes(
-    chain: Chain, buffers: Buffers, strip: tuple[int, ...], in_flight: int = 1, last: bool = False
+    chain: Chain, buffers: Buffers, strip: tuple[int, ...], in_flight: int = 1, last: bool = False, align: int = 0
 ) -> int:
     """Peak SBUF bytes per partition of one strip with `in_flight` copies of what is streamed (Eq. 11, refined).
 
     Sub-strip k holds its Xᵀ, the (X·U)ᵀ of sub-strips 1..k and the U loads; the expansion holds the whole (X·U)ᵀ, the
     V loads and the output block. After the transposes of the `last` strip the identity matrix is dead.
+    `align` overrides the alignment of the (X·U)ᵀ tensors.
     """
-    s, done, peak = chain.itemsize, 0, 0
+    s, total, done, peak = chain.itemsize, sum(strip), 0, 0
+    align = align or chain.token_align
     constants = constant_bytes(chain)
     dead = 4 * PARTITIONS if chain.needs_identity and last else 0
     rows = 0 if chain.transposed_input else s * min(buffers.x_tiles * PARTITIONS, chain.inputs)
     for position, size in enumerate(strip):
         x_strip = s * chain.input_tiles * size
-        loading = s * chain.rank_tiles * done + x_strip + in_flight * rows
+        loading = s * chain.rank_tiles * held_tokens(done, total, align) + x_strip + in_flight * rows
         done += size
-        projecting = s * chain.rank_tiles * done + x_strip + in_flight * u_load_bytes(chain, buffers)
+        held = held_tokens(done, total, align)
+        projecting = s * chain.rank_tiles * held + x_strip + in_flight * u_load_bytes(chain, buffers)
         peak = max(peak, loading, projecting - (dead if position == len(strip) - 1 else 0))
     expanding = s * chain.rank_tiles * done + expansion_bytes(chain, buffers, strip, in_flight)
     return constants + max(peak, expanding - dead)

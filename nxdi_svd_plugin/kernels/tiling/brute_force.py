@@ -36,7 +36,7 @@ def _fewest_sub_strips(chain: Chain, buffers: Buffers, steps: int, unit: int) ->
             continue
         for size in range(1, min(steps - done, MAX_SUB_STRIP // unit) + 1):
             strip = (*found[done], size * unit)
-            if strip_sbuf_bytes(chain, buffers, strip, IN_FLIGHT) > SBUF_BYTES:
+            if strip_sbuf_bytes(chain, buffers, strip, IN_FLIGHT, align=1) > SBUF_BYTES:
                 break
             if done + size not in found or len(strip) < len(found[done + size]):
                 found[done + size] = strip

@@ -48,6 +48,11 @@ class Chain:
         return self.kernel == "up_gate" or (self.kernel == "xuv" and self.transposed_output)
 
     @property
+    def token_align(self) -> int:
+        """Tokens of (X·U)ᵀ are kept in tensors of multiples of this: whole tiles where tokens are stationary."""
+        return 1 if self.writes_transposed else PARTITIONS
+
+    @property
     def input_tiles(self) -> int:
         """128-row tiles of the contraction with U."""
         return tiles(self.inputs)

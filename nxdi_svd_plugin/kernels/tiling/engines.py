@@ -1,6 +1,6 @@
 """Busy time of every engine for a planned chain: a model by AWS's cost formulas (nki.isa of SDK 2.26.1)."""
 
-from nxdi_svd_plugin.kernels.tiling.blocks import Blocks, hbm_bytes, spans
+from nxdi_svd_plugin.kernels.tiling.blocks import Blocks, hbm_bytes, holding, spans
 from nxdi_svd_plugin.kernels.tiling.chain import Chain, column_tile
 from nxdi_svd_plugin.kernels.tiling.limits import (
     DMA_BYTES_PER_SECOND,
@@ -21,18 +21,20 @@ def matmul_cycles(chain: Chain, blocks: Blocks) -> int:
     """Tensor-engine cycles of the matmuls: max(min(64, stationary width), moving width) each, four passes for fp32."""
     cycles = 0
     for count, strip in blocks.groups:
-        for size in strip:
-            cycles += count * (_projection_cycles(chain, size) + _expansion_cycles(chain, size))
+        sizes, pieces = holding(strip, chain.token_align)
+        cycles += count * sum(_projection_cycles(chain, size) for part in pieces for *_, size in part)
+        cycles += count * sum(_expansion_cycles(chain, size) for size in sizes)
     return cycles * _passes(chain)
 
 
 def _projection_cycles(chain: Chain, size: int) -> int:
+    """Cycles of `size` tokens in the first phase."""
     moving = [width for _, width in spans(size, MOVING)]
     return chain.input_tiles * sum(_pass(width, n) for rank in chain.ranks for width in _widths(rank) for n in moving)
 
 
 def _expansion_cycles(chain: Chain, size: int) -> int:
-    """Cycles of one sub-strip of `size` tokens in the second phase."""
+    """Cycles of `size` tokens of (X·U)ᵀ in the second phase."""
     if chain.writes_transposed:
         moving = [width for _, width in spans(size, MOVING)]
         tiles_of_v = sum(_pass(width, n) for width in _widths(chain.outputs) for n in moving)

@@ -1,4 +1,4 @@
-"""Chooses the blocks of a chain: the fewest HBM bytes that fit SBUF with two loads of every operand in flight."""
+"""Chooses the blocks of a chain: little HBM traffic, full stationary tiles, two loads of every operand in flight."""
 
 from collections import Counter
 from functools import lru_cache
@@ -9,6 +9,7 @@ from nxdi_svd_plugin.kernels.tiling.blocks import (
     Buffers,
     constant_bytes,
     hbm_bytes,
+    held_tokens,
     output_bytes,
     sbuf_bytes,
     strip_sbuf_bytes,
@@ -26,8 +27,10 @@ MAX_SUB_STRIP = 2048
 _LEAST_RUN = 2048
 """Contiguous bytes per partition below which Trn1's DMA engines become slow (AWS architecture guide)."""
 _LARGEST_LOAD = 32 * 1024
-_TIE = 1.015
-"""Plans within 1.5 % of the least traffic count as equal; the one with the fewest tensor-engine cycles wins."""
+_WASTE = 1.02
+"""Plans within 2 % of the least traffic and of the fewest tensor-engine cycles are preferred, if there are any."""
+_TIE = 1.003
+"""Plans within 0.3 % of the best count as equal; the one with the longest loads is taken."""
 _FINE = 16
 
 
@@ -45,8 +48,9 @@ def _u_choices(chain: Chain) -> list[tuple[int, int]]:
     """(input tiles, rank tiles) of one U load: several whole columns for few tokens, parts of a column for many."""
     column = chain.itemsize * chain.input_tiles * PARTITIONS
     group = min(_LARGEST_LOAD // column, MOVING // min(chain.tokens, MOVING), min(chain.ranks) // PARTITIONS)
-    parts = {-(-chain.input_tiles // split) for split in (1, 2, 3, 4, 7)}
-    split = [(rows, 1) for rows in parts if rows * chain.itemsize * PARTITIONS >= _LEAST_RUN]
+    least = min(chain.input_tiles, _LEAST_RUN // (chain.itemsize * PARTITIONS))
+    parts = {least, *(-(-chain.input_tiles // split) for split in (1, 2, 3, 4, 7))}
+    split = [(rows, 1) for rows in parts if rows >= least]
     return sorted({(chain.input_tiles, max(1, group)), *split})
 
 
@@ -60,17 +64,25 @@ def _v_choices(chain: Chain) -> list[int]:
     return sorted({min(columns, -(-cut // width)) for cut in (512, 1024, 2048)})
 
 
-def largest_sub_strip(chain: Chain, buffers: Buffers, done: int, limit: int) -> int:
-    """Most tokens that the next sub-strip can take after `done` tokens, in the first phase, within `limit` bytes."""
-    s = chain.itemsize
-    room = limit - constant_bytes(chain) - s * chain.rank_tiles * done
-    projecting = room - IN_FLIGHT * u_load_bytes(chain, buffers)
+def largest_sub_strip(chain: Chain, buffers: Buffers, done: int, total: int, limit: int) -> int:
+    """Most tokens that the next sub-strip can take after `done` of `total`, in the first phase, within `limit` bytes.
+
+    A multiple of 16, or all that is left.
+    """
+    s, align = chain.itemsize, chain.token_align
+    room = limit - constant_bytes(chain)
     rows = 0 if chain.transposed_input else IN_FLIGHT * s * min(buffers.x_tiles * PARTITIONS, chain.inputs)
-    return min(
-        MAX_SUB_STRIP,
-        projecting // (s * (chain.rank_tiles + chain.input_tiles)),
-        (room - rows) // (s * chain.input_tiles),
-    )
+    loading = room - rows - s * chain.rank_tiles * held_tokens(done, total, align)
+    projecting = room - IN_FLIGHT * u_load_bytes(chain, buffers)
+    ideal = (projecting - s * chain.rank_tiles * done) // (s * (chain.rank_tiles + chain.input_tiles))
+    size = max(0, min(MAX_SUB_STRIP, total - done, ideal, loading // (s * chain.input_tiles)))
+    while size > 0:
+        size = size if size == total - done else size // _FINE * _FINE
+        held = held_tokens(done + size, total, align)
+        if s * (chain.rank_tiles * held + chain.input_tiles * size) <= projecting:
+            break
+        size -= 1
+    return size
 
 
 def expansion_fits(chain: Chain, buffers: Buffers, strip: tuple[int, ...]) -> bool:
@@ -79,7 +91,7 @@ def expansion_fits(chain: Chain, buffers: Buffers, strip: tuple[int, ...]) -> bo
     return constant_bytes(chain) + chain.itemsize * chain.rank_tiles * sum(strip) + streamed <= SBUF_BYTES
 
 
-def fill(chain: Chain, buffers: Buffers, tokens: int, unit: int, limit: int = SBUF_BYTES) -> tuple[int, ...] | None:
+def fill(chain: Chain, buffers: Buffers, tokens: int, limit: int = SBUF_BYTES) -> tuple[int, ...] | None:
     """The fewest sub-strips that make a strip of `tokens`: each as long as fits. None if they never reach it.
 
     Longest first is optimal: what is covered after k sub-strips grows with what was covered after k - 1.
@@ -87,8 +99,7 @@ def fill(chain: Chain, buffers: Buffers, tokens: int, unit: int, limit: int = SB
     sizes: list[int] = []
     left = tokens
     while left:
-        room = largest_sub_strip(chain, buffers, tokens - left, limit)
-        size = left if left <= room else room // unit * unit
+        size = largest_sub_strip(chain, buffers, tokens - left, tokens, limit)
         if size <= 0:
             return None
         sizes.append(size)
@@ -96,12 +107,12 @@ def fill(chain: Chain, buffers: Buffers, tokens: int, unit: int, limit: int = SB
     return tuple(sizes)
 
 
-def even(chain: Chain, buffers: Buffers, tokens: int, unit: int) -> tuple[int, ...]:
+def even(chain: Chain, buffers: Buffers, tokens: int) -> tuple[int, ...]:
     """As few sub-strips as `fill` finds: of equal size if that fits, else with the lowest peak."""
-    best = fill(chain, buffers, tokens, unit)
+    best = fill(chain, buffers, tokens)
     if best is None:
         raise KernelError(f"no sub-strips of {tokens} tokens fit {chain}")
-    for step in (PARTITIONS, unit):
+    for step in (PARTITIONS, _FINE):
         size = -(-tokens // len(best) // step) * step
         equal = tuple(min(size, tokens - start) for start in range(0, tokens, size))
         if len(equal) == len(best) and strip_sbuf_bytes(chain, buffers, equal, IN_FLIGHT) <= SBUF_BYTES:
@@ -109,7 +120,7 @@ def even(chain: Chain, buffers: Buffers, tokens: int, unit: int) -> tuple[int, .
     low, high = 0, SBUF_BYTES
     while high - low > 64:
         middle = (low + high) // 2
-        trial = fill(chain, buffers, tokens, unit, middle)
+        trial = fill(chain, buffers, tokens, middle)
         if trial is not None and len(trial) == len(best):
             high, best = middle, trial
         else:
@@ -122,7 +133,7 @@ def _longest_strips(chain: Chain, buffers: Buffers, unit: int) -> dict[int, int]
     longest: dict[int, int] = {}
     for units in range(1, -(-chain.tokens // unit) + 1):
         tokens = min(units * unit, chain.tokens)
-        sizes = fill(chain, buffers, tokens, unit)
+        sizes = fill(chain, buffers, tokens)
         if sizes is None or not expansion_fits(chain, buffers, sizes):
             break
         longest[len(sizes)] = units
@@ -159,12 +170,12 @@ def _balanced(chain: Chain, lengths: list[int], unit: int) -> list[int]:
 
 
 def _plan(chain: Chain, buffers: Buffers, unit: int) -> Blocks | None:
-    """The least weight traffic with these loads and this step of tokens; None if nothing fits."""
+    """The least weight traffic with these loads and strips of multiples of `unit` tokens; None if nothing fits."""
     longest = _longest_strips(chain, buffers, unit)
     if not longest:
         return None
     sizes = _balanced(chain, _cheapest_cover(chain, longest, unit), unit)
-    groups = tuple((count, even(chain, buffers, size, unit)) for size, count in Counter(sizes).items())
+    groups = tuple((count, even(chain, buffers, size)) for size, count in Counter(sizes).items())
     blocks = Blocks(groups, buffers)
     return blocks if sbuf_bytes(chain, blocks, IN_FLIGHT) <= SBUF_BYTES else None
 
@@ -173,21 +184,26 @@ def _plan(chain: Chain, buffers: Buffers, unit: int) -> Blocks | None:
 def choose(chain: Chain) -> Blocks:
     """The blocks for `chain`.
 
-    The least HBM traffic first; among plans within 1.5 % of it, the fewest tensor-engine cycles, then the largest
-    streamed loads (long DMA runs, few instructions). Every plan leaves room for two loads of each streamed operand.
+    The least product of HBM bytes and tensor-engine cycles (strips that end inside a stationary tile waste cycles);
+    among equals the largest streamed loads (long DMA runs, few instructions). Every plan leaves room for two loads of
+    each streamed operand.
     Raises KernelError if not even a few tokens fit into 176 KiB per partition.
     """
-    units = (_FINE,) if chain.writes_transposed else (PARTITIONS, _FINE)
-    found = [plan for b in buffer_choices(chain) for unit in units if (plan := _plan(chain, b, unit))]
+    steps = (_FINE,) if chain.writes_transposed else (PARTITIONS, 64, 32, _FINE)
+    found = [plan for buffers in buffer_choices(chain) for unit in steps if (plan := _plan(chain, buffers, unit))]
     if not found:
         raise KernelError(
             f"{chain.kernel}: inputs {chain.inputs}, rank(s) {chain.ranks} and outputs {chain.outputs} leave no room "
             f"for {min(chain.tokens, _FINE)} tokens in {SBUF_BYTES} bytes per partition; "
             "use a smaller rank or more tensor-parallel shards"
         )
-    least = min(sum(hbm_bytes(chain, plan)) for plan in found)
-    close = [plan for plan in found if sum(hbm_bytes(chain, plan)) <= _TIE * least]
-    return min(close, key=lambda plan: (matmul_cycles(chain, plan), -_load_bytes(chain, plan.buffers)))
+    traffic = {plan: sum(hbm_bytes(chain, plan)) for plan in found}
+    cycles = {plan: matmul_cycles(chain, plan) for plan in found}
+    least, fewest = min(traffic.values()), min(cycles.values())
+    good = [plan for plan in found if traffic[plan] <= _WASTE * least and cycles[plan] <= _WASTE * fewest] or found
+    score = {plan: traffic[plan] * cycles[plan] for plan in good}
+    close = [plan for plan in good if score[plan] <= _TIE * min(score.values())]
+    return max(close, key=lambda plan: _load_bytes(chain, plan.buffers))
 
 
 def _load_bytes(chain: Chain, buffers: Buffers) -> int:

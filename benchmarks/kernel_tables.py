@@ -1,0 +1,178 @@
+"""Puts the tables made of benchmarks/data/kernels.jsonl between the `<!-- table: ... -->` marks of docs/kernels.md."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+ROWS = ROOT / "benchmarks" / "data" / "kernels.jsonl"
+PAGE = ROOT / "docs" / "kernels.md"
+Row = dict[str, Any]
+PAPER_TABLE_1 = {"sequential": (85.90, 298.66), "naive": (343.60, 3140.42)}
+PAPER_TABLE_3 = {
+    128: (124.12, 19.54, 0.0),
+    256: (240.94, 51.69, 0.0),
+    512: (455.10, 80.07, 0.0),
+    1024: (819.17, 90.05, 0.0),
+    2048: (1280.50, 96.35, 29.19 + 10.53),
+    4096: (512.95, 98.96, 931.0 + 266.0),
+}
+PAPER_TABLE_2 = {"dense": (57.89, 9.93), "unfused": (37.47, 6.52), "xuv_transposed": (27.63, 2.47)}
+
+
+def load(path: Path = ROWS) -> list[Row]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def markdown(head: list[str], body: list[list[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def table_1(rows: list[Row]) -> str:
+    body = []
+    for row in (r for r in rows if r["table"] == "table1"):
+        moved = (row["hbm_bytes"] + row.get("transpose_pass_bytes", 0)) / 1e6
+        flops, paper = row["matmul_flops"] / 1e9, PAPER_TABLE_1.get(row["variant"])
+        theirs = [f"{paper[0]:.2f}", f"{paper[1]:.0f}", f"{moved / paper[1] - 1:+.1%}"] if paper else ["", "", ""]
+        body.append([row["variant"], f"{flops:.2f}", theirs[0], f"{moved:.0f}", *theirs[1:]])
+    return markdown(["kernel", "GFLOP", "paper", "HBM MB", "paper", "difference"], body)
+
+
+def by_variant(rows: list[Row]) -> dict[str, list[Row]]:
+    grouped: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["table"] == "table2":
+            grouped.setdefault(row["variant"], []).append(row)
+    return grouped
+
+
+def table_2(rows: list[Row]) -> str:
+    body = []
+    for variant, runs in by_variant(rows).items():
+        mean = {key: sum(run[key] for run in runs) / len(runs) for key in ("hbm_bytes", "modelled_latency_us")}
+        busy = sum(run["modelled_us"]["pe"] for run in runs) / sum(run["modelled_latency_us"] for run in runs)
+        flops = sum(run["matmul_flops"] for run in runs) / len(runs) / 1e12
+        transposes = sum(run["transpose_flops"] for run in runs) / len(runs) / 1e9
+        paper = PAPER_TABLE_2.get(variant, ("", ""))
+        cells = [f"{mean['modelled_latency_us'] / 1e3:.2f}", paper[0], f"{mean['hbm_bytes'] / 1e9:.2f}", paper[1]]
+        body.append([variant, *cells, f"{busy:.1%}", f"{flops:.2f}", f"{transposes:.1f}"])
+    head = ["kernel", "modelled ms", "paper ms", "HBM GB", "paper GB", "PE busy (model)", "TFLOP", "transpose GFLOP"]
+    return markdown(head, body)
+
+
+def lengths(rows: list[Row]) -> str:
+    runs = {(row["variant"], row["tokens"]): row for row in rows if row["table"] == "table2"}
+    body = []
+    for tokens in sorted({tokens for _, tokens in runs}):
+        fused, cells = runs["xuv_transposed", tokens], []
+        for variant in ("dense", "dense_result_strip", "unfused", "unfused_result_strip"):
+            other = runs[variant, tokens]
+            keys = ("hbm_bytes", "pe_cycles", "modelled_latency_us")
+            cells.append(" / ".join(f"{other[key] / fused[key]:.2f}" for key in keys))
+        spill = runs["dense_result_strip", tokens]
+        spilled = (spill["spill_save_bytes"] + spill["spill_reload_bytes"]) / 1e9
+        body.append([tokens, f"{fused['hbm_bytes'] / 1e9:.3f}", *cells, f"{spilled:.2f}"])
+    head = ["S", "xuv GB", "dense", "dense, result strip", "unfused", "unfused, result strip", "result-strip spill GB"]
+    return markdown(head, body)
+
+
+def reached(rows: list[Row]) -> str:
+    body = []
+    for row in (r for r in rows if r["variant" if "variant" in r else "table"] in ("xuv", "xuv_transposed")):
+        if row["table"] != "table2":
+            continue
+        others = {engine: us for engine, us in row["modelled_us"].items() if engine != "pe"}
+        busiest = max(others, key=lambda engine: others[engine])
+        body.append(
+            [
+                "[n, S]" if row["variant"] == "xuv_transposed" else "[S, n]",
+                row["tokens"],
+                f"{row['hbm_bytes'] / row['least_hbm_bytes']:.4f}",
+                row["pe_over_minimum"],
+                row["pe_over_minimum_with_transposes"],
+                f"{busiest} {others[busiest] / row['modelled_us']['pe']:.2f}",
+                f"{row['sbuf_peak_bytes'] / 1024:.1f}",
+                row["spill_save_bytes"],
+            ]
+        )
+    head = ["output", "S", "traffic / best", "PE / minimum", "with transposes", "next engine / PE", "SBUF KiB", "spill"]
+    return markdown(head, body)
+
+
+def table_3(rows: list[Row]) -> str:
+    body = []
+    for row in (r for r in rows if r["table"] == "table3"):
+        paper = PAPER_TABLE_3[row["strip"]]
+        spilled = (row["spill_save_bytes"] + row["spill_reload_bytes"]) / 2**20
+        body.append(
+            [
+                row["strip"],
+                row["intensity"],
+                row["eq_10"],
+                paper[0],
+                f"{row['sbuf_peak_bytes'] / 1024:.1f}",
+                f"{row['eq_11_bytes'] / 1024:.0f}",
+                f"{paper[1] * 1.92:.1f}",
+                f"{spilled:.0f}",
+                f"{paper[2]:.0f}",
+            ]
+        )
+    head = ["B", "flop/B", "Eq. 10", "paper", "SBUF KiB", "Eq. 11 KiB", "paper KiB", "spill MB", "paper MB"]
+    return markdown(head, body)
+
+
+def mlp(rows: list[Row], tokens: int) -> str:
+    body = []
+    for row in (r for r in rows if r["table"] == "mlp" and r["tokens"] == tokens):
+        reference = row["once_hbm_bytes"] if tokens < 128 else row["least_hbm_bytes"]
+        times = row["modelled_us"]
+        bound = max(times, key=lambda engine: times[engine])
+        strips = ", ".join(f"{count} x {'+'.join(map(str, strip))}" for count, strip in row["strips"])
+        body.append(
+            [
+                row["model"],
+                row["tp"],
+                row["kernel"],
+                row["rank"],
+                strips,
+                f"{row['hbm_bytes'] / 1e6:.1f}",
+                f"{row['hbm_bytes'] / reference:.4f}",
+                row["pe_over_minimum_with_transposes"] if tokens >= 128 else row["mean_dma_run_bytes"],
+                f"{bound} {times[bound]:.0f}",
+            ]
+        )
+    ratio = "traffic / best" if tokens >= 128 else "traffic / once"
+    last = "PE / minimum" if tokens >= 128 else "DMA run B"
+    return markdown(["model", "tp", "kernel", "r", "strips", "HBM MB", ratio, last, "busiest, modelled us"], body)
+
+
+def tables(rows: list[Row]) -> dict[str, str]:
+    """Every table by the name of its marker, with the provenance of the rows."""
+    return {
+        "provenance": "Rows: {source}; version {version}, commit {git}, {dtype}.".format(**rows[0]),
+        "table1": table_1(rows),
+        "table2": table_2(rows),
+        "lengths": lengths(rows),
+        "reached": reached(rows),
+        "table3": table_3(rows),
+        "mlp-2048": mlp(rows, 2048),
+        "mlp-1": mlp(rows, 1),
+        "mlp-8": mlp(rows, 8),
+    }
+
+
+def rendered(page: str, rows: list[Row]) -> str:
+    """The page with every marked table replaced."""
+    for name, table in tables(rows).items():
+        pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        page, times = pattern.subn(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", page)
+        if times != 1:
+            raise SystemExit(f"{PAGE.name} has {times} markers for table {name}, expected 1")
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(rendered(PAGE.read_text(), load()))
+    print(f"tables of {PAGE.relative_to(ROOT)} written")

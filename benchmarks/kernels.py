@@ -1,0 +1,198 @@
+"""Counts the kernels and their baselines in the simulator: one JSON row per run, in benchmarks/data/kernels.jsonl.
+
+    python benchmarks/kernels.py            # about two minutes on one core
+    python benchmarks/kernel_tables.py      # the tables of docs/kernels.md from those rows
+
+Everything is simulated: no row comes from a device. Latency is the model of docs/simulator.md (busiest engine, DMA at
+190 GB/s, perfect overlap).
+"""
+
+import json
+import math
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+import nxdi_svd_plugin
+from nxdi_svd_plugin.kernels import baselines
+from nxdi_svd_plugin.kernels.fused_down import down
+from nxdi_svd_plugin.kernels.fused_up_gate import up_gate
+from nxdi_svd_plugin.kernels.fused_xuv import xuv
+from nxdi_svd_plugin.kernels.tiling.blocks import hbm_bytes, sbuf_bytes
+from nxdi_svd_plugin.kernels.tiling.brute_force import least_hbm_bytes
+from nxdi_svd_plugin.kernels.tiling.chain import Chain
+from nxdi_svd_plugin.kernels.tiling.engines import minimum_pe_cycles, transpose_cycles
+from nxdi_svd_plugin.kernels.tiling.paper import arithmetic_intensity, peak_sbuf_bytes
+from nxdi_svd_plugin.kernels.tiling.planner import choose
+from nxdi_svd_plugin.simulator import TensorSpec, Trace, simulate
+
+ROWS = Path(__file__).parent / "data" / "kernels.jsonl"
+DEEPSEEK = (7168, 4096, 18432)
+TOKENS = (1024, 2048, 4096, 8192, 16384, 32768)
+STRIPS = (128, 256, 512, 1024, 2048, 4096)
+MODELS = {
+    "Llama-3.2-1B": (2048, 8192),
+    "Llama-3.2-3B": (3072, 8192),
+    "Llama-3.1-8B": (4096, 14336),
+    "Qwen3-1.7B": (2048, 6144),
+    "Qwen3-4B": (2560, 9728),
+    "Qwen3-8B": (4096, 12288),
+}
+RATIO = 0.05
+
+
+def select_rank(m: int, n: int) -> int:
+    """Eq. 5 of the paper with b = 128 and τ = 0.5, at RATIO."""
+    return 128 * math.floor((1 - RATIO) * m * n / ((m + n) * 128) + 0.5)
+
+
+def spec(*shape: int) -> TensorSpec:
+    return TensorSpec(shape, np.dtype(ml_dtypes.bfloat16))
+
+
+def provenance() -> dict[str, str]:
+    """Where the numbers come from, in every row."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    return {
+        "source": "simulated, no device run",
+        "dtype": "bfloat16",
+        "version": nxdi_svd_plugin.__version__,
+        "git": done.stdout.strip() or "unknown",
+    }
+
+
+def counted(*traces: Trace) -> dict[str, Any]:
+    """The counters of one run, or of several runs one after the other."""
+    return {
+        "hbm_bytes": sum(t.hbm_bytes for t in traces),
+        "spill_save_bytes": sum(t.spill_save_bytes for t in traces),
+        "spill_reload_bytes": sum(t.spill_reload_bytes for t in traces),
+        "matmul_flops": sum(t.matmul_flops for t in traces),
+        "transpose_flops": sum(t.transpose_flops for t in traces),
+        "pe_cycles": sum(t.pe_cycles for t in traces),
+        "sbuf_peak_bytes": max(t.sbuf_peak_bytes for t in traces),
+        "modelled_us": {
+            engine: round(sum(t.modelled_seconds[engine] for t in traces) * 1e6, 2)
+            for engine in traces[0].modelled_seconds
+        },
+        "modelled_latency_us": round(sum(t.modelled_latency_us for t in traces), 2),
+        "mean_dma_run_bytes": round(
+            sum(t.mean_dma_run_bytes * t.dma_count for t in traces) / sum(t.dma_count for t in traces)
+        ),
+    }
+
+
+def count(kernel: Any, *shapes: tuple[int, ...], strict: bool = True, **options: Any) -> Trace:
+    return simulate(kernel, *[spec(*shape) for shape in shapes], count_only=True, strict=strict, **options)[1]
+
+
+def packed(inputs: int, rank: int, outputs: int) -> list[tuple[int, ...]]:
+    return [(128, -(-inputs // 128) * rank), (128, -(-rank // 128) * outputs)]
+
+
+def against_reference(chain: Chain, trace: Trace) -> dict[str, Any]:
+    """The measures of the kernel's acceptance table."""
+    blocks, minimum = choose(chain), minimum_pe_cycles(chain)
+    return {
+        "strips": [[count, list(strip)] for count, strip in blocks.groups],
+        "predicted_hbm_bytes": sum(hbm_bytes(chain, blocks)),
+        "predicted_sbuf_bytes": sbuf_bytes(chain, blocks),
+        "reserved_sbuf_bytes": sbuf_bytes(chain, blocks, 2),
+        "least_hbm_bytes": least_hbm_bytes(chain),
+        "once_hbm_bytes": chain.activation_bytes + chain.u_bytes + chain.v_bytes,
+        "pe_over_minimum": round((trace.pe_cycles - transpose_cycles(chain, blocks)) / minimum, 4),
+        "pe_over_minimum_with_transposes": round(trace.pe_cycles / minimum, 4),
+    }
+
+
+def table_1() -> list[dict[str, Any]]:
+    """2048 x 2048, 2048 x 2048, 2048 x 8192: sequential and naive fusion."""
+    s = m = r = 2048
+    n = 8192
+    narrow = {"columns": 512}
+    sequential = (
+        count(baselines.result_strip_matmul, (m, s), (m, r), **narrow),
+        count(baselines.result_strip_matmul, (r, s), (r, n), **narrow),
+    )
+    ours = count(xuv, (s, m), *packed(m, r, n))
+    naive = count(baselines.naive_fusion, (m, s), (m, r), (r, n))
+    rows = []
+    for variant, traces in (("sequential", sequential), ("naive", (naive,)), ("xuv", (ours,))):
+        rows.append({"table": "table1", "variant": variant, "tokens": s, **counted(*traces)})
+    rows[0]["transpose_pass_bytes"] = 2 * 2 * s * (m + r)  # X and X·U written and read once more, transposed
+    return rows
+
+
+def table_2(tokens: int) -> list[dict[str, Any]]:
+    """Dense, unfused and fused at one sequence length of the paper's Table 2."""
+    m, r, n = DEEPSEEK
+    dense, tutorial = baselines.matmul, baselines.result_strip_matmul
+    runs = {
+        "dense": (count(dense, (m, tokens), (m, n)),),
+        "dense_result_strip": (count(tutorial, (m, tokens), (m, n), strict=False),),
+        "unfused": (count(dense, (m, r), (m, tokens)), count(dense, (r, tokens), (r, n))),
+        "unfused_result_strip": (
+            count(tutorial, (m, r), (m, tokens), strict=False),
+            count(tutorial, (r, tokens), (r, n), strict=False),
+        ),
+    }
+    rows = [{"table": "table2", "variant": name, "tokens": tokens, **counted(*traces)} for name, traces in runs.items()]
+    for transposed in (True, False):
+        trace = count(xuv, (tokens, m), *packed(m, r, n), transposed_output=transposed)
+        chain = Chain("xuv", tokens, m, (r,), n, transposed_output=transposed)
+        variant = "xuv_transposed" if transposed else "xuv"
+        measures = against_reference(chain, trace)
+        rows.append({"table": "table2", "variant": variant, "tokens": tokens, **counted(trace), **measures})
+    return rows
+
+
+def table_3(strip: int) -> dict[str, Any]:
+    """One strip length of the paper's Table 3, both phases alike, S = 4096; what does not fit is spilled."""
+    m, r, n = DEEPSEEK
+    trace = count(xuv, (4096, m), *packed(m, r, n), transposed_output=True, strip=(strip,), strict=False)
+    return {
+        "table": "table3",
+        "strip": strip,
+        **counted(trace),
+        "intensity": round(2 * 4096 * r * (m + n) / trace.hbm_bytes, 2),
+        "eq_10": round(arithmetic_intensity(4096, m, r, n, strip), 2),
+        "eq_11_bytes": peak_sbuf_bytes(m, r, 128, strip),
+    }
+
+
+def mlp(model: str, tp: int, tokens: int) -> list[dict[str, Any]]:
+    """`up_gate` and `down` of one model on one of `tp` cores."""
+    hidden, whole = MODELS[model]
+    rank, shard = select_rank(hidden, whole), whole // tp
+    weights = packed(hidden, rank, shard)
+    rows = []
+    for kernel, chain, shapes in (
+        (up_gate, Chain("up_gate", tokens, hidden, (rank, rank), shard), [(tokens, hidden), *weights, *weights]),
+        (down, Chain("down", tokens, shard, (rank,), hidden), [(shard, tokens), *packed(shard, rank, hidden)]),
+    ):
+        trace = count(kernel, *shapes)
+        row = {"table": "mlp", "kernel": chain.kernel, "model": model, "tp": tp, "tokens": tokens, "rank": rank}
+        rows.append({**row, **counted(trace), **against_reference(chain, trace)})
+    return rows
+
+
+def main() -> None:
+    rows = table_1()
+    for tokens in TOKENS:
+        rows += table_2(tokens)
+    rows += [table_3(strip) for strip in STRIPS]
+    for model in MODELS:
+        for tp in (1, 2):
+            for tokens in (2048, 1, 8):
+                rows += mlp(model, tp, tokens)
+    origin = provenance()
+    ROWS.write_text("".join(json.dumps({**row, **origin}) + "\n" for row in rows))
+    print(f"{len(rows)} rows in {ROWS}")
+
+
+if __name__ == "__main__":
+    main()
