@@ -19,7 +19,7 @@ OPTIONS = ["--on-cpu", "--torch-dtype", "float32", "--batch-size", "1", "--seq-l
 OPTIONS += ["--prompt", "run", "--tp-degree", "1", "--pad-token-id", "2"]
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen3"])
+@pytest.fixture(scope="module", params=["llama", pytest.param("qwen3", marks=pytest.mark.slow)])
 def directory(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     return save_factored(save_dense(folder / "dense", request.param), folder / "svd", 20)
