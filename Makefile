@@ -38,7 +38,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: setup.cfg constraints/dev.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 13) else f"found Python {v[0]}.{v[1]}, need 3.10-3.12: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/dev.txt -e ".[test,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/dev.txt -e ".[test,dev,eval]"
 	touch $@
 
 clean:
