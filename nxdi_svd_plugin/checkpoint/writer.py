@@ -22,6 +22,10 @@ from nxdi_svd_plugin.checkpoint.names import CONFIG, INDEX
 from nxdi_svd_plugin.errors import CheckpointError
 
 UNFINISHED = ".unfinished"
+REMOVED = ".removed"
+"""The working directory gets this name in the moment the output is complete, and is then deleted."""
+MANIFEST = "manifest.json"
+"""In the working directory: what a resumed run needs."""
 
 
 def check_output(output: Path, source: Path, *, resume: bool, overwrite: bool) -> None:
@@ -42,8 +46,8 @@ def check_output(output: Path, source: Path, *, resume: bool, overwrite: bool) -
     unfinished = output / UNFINISHED
     if output.exists() and not output.is_dir():
         raise CheckpointError(f"output {output} is a file; give a directory")
-    if resume and not unfinished.is_dir():
-        raise CheckpointError(f"{output} has no unfinished compression to resume; run without --resume")
+    if resume and not unfinished.is_dir() and output.is_dir() and any(output.iterdir()):
+        raise CheckpointError(f"{output} has no unfinished compression to resume but other files; run without it")
     if output.is_dir() and any(output.iterdir()) and not resume:
         if not overwrite:
             state = (
@@ -78,11 +82,17 @@ def prepare_output(output: Path, source: Path, *, resume: bool, overwrite: bool)
 
 
 def _remove_output(output: Path) -> None:
-    """Empty an output that holds a model or an unfinished one; config.json goes first, so it is no model from then
-    on."""
+    """Empty an output that holds a model or an unfinished one.
+
+    In an order that can be interrupted: it is marked unfinished first, then loses what would let a run resume or a
+    reader load it, and only then the rest.
+    """
+    unfinished = output / UNFINISHED
     with disk_errors(output):
+        unfinished.mkdir(exist_ok=True)
+        (unfinished / MANIFEST).unlink(missing_ok=True)
         (output / CONFIG).unlink(missing_ok=True)
-        for path in output.iterdir():
+        for path in (*(p for p in output.iterdir() if p != unfinished), *unfinished.iterdir()):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -108,9 +118,13 @@ class Writer:
             self._allocate(output / UNFINISHED / shard.name, shard.header, shard.size)
 
     def _allocate(self, path: Path, header: bytes, size: int) -> None:
-        if (self.output / path.name).exists():  # killed while it finished: this shard is complete and in place
-            return
-        with disk_errors(path), open(path, "r+b" if path.exists() else "wb") as file:
+        with disk_errors(path):
+            if not path.exists() and (self.output / path.name).exists():  # killed while it finished
+                os.replace(self.output / path.name, path)
+            self._reserve(path, header, size)
+
+    def _reserve(self, path: Path, header: bytes, size: int) -> None:
+        with open(path, "r+b" if path.exists() else "wb") as file:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
             file.truncate(size)
@@ -146,8 +160,7 @@ class Writer:
         unfinished."""
         with disk_errors(self.output):
             for shard in self.shards:
-                if (self.output / UNFINISHED / shard.name).exists():
-                    os.replace(self.output / UNFINISHED / shard.name, self.output / shard.name)
+                os.replace(self.output / UNFINISHED / shard.name, self.output / shard.name)
             sync_directory(self.output)
         index = index_json(self.shards, self.entries)
         if index is not None:
@@ -159,7 +172,10 @@ class Writer:
 
 
 def remove_unfinished(output: Path) -> None:
-    """Delete the working files of a finished output."""
+    """Delete the working files of a finished output: in one moment it is no longer unfinished."""
     with disk_errors(output):
-        shutil.rmtree(output / UNFINISHED, ignore_errors=True)
-        sync_directory(output)
+        shutil.rmtree(output / REMOVED, ignore_errors=True)
+        if (output / UNFINISHED).exists():
+            os.replace(output / UNFINISHED, output / REMOVED)
+            sync_directory(output)
+        shutil.rmtree(output / REMOVED, ignore_errors=True)

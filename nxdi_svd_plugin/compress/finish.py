@@ -10,20 +10,21 @@ import torch
 
 from nxdi_svd_plugin import __version__
 from nxdi_svd_plugin.checkpoint.model_card import CARD, model_card, read_card
-from nxdi_svd_plugin.checkpoint.names import REPORT, carried_files
+from nxdi_svd_plugin.checkpoint.names import CONFIG, REPORT, carried_files
 from nxdi_svd_plugin.checkpoint.reader import file_sha256
 from nxdi_svd_plugin.checkpoint.source import parameters
-from nxdi_svd_plugin.checkpoint.writer import UNFINISHED, Writer
+from nxdi_svd_plugin.checkpoint.writer import UNFINISHED, Writer, remove_unfinished
 from nxdi_svd_plugin.compress.job import Job, machine, versions
 from nxdi_svd_plugin.compress.manifest import Manifest
 from nxdi_svd_plugin.compress.plan import Ratios, reached
 from nxdi_svd_plugin.compress.report import Report, peak_memory
+from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.svd_config import ARCHITECTURES, FORMAT_VERSION, MODEL_TYPES, layers_to_json
 
 
 def finish(job: Job, output: Path, writer: Writer, state: Manifest, device: torch.device) -> Report:
     """Write everything but the weights, `config.json` last, and return the report."""
-    files = {shard.name: file_sha256(_where(output, shard.name)) for shard in writer.shards}
+    files = {shard.name: file_sha256(output / UNFINISHED / shard.name) for shard in writer.shards}
     report = make_report(job, state, files, device)
     carried = {name: (job.config.directory / name).read_bytes() for name in carried_files(job.config.directory)}
     carried[REPORT] = (json.dumps(report.to_dict(), indent=2) + "\n").encode()
@@ -33,10 +34,28 @@ def finish(job: Job, output: Path, writer: Writer, state: Manifest, device: torc
     return report
 
 
-def _where(output: Path, shard: str) -> Path:
-    """A shard still in the working directory, or already moved by a run that was killed while it finished."""
-    working = output / UNFINISHED / shard
-    return working if working.exists() else output / shard
+def completed(job: Job, output: Path) -> Report | None:
+    """The report of an output that was complete when its run was killed; None if it is not complete.
+
+    Raises:
+        CheckpointError: it was made from another source, recipe or calibration text.
+    """
+    if not (output / CONFIG).is_file() or not (output / REPORT).is_file():
+        return None
+    try:
+        report = Report(**json.loads((output / REPORT).read_text(encoding="utf-8")))
+        made = (report.source["fingerprint"], report.recipe, report.calibration["sha256"])
+    except (ValueError, TypeError, KeyError):
+        return None
+    now = (job.reader.fingerprint(), job.recipe.to_dict(), job.text.sha256)
+    changed = [what for what, a, b in zip(("source", "recipe", "calibration text"), made, now, strict=True) if a != b]
+    if changed:
+        raise CheckpointError(
+            f"{output} is complete, and the {', '.join(changed)} changed since; there is nothing to resume: use "
+            "--overwrite or another directory"
+        )
+    remove_unfinished(output)
+    return report
 
 
 def compressed_config(job: Job, report: Report) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import platform
@@ -131,7 +132,7 @@ def identity(job: Job, processes: int, device: torch.device) -> dict[str, Any]:
         "source": job.reader.fingerprint(),
         "recipe": job.recipe.to_dict(),
         "calibration text": job.text.sha256,
-        "samples": [list(job.samples.shape), int(job.samples.sum())],
+        "samples": [list(job.samples.shape), hashlib.sha256(job.samples.numpy().tobytes()).hexdigest()],
         "format": FORMAT_VERSION,
         "versions": versions(),
         "threads": torch.get_num_threads(),

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nxdi_svd_plugin.checkpoint.atomic import write_json
+from nxdi_svd_plugin.checkpoint.writer import MANIFEST
 from nxdi_svd_plugin.errors import CheckpointError
-
-MANIFEST = "manifest.json"
 
 
 @dataclass
@@ -42,10 +41,15 @@ def load(folder: Path) -> Manifest | None:
     """The manifest of an unfinished output; None when the run was killed before it wrote one.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: it is damaged, or a model was being replaced and nothing of the new one is there.
     """
     path = folder / MANIFEST
     if not path.is_file():
+        if folder.is_dir() and any(other != folder for other in folder.parent.iterdir()):
+            raise CheckpointError(
+                f"{folder.parent} holds the rest of a model that --overwrite was replacing, and nothing to resume; "
+                "use --overwrite again"
+            )
         return None
     try:
         return Manifest(**json.loads(path.read_text(encoding="utf-8")))

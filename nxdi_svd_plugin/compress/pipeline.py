@@ -15,7 +15,7 @@ from nxdi_svd_plugin.checkpoint.reader import file_sha256
 from nxdi_svd_plugin.checkpoint.writer import UNFINISHED, Writer, check_output, prepare_output, remove_unfinished
 from nxdi_svd_plugin.compress import calibrate, manifest
 from nxdi_svd_plugin.compress.distributed import World, join, pick_device
-from nxdi_svd_plugin.compress.finish import finish
+from nxdi_svd_plugin.compress.finish import completed, finish
 from nxdi_svd_plugin.compress.hidden import HiddenStates
 from nxdi_svd_plugin.compress.job import Job, check_space, entries, factor_dtype, identity, prepare
 from nxdi_svd_plugin.compress.progress import Progress
@@ -46,7 +46,7 @@ def compress(
         model_dir: the dense model; only read.
         output_dir: the compressed model; `config.json` appears last.
         recipe: what to factor and how far; None is the default recipe.
-        resume: continue an unfinished output; its tensors end byte-identical to an uninterrupted run.
+        resume: continue an unfinished output, or begin one; its tensors end byte-identical to an uninterrupted run.
         overwrite: replace what the output holds.
         device: "auto", "cpu" or a torch device.
         progress: show a bar, or plain lines without a terminal.
@@ -59,6 +59,8 @@ def compress(
     recipe = recipe or preset("default")
     kind = TwoPassRun if needed(recipe) else Run
     run = kind(Path(model_dir), Path(output_dir), recipe, join(), pick_device(device))
+    if resume and (report := run.world.on_first(lambda: completed(run.job, run.output))) is not None:
+        return report
     run.start(resume=resume, overwrite=overwrite)
     return run.all_layers(progress)
 
