@@ -25,6 +25,8 @@ class World:
 
     rank: int = 0
     size: int = 1
+    owned: bool = False
+    """Whether `join` made the process group, so that `leave` ends it."""
 
     @property
     def first(self) -> bool:
@@ -80,9 +82,17 @@ def join() -> World:
     """The world that torchrun announces in the environment (gloo), or a single process."""
     if not dist.is_available() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return World()
-    if not dist.is_initialized():
+    owned = not dist.is_initialized()
+    if owned:
         dist.init_process_group("gloo")
-    return World(dist.get_rank(), dist.get_world_size())
+    return World(dist.get_rank(), dist.get_world_size(), owned)
+
+
+def leave(world: World) -> None:
+    """Wait for all processes and end the group that `join` made: a process that exits earlier can abort the others."""
+    if world.owned:
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def pick_device(name: str) -> torch.device:

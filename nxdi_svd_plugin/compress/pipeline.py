@@ -14,7 +14,7 @@ from nxdi_svd_plugin.checkpoint.names import EMBEDDING, projection_prefix
 from nxdi_svd_plugin.checkpoint.reader import file_sha256
 from nxdi_svd_plugin.checkpoint.writer import UNFINISHED, Writer, check_output, prepare_output, remove_unfinished
 from nxdi_svd_plugin.compress import calibrate, manifest
-from nxdi_svd_plugin.compress.distributed import World, join, pick_device
+from nxdi_svd_plugin.compress.distributed import World, join, leave, pick_device
 from nxdi_svd_plugin.compress.finish import completed, finish
 from nxdi_svd_plugin.compress.hidden import HiddenStates
 from nxdi_svd_plugin.compress.job import Job, check_space, entries, factor_dtype, identity, prepare
@@ -62,7 +62,9 @@ def compress(
     if resume and (report := run.world.on_first(lambda: completed(run.job, run.output))) is not None:
         return report
     run.start(resume=resume, overwrite=overwrite)
-    return run.all_layers(progress)
+    report = run.all_layers(progress)
+    leave(run.world)
+    return report
 
 
 def check(model_dir: str | Path, output_dir: str | Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:

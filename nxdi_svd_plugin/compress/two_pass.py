@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from nxdi_svd_plugin.checkpoint.atomic import disk_errors, write_bytes
 from nxdi_svd_plugin.checkpoint.names import ORDER, projection_prefix
-from nxdi_svd_plugin.checkpoint.writer import Writer
+from nxdi_svd_plugin.checkpoint.writer import Writer, remove_unfinished
 from nxdi_svd_plugin.compress import backward, calibrate
 from nxdi_svd_plugin.compress.allocation import global_ranks
 from nxdi_svd_plugin.compress.finish import finish
@@ -88,7 +88,10 @@ class TwoPassRun(Run):
             self.world.on_first(lambda: self.state.save(self.folder))
             self.progress.layer(f"factors {layer}", note(self.state.records[-len(PROJECTIONS) :]))
         self.progress.close()
-        return self.world.on_first(self._finish)
+        report = self.world.on_first(self._finish)
+        if self.folder.exists():  # a process with its own disk
+            remove_unfinished(self.output)
+        return report
 
     def _steps(self) -> list[tuple[str, Callable[[], str]]]:
         """Everything before the ranks, in order; each step leaves its result on disk."""
