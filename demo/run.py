@@ -35,13 +35,12 @@ def main() -> None:
     start = time.monotonic()
     nxdi_svd("compress", "--model", dense, "--output", small, "--ratio", RATIO, "--overwrite")
     nxdi_svd("verify", small, "--base", dense)
-    scores = nxdi_svd("evaluate", "--model", small, "--base", dense, "--max-tokens", "8192", "--record")
+    nxdi_svd("evaluate", "--model", small, "--base", dense, "--max-tokens", "8192", "--record")
     answers = {
         name: nxdi_svd("generate", "--model", path, "--prompt", PROMPT, "--chat", "--max-new-tokens", "32")["text"]
         for name, path in (("dense", dense), ("compressed", small))
     }
-    (OUT / "evaluation.json").write_text(json.dumps(scores, indent=1) + "\n")
-    nxdi_svd("report", small, "--evaluation", str(OUT / "evaluation.json"), "--output", str(OUT))
+    nxdi_svd("report", small, "--output", str(OUT))
     print(f"\n{(OUT / 'report.md').read_text()}")
     for name, text in answers.items():
         print(f"{name:>10}: {PROMPT} -> {text.strip()!r}")
