@@ -1,12 +1,13 @@
 """Run as a program by test_kill.py: compress in forked children that are killed by SIGKILL, and resume them.
 
-python kill_runner.py SOURCE WORK points|random|overwrite COUNT SEED
+python kill_runner.py SOURCE WORK points|random|overwrite COUNT SEED RECIPE
 
 points: the child kills itself just before its n-th change of the output (an audit hook counts opens, renames, removals
 and directories). random: the parent kills it after a random time, again and again. overwrite: as points, while an older
-model is replaced. Every case ends with --resume and is compared byte by byte with an uninterrupted run.
+model is replaced. RECIPE is a preset, paper (one pass) or default (two). Every case ends with --resume and is compared byte by byte with an uninterrupted run.
 """
 
+import dataclasses
 import os
 import random
 import shutil
@@ -18,12 +19,12 @@ from pathlib import Path
 import torch
 
 from nxdi_svd_plugin.compress.pipeline import compress
-from nxdi_svd_plugin.recipe import Calibration, Recipe
+from nxdi_svd_plugin.recipe import Calibration, Recipe, preset
 
 TEXT = Path(sys.argv[2]) / "text.txt"
 CALIBRATION = Calibration(str(TEXT), samples=2, length=16)
-RECIPE = Recipe(ratio=0.2, block=2, calibration=CALIBRATION, shard_size=100_000)
-OLDER = Recipe(ratio=0.3, block=2, calibration=CALIBRATION, shard_size=60_000)
+RECIPE = dataclasses.replace(preset(sys.argv[6]), ratio=0.2, block=2, calibration=CALIBRATION, shard_size=100_000)
+OLDER = dataclasses.replace(RECIPE, ratio=0.3, shard_size=60_000)
 CHANGES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 TIMED = {"report.json", "README.md"}
 """Files that say how long the run took."""

@@ -16,11 +16,11 @@ RUNNER = Path(__file__).with_name("kill_runner.py")
 ROOT = RUNNER.parents[2]
 
 
-def run(source, work, mode, count, seed):
+def run(source, work, mode, count, seed, recipe):
     """Number of kills of one call of the runner, which imports torch once and forks for each run."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, RUNNER, source, work, mode, str(count), str(seed)],
+        [sys.executable, RUNNER, source, work, mode, str(count), str(seed), recipe],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         capture_output=True,
         text=True,
@@ -30,23 +30,25 @@ def run(source, work, mode, count, seed):
     return int(done.stdout.split()[0])
 
 
-@pytest.mark.parametrize(("mode", "count"), [("points", 5), ("random", 2), ("overwrite", 5)])
-def test_killed_and_resumed(tiny_llama, tmp_path, mode, count):
-    kills = run(tiny_llama, tmp_path, mode, count, seed=3)
-    assert kills >= (1 if mode == "random" else count)
+@pytest.mark.parametrize(
+    ("mode", "count", "recipe"), [("points", 5, "paper"), ("points", 5, "default"), ("overwrite", 5, "paper")]
+)
+def test_killed_and_resumed(tiny_llama, tmp_path, mode, count, recipe):
+    kills = run(tiny_llama, tmp_path, mode, count, 3, recipe)
+    assert kills >= count
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["points", "overwrite"])
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_killed_before_every_single_change(request, tmp_path, family, mode):
-    assert run(request.getfixturevalue(f"tiny_{family}"), tmp_path, mode, 10**6, seed=0) > 100
+@pytest.mark.parametrize("recipe", ["paper", "default"])
+def test_killed_before_every_single_change(tiny_qwen3, tmp_path, recipe, mode):
+    assert run(tiny_qwen3, tmp_path, mode, 10**6, 0, recipe) > 100
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_killed_at_many_random_moments(tiny_qwen3, tmp_path, seed):
-    assert run(tiny_qwen3, tmp_path, "random", 40, seed) > 30
+@pytest.mark.parametrize("recipe", ["paper", "default"])
+def test_killed_at_many_random_moments(tiny_qwen3, tmp_path, recipe):
+    assert run(tiny_qwen3, tmp_path, "random", 40, 0, recipe) > 30
 
 
 RECIPE = Recipe(ratio=0.2, block=2, calibration=Calibration(samples=2, length=16))

@@ -1,0 +1,68 @@
+"""Measured, not modelled: peak memory does not grow with the number of layers, and a disk that fills up on the way."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_models import save_dense
+
+from nxdi_svd_plugin.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+WIDE = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "head_dim": 64}
+LAYER_BYTES = 4 * (3 * 256 * 1024 + 2 * 256 * 256 + 2 * 256 * 128)
+"""MLP and attention of one float32 layer of WIDE."""
+CHILD = """
+import resource, sys
+from nxdi_svd_plugin.compress.pipeline import compress
+from nxdi_svd_plugin.recipe import from_dict
+recipe = from_dict({"recipe": sys.argv[3], "block": 8, "calibration": {"samples": 2, "length": 32}})
+compress(sys.argv[1], sys.argv[2], recipe, progress=False, device="cpu")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
+def program(*argv, **options):
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return subprocess.run(
+        [sys.executable, *map(str, argv)], env=environment, capture_output=True, text=True, check=False, **options
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["paper", "default"])
+def test_peak_memory_does_not_grow_with_the_number_of_layers(tmp_path, recipe):
+    """14 more layers are 47 MB of weights and 15 MB of float64 statistics; a tenth of that is noise of the allocator."""
+    peaks = {}
+    for layers in (2, 16):
+        source = save_dense(tmp_path / f"in{layers}", "llama", num_hidden_layers=layers, shard="5MB", **WIDE)
+        done = program("-c", CHILD, source, tmp_path / f"out{layers}", recipe)
+        assert done.returncode == 0, done.stderr
+        peaks[layers] = int(done.stdout)
+    assert peaks[16] - peaks[2] < 14 * LAYER_BYTES / 4, peaks
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_FSIZE is POSIX")
+def test_a_disk_that_fills_up_is_one_sentence_and_exit_code_1(tiny_llama, tmp_path):
+    """The kernel refuses to let a file grow beyond 50 kB: the model's 200 kB do not fit."""
+    import resource
+
+    argv = ["compress", "--model", tiny_llama, "--output", tmp_path / "out", "--block", "2", "--samples", "2"]
+    done = program(
+        "-m",
+        "nxdi_svd_plugin.cli.main",
+        *argv,
+        "--length",
+        "16",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+    )
+    assert done.returncode == 1, done.stderr
+    assert "error: no space left for" in done.stderr and "--resume" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "config.json").exists() and (tmp_path / "out" / ".unfinished").is_dir()
+    assert main(["compress", *map(str, argv[1:]), "--length", "16", "--resume", "--quiet"]) == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "svd_llama"
