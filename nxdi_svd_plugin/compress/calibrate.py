@@ -7,6 +7,7 @@ are spread over processes.
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,7 @@ def load_layer(reader: Reader, config: SourceConfig, layer: int, device: torch.d
     float32."""
     from transformers import AutoModel
 
+    free_layers()
     settings = one_layer_config(config)
     with torch.device("meta"):
         model: Any = AutoModel.from_config(settings)  # type: ignore[no-untyped-call]
@@ -46,6 +48,12 @@ def load_layer(reader: Reader, config: SourceConfig, layer: int, device: torch.d
         state[name] = reader.get(prefix + name.removeprefix("layers.0.")).to(torch.float32)
     model.load_state_dict(state, assign=True)
     return model.to(device).eval().requires_grad_(False)
+
+
+def free_layers() -> None:
+    """Free the layers that were used before: a forward pass of transformers leaves reference cycles, and several layers
+    would stay in memory until Python looks for them."""
+    gc.collect()
 
 
 def embed(reader: Reader, name: str, ids: torch.Tensor) -> torch.Tensor:

@@ -170,6 +170,7 @@ class Run:
 
     def factor(self, layer: int, statistics: calibrate.Statistics, progress: Progress) -> list[dict[str, Any]]:
         """Factor this process's share of the layer's matrices and write all of them on process 0."""
+        calibrate.free_layers()
         whitening = None
         done: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]] = {}
         for index, name in enumerate(self.job.layers[layer]):

@@ -12,7 +12,6 @@ five float64 matrices of hidden x hidden; compress/two_pass_cost.py says how muc
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from nxdi_svd_plugin.checkpoint.atomic import disk_errors, write_bytes
 from nxdi_svd_plugin.checkpoint.names import ORDER, projection_prefix
@@ -164,13 +163,7 @@ class TwoPassRun(Run):
         """Sum over all processes and store where they will be needed: on process 0 and on the layer's owner."""
         total = {name: self.world.total(sums[name]).cpu() for name in sums}
         if self.world.rank in (0, self.owner(layer)):
-            path = self._statistics(layer)
-            temporary = path.with_suffix(".tmp")
-            with disk_errors(path):
-                save_file(total, temporary)
-                with open(temporary, "r+b") as file:
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
+            write_bytes(self._statistics(layer), save(total))
 
     def _statistics(self, layer: int) -> Path:
         return self.folder / f"statistics-{layer:05d}-{self.world.rank}.safetensors"
