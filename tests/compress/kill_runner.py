@@ -4,7 +4,8 @@ python kill_runner.py SOURCE WORK points|random|overwrite COUNT SEED RECIPE
 
 points: the child kills itself just before its n-th change of the output (an audit hook counts opens, renames, removals
 and directories). random: the parent kills it after a random time, again and again. overwrite: as points, while an older
-model is replaced. RECIPE is a preset, paper (one pass) or default (two). Every case ends with --resume and is compared byte by byte with an uninterrupted run.
+model is replaced. RECIPE is a preset, paper (one pass) or default (two). Every case ends with --resume and is compared
+byte by byte with an uninterrupted run.
 """
 
 import dataclasses

@@ -36,7 +36,7 @@ def program(*argv, **options):
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["paper", "default"])
 def test_peak_memory_does_not_grow_with_the_number_of_layers(tmp_path, recipe):
-    """14 more layers are 47 MB of weights and 15 MB of float64 statistics; a tenth of that is noise of the allocator."""
+    """14 more layers are 47 MB of weights and 15 MB of float64 statistics; a tenth of that is the allocator's noise."""
     peaks = {}
     for layers in (2, 16):
         source = save_dense(tmp_path / f"in{layers}", "llama", num_hidden_layers=layers, shard="5MB", **WIDE)
