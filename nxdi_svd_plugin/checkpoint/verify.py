@@ -11,12 +11,10 @@ from typing import Any
 import numpy
 import torch
 
-from nxdi_svd_plugin.checkpoint.names import CONFIG, HEAD, REPORT, ROTARY_BUFFER
+from nxdi_svd_plugin.checkpoint.names import CONFIG, HEAD, ORDER, REPORT, ROTARY_BUFFER
 from nxdi_svd_plugin.checkpoint.reader import Reader, file_sha256
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.svd_config import MODEL_TYPES
-
-ORDER = "mlp_order.npy"
 
 
 @dataclass(frozen=True)

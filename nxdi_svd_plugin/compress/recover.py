@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from nxdi_svd_plugin.checkpoint.model_card import CARD, model_card, read_card
-from nxdi_svd_plugin.checkpoint.names import CONFIG, REPORT, carried_files, read_json
+from nxdi_svd_plugin.checkpoint.names import CONFIG, ORDER, REPORT, carried_files, read_json
 from nxdi_svd_plugin.checkpoint.reader import Reader, file_sha256
 from nxdi_svd_plugin.checkpoint.writer import UNFINISHED, Writer, prepare_output
 from nxdi_svd_plugin.compress import lora
@@ -211,7 +211,8 @@ def write(
     config["svd_config"] = {**dict(config["svd_config"]), "recovery": summary(record)}  # type: ignore[call-overload]
     report = {key: value for key, value in report.items() if key not in OF_THE_INPUT} | {"recovery": record}
     report["files"] = {shard.name: file_sha256(output / UNFINISHED / shard.name) for shard in writer.shards}
-    carried = {name: (model_dir / name).read_bytes() for name in carried_files(model_dir)}
+    order = [ORDER] if (model_dir / ORDER).is_file() else []
+    carried = {name: (model_dir / name).read_bytes() for name in (*carried_files(model_dir), *order)}
     if (model_dir / CARD).is_file():
         carried[CARD] = model_card(report, config, read_card(model_dir)).encode()
     carried[REPORT] = (json.dumps(report, indent=2) + "\n").encode()

@@ -14,8 +14,8 @@ from nxdi_svd_plugin.texts import HELDOUT, read_text
 
 WINDOW, WINDOWS = 512, 8
 IN_DOMAIN = Path(__file__).parents[2] / "benchmarks" / "data" / "generated_heldout.txt"
-# Perplexity over dense of SVD-LLM's own code at these ranks (16 x 2048 calibration tokens), from issue 2: its range over
-# its two texts, in domain and out of domain. Our texts are others, so a value is held against the end of the range;
+# Perplexity over dense of SVD-LLM's own code at these ranks (16 x 2048 calibration tokens), from issue 2: its range on
+# two texts, in domain and out of domain. Our texts are others, so a value is held against the end of the range;
 # found here with 28,672 tokens: 1.65 / 2.14, 1.84 / 2.68 and 2.42 / 4.77. Ratio: (rank, low, high).
 SVD_LLM = {0.05: (397, 1.5, 2.6), 0.10: (377, 1.7, 3.5), 0.20: (335, 2.2, 7.1)}
 

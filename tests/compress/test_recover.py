@@ -162,12 +162,14 @@ def test_schedule_rises_then_falls_to_the_floor():
 def test_a_recovered_directory_passes_verify_and_its_card_says_so(tiny_llama, data, tmp_path, capsys):
     first, second, text = tmp_path / "first", tmp_path / "second", str(data / "plain.txt")
     command = ["compress", "--model", str(tiny_llama), "--output", str(first), "--ratio", "0.4", "--block", "4"]
+    command += ["--dense", "0.up_proj"]  # stored in the layer's new order, which verify --base undoes
     assert main([*command, "--calibration", text, "--samples", "8", "--length", "64"]) == 0
     report = json.loads((first / "report.json").read_text())
     (first / "report.json").write_text(json.dumps(report | {"evaluation": {"perplexity": 1.0}}))
     command = ["recover", "--model", str(first), "--data", text, "--output", str(second), "--learning-rate", "3e-3"]
     command += [part for name, value in QUICK.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     assert main([*command, "--json"]) == 0
+    assert (second / "mlp_order.npy").read_bytes() == (first / "mlp_order.npy").read_bytes()
     assert main(["verify", str(second), "--base", str(tiny_llama)]) == 0, capsys.readouterr()
     after = json.loads((second / "report.json").read_text())
     assert "evaluation" not in after and after["matrices"] == report["matrices"] and after["files"] != report["files"]
