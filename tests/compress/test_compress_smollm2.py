@@ -39,7 +39,7 @@ def dense(smollm2):
 @pytest.mark.parametrize("ratio", SVD_LLM)
 def test_no_worse_than_svd_llm_whitening(smollm2, dense, tmp_path, ratio):
     rank, _, high = SVD_LLM[ratio]
-    recipe = Recipe(ratio=ratio, block=1, calibration=Calibration(samples=48, length=512))
+    recipe = Recipe(ratio=ratio, block=1, tau=1.0, calibration=Calibration(samples=48, length=512))
     report = compress(smollm2, tmp_path / "out", recipe)
     assert {record["rank"] for record in report.matrices} == {rank}
     assert report.ratio["mlp"] == pytest.approx(ratio, abs=0.002)
