@@ -169,15 +169,31 @@ def _balanced(chain: Chain, lengths: list[int], unit: int) -> list[int]:
     return [size for size in sizes if size]
 
 
-def _plan(chain: Chain, buffers: Buffers, unit: int) -> Blocks | None:
-    """The least weight traffic with these loads and strips of multiples of `unit` tokens; None if nothing fits."""
+def _whole_tiles(chain: Chain, lengths: list[int], unit: int) -> list[int]:
+    """The lengths in tokens, as many as the surplus allows cut to whole tiles of 128; the last takes the rest."""
+    sizes = [length * unit for length in lengths]
+    surplus = sum(sizes) - chain.tokens
+    for index in sorted(range(len(sizes)), key=lambda i: sizes[i] % PARTITIONS):
+        cut = min(sizes[index] % PARTITIONS, surplus)
+        sizes[index], surplus = sizes[index] - cut, surplus - cut
+    sizes[-1] -= surplus
+    return sizes
+
+
+def _plans(chain: Chain, buffers: Buffers, unit: int) -> list[Blocks]:
+    """The least weight traffic with these loads and strips of multiples of `unit` tokens, those that fit."""
     longest = _longest_strips(chain, buffers, unit)
     if not longest:
-        return None
-    sizes = _balanced(chain, _cheapest_cover(chain, longest, unit), unit)
-    groups = tuple((count, even(chain, buffers, size)) for size, count in Counter(sizes).items())
-    blocks = Blocks(groups, buffers)
-    return blocks if sbuf_bytes(chain, blocks, IN_FLIGHT) <= SBUF_BYTES else None
+        return []
+    lengths = _cheapest_cover(chain, longest, unit)
+    covers = [_balanced(chain, lengths, unit)]
+    if not chain.writes_transposed and len(lengths) > 1:
+        covers.append(_whole_tiles(chain, lengths, unit))
+    found = []
+    for sizes in covers:
+        groups = tuple((count, even(chain, buffers, size)) for size, count in Counter(sizes).items() if size > 0)
+        found.append(Blocks(groups, buffers))
+    return [blocks for blocks in found if sbuf_bytes(chain, blocks, IN_FLIGHT) <= SBUF_BYTES]
 
 
 @lru_cache(maxsize=4096)
@@ -190,7 +206,7 @@ def choose(chain: Chain) -> Blocks:
     Raises KernelError if not even a few tokens fit into 176 KiB per partition.
     """
     steps = (_FINE,) if chain.writes_transposed else (PARTITIONS, 64, 32, _FINE)
-    found = [plan for buffers in buffer_choices(chain) for unit in steps if (plan := _plan(chain, buffers, unit))]
+    found = [plan for buffers in buffer_choices(chain) for unit in steps for plan in _plans(chain, buffers, unit)]
     if not found:
         raise KernelError(
             f"{chain.kernel}: inputs {chain.inputs}, rank(s) {chain.ranks} and outputs {chain.outputs} leave no room "
