@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 export NXDI_SVD_CACHE ?= $(CURDIR)/.cache
 export NXDI_SVD_COMPAT_DIR ?= $(NXDI_SVD_CACHE)/compat
 export HF_HUB_OFFLINE := 1
+# Threads that wait asleep: with any other job on a small machine, torch's spinning ones cost a time slice an operation.
+export OMP_WAIT_POLICY ?= PASSIVE
 PYTEST := $(BIN)/python -m pytest
 
 .PHONY: demo test test-fast lint type bench compat install clean

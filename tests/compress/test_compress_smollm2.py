@@ -42,7 +42,7 @@ def test_no_worse_than_svd_llm_whitening(smollm2, dense, tmp_path, ratio):
     recipe = Recipe(ratio=ratio, block=1, tau=1.0, calibration=Calibration(samples=48, length=512))
     report = compress(smollm2, tmp_path / "out", recipe)
     assert {record["rank"] for record in report.matrices} == {rank}
-    assert report.ratio["mlp"] == pytest.approx(ratio, abs=0.002)
+    assert ratio <= report.ratio["mlp"] < ratio + (576 + 1536) / (576 * 1536)  # less than one rank below
     found = perplexities(load_pretrained(tmp_path / "out"), smollm2)
     relative = [value / base for value, base in zip(found, dense, strict=True)]
     assert all(value > 1 for value in relative)
