@@ -16,12 +16,13 @@ WIDE = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4,
 LAYER_BYTES = 4 * (3 * 256 * 1024 + 2 * 256 * 256 + 2 * 256 * 128)
 """MLP and attention of one float32 layer of WIDE."""
 CHILD = """
-import resource, sys
+import sys
 from nxdi_svd_plugin.compress.pipeline import compress
+from nxdi_svd_plugin.compress.report import peak_memory
 from nxdi_svd_plugin.recipe import from_dict
 recipe = from_dict({"recipe": sys.argv[3], "block": 8, "calibration": {"samples": 2, "length": 32}})
 compress(sys.argv[1], sys.argv[2], recipe, progress=False, device="cpu")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+print(peak_memory())
 """
 
 
@@ -31,6 +32,22 @@ def program(*argv, **options):
     return subprocess.run(
         [sys.executable, *map(str, argv)], env=environment, capture_output=True, text=True, check=False, **options
     )
+
+
+PARENT = """
+import subprocess, sys
+b"x" * 400_000_000
+code = "from nxdi_svd_plugin.compress.report import peak_memory; print(peak_memory())"
+print(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process's own peak")
+def test_peak_memory_is_not_that_of_the_process_that_launched_it():
+    """A parent that once held 400 MB launches a process that needs a tenth."""
+    done = program("-c", PARENT)
+    assert done.returncode == 0, done.stderr
+    assert 5e6 < int(done.stdout) < 2e8
 
 
 @pytest.mark.slow
