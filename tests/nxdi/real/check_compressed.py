@@ -50,11 +50,20 @@ def test_a_tiny_compressed_model(tp, form, svd_llama, tmp_path):
 
 
 @pytest.mark.slow
-def test_smollm2_compressed(smollm2, tmp_path):
+@pytest.mark.parametrize("form", ["pair", "interpolative"])
+def test_smollm2_compressed(form, smollm2, tmp_path):
+    """Interpolative: the default recipe, so layers are reordered and some projections stay dense."""
     from transformers import AutoTokenizer
 
     prompt = AutoTokenizer.from_pretrained(smollm2)("The capital of France is", return_tensors="pt").input_ids
     dense = add_zero_heads(smollm2, tmp_path / "dense")
-    options = ["--form", "pair", "--ratio", "0.1", "--block", "64", "--samples", "4", "--length", "128"]
+    options = ["--form", form, "--ratio", "0.1", "--block", "64", "--samples", "4", "--length", "128"]
     directory = compress(dense, tmp_path / "compressed", *options)
-    check(directory, dense_reference(directory, "llama"), prompt, 2, 1e-5)
+    if form == "pair":
+        reference, degrees = dense_reference(directory, "llama"), (2,)
+    else:
+        reference, degrees = load_pretrained(directory, torch.float32), (1, 2)
+        forms = {p["form"] for layer in reference.config.svd_config["layers"].values() for p in layer.values()}
+        assert forms == {"dense", "interpolative"} and (directory / "mlp_order.npy").is_file()
+    for tp in degrees:
+        check(directory, reference, prompt, tp, 1e-5)
