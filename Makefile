@@ -25,8 +25,11 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 
-type: install
+type: install  ## strict for the package, plain for the scripts around it
 	$(BIN)/mypy
+	for folder in benchmarks demo integration/kernels integration/nxdi; do \
+		$(BIN)/mypy --config-file= --python-version 3.10 --check-untyped-defs --follow-imports=silent --ignore-missing-imports $$folder || exit 1; \
+	done
 
 compat: install  ## other transformers versions for tests/modeling/test_compat.py
 	$(BIN)/python tests/compat/prepare.py $(NXDI_SVD_COMPAT_DIR)

@@ -56,7 +56,8 @@ def compress_here(args: argparse.Namespace, method: str, ratio: float) -> None:
 
     from nxdi_svd_plugin.compress import pipeline
     from nxdi_svd_plugin.compress.distributed import World
-    from nxdi_svd_plugin.compress.two_pass import TwoPassRun, needed
+    from nxdi_svd_plugin.compress.two_pass import TwoPassRun
+    from nxdi_svd_plugin.compress.two_pass_cost import needed
     from nxdi_svd_plugin.recipe import from_dict
 
     kept = args.work / "statistics"

@@ -38,8 +38,8 @@ def perplexities(rows: list[dict]) -> str:
     lines.append("| 0 | dense | " + " | ".join(f"{found['dense', 0.0, t][0]:.2f}" for t in texts) + " | |")
     for ratio, target in TARGETS.items():
         for method, name in NAMES.items():
-            cells = [found.get((method, ratio, t)) for t in texts]
-            if None not in cells:
+            cells = [found[method, ratio, t] for t in texts if (method, ratio, t) in found]
+            if len(cells) == len(texts):
                 shown = " | ".join(f"{p:.2f} = dense x {x:.3f}" for p, x in cells)
                 lines.append(f"| {ratio:.2f} | {name} | {shown} | {f'x {target}' if method == 'default' else ''} |")
     return "\n".join(lines)

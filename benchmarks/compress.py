@@ -55,10 +55,11 @@ def write_model(directory: Path, shape: str, layers: int) -> Path:
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config))
     save_tokenizer(directory)
-    generator, shards = torch.Generator().manual_seed(0), {}
+    generator = torch.Generator().manual_seed(0)
+    shards: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, size in expected_tensors(read_config(directory)).items():
         shards.setdefault(name.split(".")[2] if ".layers." in name else name, {})[name] = size
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, sizes in enumerate(shards.values()):
         tensors = {name: random_weight(size, generator) for name, size in sizes.items()}
         save_file(tensors, directory / f"model-{number:05d}.safetensors", metadata={"format": "pt"})

@@ -1,7 +1,6 @@
 """Puts the tables made of benchmarks/data/kernels.jsonl between the `<!-- table: ... -->` marks of docs/kernels.md."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -166,10 +165,11 @@ def tables(rows: list[Row]) -> dict[str, str]:
 def rendered(page: str, rows: list[Row]) -> str:
     """The page with every marked table replaced."""
     for name, table in tables(rows).items():
-        pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        page, times = pattern.subn(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", page)
-        if times != 1:
-            raise SystemExit(f"{PAGE.name} has {times} markers for table {name}, expected 1")
+        start, end = f"<!-- table: {name} -->\n", "<!-- end -->"
+        if page.count(start) != 1:
+            raise SystemExit(f"{PAGE.name} has {page.count(start)} markers for table {name}, expected 1")
+        before, after = page.split(start)
+        page = before + start + table + "\n" + end + after.split(end, 1)[1]
     return page
 
 

@@ -113,10 +113,9 @@ def table_1() -> list[dict[str, Any]]:
     """2048 x 2048, 2048 x 2048, 2048 x 8192: sequential and naive fusion."""
     s = m = r = 2048
     n = 8192
-    narrow = {"columns": 512}
     sequential = (
-        count(baselines.result_strip_matmul, (m, s), (m, r), **narrow),
-        count(baselines.result_strip_matmul, (r, s), (r, n), **narrow),
+        count(baselines.result_strip_matmul, (m, s), (m, r), columns=512),
+        count(baselines.result_strip_matmul, (r, s), (r, n), columns=512),
     )
     ours = count(xuv, (s, m), *packed(m, r, n))
     naive = count(baselines.naive_fusion, (m, s), (m, r), (r, n))

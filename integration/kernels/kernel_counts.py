@@ -31,7 +31,7 @@ FIELDS = (
 
 def counts(case: str) -> dict[str, float]:
     """Sums over the calls of a case."""
-    total = dict.fromkeys(FIELDS, 0)
+    total = dict.fromkeys(FIELDS, 0.0)
     for call in CASES[case]:
         arrays = [TensorSpec(shape, bfloat16) for shape in call.shapes]
         trace = simulate(getattr(kernels, call.kernel), *arrays, count_only=True)[1]
