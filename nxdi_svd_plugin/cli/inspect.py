@@ -18,6 +18,9 @@ Reads config.json, report.json and the headers of the safetensors; no weight.
 """
 
 
+ERRORS = ("relative_error", "bf16_error", "growth")
+
+
 def add_parser(subparsers: Any) -> None:
     """Add the parser."""
     parser = subparsers.add_parser("inspect", help="ranks, bytes and error of every layer", epilog=EPILOG)
@@ -46,7 +49,7 @@ def inspect(directory: Path) -> dict[str, Any]:
     svd_config, report = config["svd_config"], {}
     if (directory / REPORT).is_file():
         report = json.loads((directory / REPORT).read_text(encoding="utf-8"))
-    errors = {(m["layer"], m["projection"]): m.get("relative_error") for m in report.get("matrices", [])}
+    records = {(m["layer"], m["projection"]): m for m in report.get("matrices", [])}
     sizes = {n: info.dtype.itemsize * product(info.shape) for n, info in Reader(directory).tensors.items()}
     rows = []
     for i, layer in parse_layers(svd_config, config["num_hidden_layers"]).items():
@@ -61,7 +64,7 @@ def inspect(directory: Path) -> dict[str, Any]:
                     **projection.to_dict(),
                     "bytes": sum(stored.values()),
                     "dense_parameters": elements,
-                    "relative_error": errors.get((i, name)),
+                    **{key: records.get((i, name), {}).get(key) for key in ERRORS},
                 }
             )
     return {
@@ -96,11 +99,14 @@ def to_text(found: dict[str, Any]) -> str:
             f"{ratio['model']:.4f} of the model"
         )
     lines += [f"{found['mlp_bytes']} bytes of MLP weights in {found['model_bytes']} bytes", ""]
-    lines.append(f"{'layer':>5}  {'projection':<10}  {'form':<13}  {'rank':>5}  {'bytes':>12}  output error")
+    lines.append(
+        f"{'layer':>5}  {'projection':<10}  {'form':<13}  {'rank':>5}  {'bytes':>12}  output error  in bf16  max C"
+    )
     for row in found["matrices"]:
-        error = "" if row["relative_error"] is None else f"{100 * row['relative_error']:.2f} %"
+        errors = ["" if row[key] is None else f"{100 * row[key]:.2f} %" for key in ERRORS[:2]]
+        growth = "" if row["growth"] is None else f"{row['growth']:.2f}"
         lines.append(
             f"{row['layer']:>5}  {row['projection']:<10}  {row['form']:<13}  {row.get('rank', ''):>5}  "
-            f"{row['bytes']:>12}  {error}"
+            f"{row['bytes']:>12}  {errors[0]:>12}  {errors[1]:>7}  {growth:>5}".rstrip()
         )
     return "\n".join(lines)

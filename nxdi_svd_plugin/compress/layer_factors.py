@@ -6,6 +6,7 @@ together, and a projection of such a layer that stays dense is stored in that or
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from nxdi_svd_plugin.errors import SvdError
 from nxdi_svd_plugin.factorize.intermediate_order import cells, common_order, indices
 from nxdi_svd_plugin.factorize.interpolative import Interpolation, interpolate
-from nxdi_svd_plugin.factorize.two_sided import Spectrum, spectrum, truncate
+from nxdi_svd_plugin.factorize.two_sided import Spectrum, output_error, spectrum, truncate
 from nxdi_svd_plugin.svd_config import PROJECTIONS, Projection
 
 UNDAMPED = 1e-12
@@ -39,19 +40,20 @@ class LayerFactors:
 
 
 def layer_spectrum(
-    name: str, weight: Tensor, sums: Mapping[str, Tensor], tokens: int, objective: str, damping: float
+    name: str, weight: Tensor, sums: Mapping[str, Tensor], tokens: int, objective: str, damping: float, rank: int = 0
 ) -> Spectrum:
     """The objective's spectrum of one projection; `weight` is torch's [out, in].
 
-    The near side is the hidden dimension: the input of gate and up, the output of down.
+    The near side is the hidden dimension: the input of gate and up, the output of down. With a rank, the spectrum has
+    the output error at it.
     """
     wide = _hidden_by_intermediate(name, weight)
     gram = wide @ wide.T
     down = name == "down_proj"
     eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    plain = (eye, sums["outputs"] / tokens) if down else (sums["inputs"] / tokens, gram)
     if objective == "input":
-        near, projected = (eye, sums["outputs"] / tokens) if down else (sums["inputs"] / tokens, gram)
-        return spectrum(near, projected, gram, 1e-300, UNDAMPED)
+        return _with_error(spectrum(*plain, gram, 1e-300, UNDAMPED), rank, *plain)
     squares = sums[name.replace("proj", "squares")] / tokens
     if down:
         gradients = sums["down_gradients"] / tokens
@@ -63,7 +65,11 @@ def layer_spectrum(
             if objective == "two_sided_diagonal"
             else sums[name.replace("proj", "gradients")] / tokens
         )
-    return spectrum(near, projected, gram, float(squares.mean()), damping)
+    return _with_error(spectrum(near, projected, gram, float(squares.mean()), damping), rank, *plain)
+
+
+def _with_error(spec: Spectrum, rank: int, near: Tensor, far: Tensor) -> Spectrum:
+    return dataclasses.replace(spec, output_error=output_error(spec, rank, near, far)) if rank else spec
 
 
 def factor_layer(
@@ -146,11 +152,10 @@ def _hidden_by_intermediate(name: str, weight: Tensor) -> Tensor:
 
 
 def _record(rank: int, spec: Spectrum) -> dict[str, Any]:
-    dropped, total = float(spec.energy[rank:].sum()), float(spec.energy.sum())
     return {
-        "relative_error": (dropped / total) ** 0.5 if total > 0 else 0.0,
-        "discarded": dropped,
-        "energy": total,
+        "relative_error": spec.output_error,
+        "discarded": float(spec.energy[rank:].sum()),
+        "energy": float(spec.energy.sum()),
         "relative_ridge": spec.relative_ridge,
         "predicted_loss": spec.loss(rank),
     }

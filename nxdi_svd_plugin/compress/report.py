@@ -21,7 +21,9 @@ class Report:
     ratio: asked, target, and reached for the MLP and the whole model (Eq. 4).
     parameters: dense and compressed counts of MLP and model.
     matrices: one record per projection: layer, projection, form, rank, relative output error on the calibration tokens,
-        discarded and total output energy, relative ridge on the covariance, seconds.
+        discarded and total energy of the objective, relative ridge on the covariance, seconds. The two-sided recipes
+        add `predicted_loss` in nats per token and `bf16_error`, the relative output error of the stored form in
+        bfloat16 against the same factors in float64; the interpolative form adds `growth`, its largest coefficient.
     calibration: text, sha256, samples, length, tokens, seed.
     cost: wall and CPU seconds, peak memory of this process, threads, processes, device.
     files: sha256 of every weight file.
@@ -47,6 +49,7 @@ class Report:
         return "\n".join(
             [
                 layer_table(self.matrices),
+                *rounding_lines(self.matrices),
                 f"ratio asked {ratio['asked']:.4f} of the {ratio['target']}; reached {ratio['mlp']:.4f} of the MLP, "
                 f"{ratio['model']:.4f} of the model",
                 f"{cost['wall_seconds']:.1f} s ({cost['cpu_seconds']:.1f} CPU s), "
@@ -66,6 +69,21 @@ def layer_table(matrices: Iterable[dict[str, Any]]) -> str:
         "layer  " + "  ".join(f"{name:>16}" for name in PROJECTIONS) + "   rank (output error on the calibration text)"
     )
     return "\n".join([head, *(f"{i:5}  " + "  ".join(f"{r[p]:>16}" for p in PROJECTIONS) for i, r in rows.items())])
+
+
+def rounding_lines(matrices: Iterable[dict[str, Any]]) -> list[str]:
+    """The worst rounding of the stored forms and the largest growth, and where; nothing if neither was measured."""
+    lines = []
+    for key, what, unit in (
+        ("bf16_error", "error that bfloat16 adds to an output", 100.0),
+        ("growth", "max abs C", 1.0),
+    ):
+        found = [record for record in matrices if record.get(key) is not None]
+        if found:
+            worst = max(found, key=lambda record: float(record[key]))
+            value = f"{unit * worst[key]:.2f}{' %' if unit > 1 else ''}"
+            lines.append(f"{what}: at most {value} (layer {worst['layer']} {worst['projection']})")
+    return lines
 
 
 def peak_memory() -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nxdi_svd_plugin.compress import figures
+from nxdi_svd_plugin.compress.report import rounding_lines
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.svd_config import PROJECTIONS
 
@@ -137,7 +138,8 @@ def markdown(entries: Sequence[Entry]) -> str:
             f"![output error and ranks]({layers_file(i, entries)})",
             "",
         ]
-        parts += table(("layer", *PROJECTIONS), layer_rows(entry.report["matrices"]))
+        parts += [LAYERS_NOTE, "", *table(("layer", *PROJECTIONS), layer_rows(entry.report["matrices"]))]
+        parts += [line for text in rounding_lines(entry.report["matrices"]) for line in ("", f"{text}.")]
     return "\n".join([*parts, ""])
 
 
@@ -198,6 +200,9 @@ def recovery_row(entry: Entry) -> list[str]:
     return [entry.name, *run, change, kept, f"{record['seconds']:.0f}"]
 
 
+LAYERS_NOTE = "Rank, and relative output error on the calibration tokens; after it what bfloat16 adds, where measured."
+
+
 def layer_rows(matrices: Iterable[Mapping[str, Any]]) -> list[list[str]]:
     """Form, rank and relative output error of each projection, one row a layer."""
     rows: dict[int, dict[str, str]] = {}
@@ -208,6 +213,7 @@ def layer_rows(matrices: Iterable[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def error_text(record: Mapping[str, Any]) -> str:
-    """The relative output error in brackets, if it was measured."""
-    error = record.get("relative_error")
-    return "" if error is None else f" ({100 * error:.1f} %)"
+    """The relative output error in brackets, and what bfloat16 adds, if they were measured."""
+    errors = [record.get("relative_error"), record.get("bf16_error")]
+    shown = [f"{100 * error:.1f} %" for error in errors if error is not None]
+    return f" ({' + '.join(shown)})" if shown else ""

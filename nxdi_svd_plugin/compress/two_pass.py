@@ -34,8 +34,10 @@ from nxdi_svd_plugin.compress.layer_factors import LayerFactors, factor_layer, l
 from nxdi_svd_plugin.compress.pipeline import Run
 from nxdi_svd_plugin.compress.progress import Progress
 from nxdi_svd_plugin.compress.report import Report
+from nxdi_svd_plugin.compress.rounding import bf16_errors, warn
 from nxdi_svd_plugin.compress.two_pass_cost import disk_needs, statistics_shapes
 from nxdi_svd_plugin.errors import CheckpointError
+from nxdi_svd_plugin.factorize.two_sided import Spectrum
 from nxdi_svd_plugin.svd_config import PROJECTIONS, Layers, Projection, tensor_shapes
 
 
@@ -172,11 +174,11 @@ class TwoPassRun(Run):
         """The process that factors a layer."""
         return layer % self.world.size
 
-    def spectrum(self, layer: int, name: str) -> Any:
+    def spectrum(self, layer: int, name: str, rank: int = 0) -> Spectrum:
         """The objective's spectrum of one projection, from the statistics on disk."""
         sums = {key: tensor.to(self.device) for key, tensor in load_file(self._statistics(layer)).items()}
-        recipe = self.job.recipe
-        return layer_spectrum(name, self._weight(layer, name), sums, self.tokens, recipe.objective, recipe.damping)
+        weight, recipe = self._weight(layer, name), self.job.recipe
+        return layer_spectrum(name, weight, sums, self.tokens, recipe.objective, recipe.damping, rank)
 
     def _weight(self, layer: int, name: str) -> torch.Tensor:
         return self.reader.get(projection_prefix(layer, name) + "weight").to(self.device)
@@ -236,8 +238,14 @@ class TwoPassRun(Run):
 
     def _factor(self, layer: int) -> LayerFactors:
         planned, began = self.job.layers[layer], time.monotonic()
-        spectra = {name: self.spectrum(layer, name) for name, p in planned.items() if p.form != "dense"}
-        made = factor_layer(lambda name: self._weight(layer, name), spectra, planned, self.job.recipe.block)
+        spectra = {name: self.spectrum(layer, name, p.rank) for name, p in planned.items() if p.form != "dense"}
+        made = factor_layer(partial(self._weight, layer), spectra, planned, self.job.recipe.block)
+        if spectra:
+            inputs = load_file(self._statistics(layer))["inputs"].to(self.device) / self.tokens
+            errors = bf16_errors(made, partial(self._weight, layer), inputs)
+            warn(layer, errors)
+            for name, error in errors.items():
+                made.records[name]["bf16_error"] = error
         for record in made.records.values():
             record["seconds"] = (time.monotonic() - began) / len(made.records)
         return made

@@ -39,6 +39,7 @@ class Spectrum:
     root: [H, H] lower-triangular S with near + ridge = S S^T.
     ridge: what was added to the diagonal of near; `far_ridge`: what was added to the diagonal of far.
     relative_ridge: `ridge` as a multiple of the mean of that diagonal; None when it was zero.
+    output_error: see `output_error`; None where no rank was given.
     """
 
     energy: Tensor
@@ -47,6 +48,7 @@ class Spectrum:
     ridge: float
     far_ridge: float
     relative_ridge: float | None
+    output_error: float | None = None
 
     def loss(self, rank: int) -> float:
         """Predicted loss in nats per token of keeping `rank` directions."""
@@ -100,6 +102,27 @@ def truncate(weight: Tensor, spec: Spectrum, rank: int) -> tuple[Tensor, Tensor]
     u = S^-T Q_r and v = Q_r^T S^T W. For down pass W^T and transpose both results: W' = v^T u^T.
     The rows of v are the whitened coordinates of the columns of W'.
     """
+    u, g = projector(spec, rank)
+    return u, g @ weight.to(PRECISION)
+
+
+def projector(spec: Spectrum, rank: int) -> tuple[Tensor, Tensor]:
+    """W' = u g W: u = S^-T Q_r [H, r] and g = Q_r^T S^T [r, H]."""
     kept = spec.basis[:, :rank]
-    u = torch.linalg.solve_triangular(spec.root.T, kept, upper=True)
-    return u, kept.T @ (spec.root.T @ weight.to(PRECISION))
+    return torch.linalg.solve_triangular(spec.root.T, kept, upper=True), kept.T @ spec.root.T
+
+
+def output_error(spec: Spectrum, rank: int, near: Tensor, far: Tensor) -> float:
+    """Relative error of the projection's output, |y - y'| / |y| over the tokens of the statistics, undamped.
+
+    With R = I - u g, W - W' = R W, it is the root of tr(near R far R^T) / tr(near far).
+
+    Args:
+        near: E[x x^T] for gate and up, the identity for down. far: W W^T for gate and up, E[y y^T] for down.
+    """
+    u, g = projector(spec, rank)
+    near, far = near.to(PRECISION), far.to(PRECISION)
+    left, right = near @ u, far @ g.T
+    total = float((near * far).sum())
+    dropped = total - 2 * float((left * right).sum()) + float(((u.T @ left) * (g @ right)).sum())
+    return (max(dropped, 0.0) / total) ** 0.5 if total > 0 else 0.0

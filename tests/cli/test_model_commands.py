@@ -94,6 +94,7 @@ def test_inspect_shows_rank_bytes_and_error(tiny_svd_llama, tmp_path, capsys):
     directory = tmp_path / "svd"
     shutil.copytree(tiny_svd_llama, directory)
     matrices = [{"layer": 0, "projection": "gate_proj", "form": "factored", "rank": 20, "relative_error": 0.125}]
+    matrices[0]["bf16_error"] = 0.011
     (directory / "report.json").write_text(json.dumps({"matrices": matrices}))
     code, found = run_json(capsys, "inspect", directory)
     rows = {(row["layer"], row["projection"]): row for row in found["matrices"]}
@@ -106,11 +107,13 @@ def test_inspect_shows_rank_bytes_and_error(tiny_svd_llama, tmp_path, capsys):
         "bytes": 4 * 20 * (44 + 90),
         "dense_parameters": 44 * 90,
         "relative_error": 0.125,
+        "bf16_error": 0.011,
+        "growth": None,
     }
     assert rows[1, "down_proj"]["bytes"] == 4 * 44 * 90 and rows[1, "down_proj"]["form"] == "dense"
     assert found["mlp_bytes"] == 4 * (8 * 20 * 134 + 44 * 90)
     assert main(["inspect", str(directory)]) == 0
-    assert "12.50 %" in capsys.readouterr().out
+    assert "12.50 %   1.10 %" in capsys.readouterr().out
 
 
 def test_inspect_of_a_dense_directory_fails(tiny_llama, capsys):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nxdi_svd_plugin.errors import SvdError
-from nxdi_svd_plugin.factorize.two_sided import damp, spectrum, truncate
+from nxdi_svd_plugin.factorize.two_sided import damp, output_error, spectrum, truncate
 
 
 def problem(hidden, inner, tokens, seed=0):
@@ -68,6 +68,25 @@ def test_a_better_fit_than_input_whitening_in_its_own_measure_only():
         delta = weight - u @ v
         errors[name] = (quadratic(delta, near, far), quadratic(delta, near, torch.eye(48, dtype=torch.float64)))
     assert errors["two"][0] < errors["one"][0] and errors["two"][1] > errors["one"][1]
+
+
+@pytest.mark.parametrize("damping", [1e-9, 0.1])
+def test_output_error_is_that_of_the_outputs_not_of_the_objective(damping):
+    """Against the outputs themselves, for a projection that reads the near side and for one that writes it."""
+    gen = torch.Generator().manual_seed(3)
+    weight, near, far_vectors, far = problem(16, 48, 400)
+    x = torch.randn(400, 16, generator=gen, dtype=torch.float64)
+    spec = fit(weight, near, far_vectors, far, damping)
+    u, v = truncate(weight, spec, 6)
+    read = float((x @ (weight - u @ v)).norm() / (x @ weight).norm())
+    assert output_error(spec, 6, x.T @ x / 400, weight @ weight.T) == pytest.approx(read, rel=1e-9)
+    h = torch.randn(400, 48, generator=gen, dtype=torch.float64)
+    y = h @ weight.T
+    written = float((h @ (weight - u @ v).T).norm() / y.norm())
+    eye = torch.eye(16, dtype=torch.float64)
+    assert output_error(spec, 6, eye, y.T @ y / 400) == pytest.approx(written, rel=1e-9)
+    assert output_error(spec, 16, eye, y.T @ y / 400) < 1e-6 < written
+    assert output_error(spec, 6, 0 * eye, 0 * eye) == 0
 
 
 def test_few_tokens_and_dead_channels_give_finite_factors():

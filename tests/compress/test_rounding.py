@@ -1,0 +1,109 @@
+"""The error of stored factors in bfloat16: against first-order rounding theory, and on layers of SmolLM2."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from nxdi_svd_plugin.compress.layer_factors import LayerFactors, factor_layer, layer_spectrum
+from nxdi_svd_plugin.compress.pipeline import compress
+from nxdi_svd_plugin.compress.rounding import bf16_error, bf16_errors, stored_layer, warn
+from nxdi_svd_plugin.evaluate.perplexity import token_ids
+from nxdi_svd_plugin.factorize.interpolative import interpolate
+from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+from nxdi_svd_plugin.recipe import from_dict
+from nxdi_svd_plugin.svd_config import Projection
+from nxdi_svd_plugin.texts import HELDOUT, read_text
+
+# bfloat16 has 8 significant bits: a number m 2^e, 1 <= m < 2, moves by an error uniform within 2^-8 / m (half a step)
+# of its size: rms 2^-8 / m / sqrt(3). With m distributed as 1 / m (any smooth spread over several octaves), E[1 / m^2] is
+# 3 / (8 ln 2).
+ROUNDING = 2**-8 / math.sqrt(3) * math.sqrt(3 / (8 * math.log(2)))
+
+
+def gate(rank, seed, scale=1.0):
+    """Gate of 96 -> 256 in interpolative form, coefficients of size `scale`."""
+    gen = torch.Generator().manual_seed(seed)
+    u = torch.randn(96, rank, generator=gen, dtype=torch.float64)
+    c = scale * torch.randn(rank, 256 - rank, generator=gen, dtype=torch.float64)
+    projection = Projection("interpolative", rank, ((0, rank),))
+    return LayerFactors({"gate_proj": projection}, {"gate_proj.u": u, "gate_proj.c": c}, None, {})
+
+
+@pytest.mark.parametrize(("rank", "scale"), [(32, 0.2), (64, 0.2), (64, 2.0), (64, 20.0)])
+def test_rounding_follows_first_order_theory(rank, scale):
+    """Independent roundings of x, u, z = x u, C and the output add their variances, each carried on exactly."""
+    made = gate(rank, seed=rank, scale=scale)
+    u, c = made.tensors["gate_proj.u"], made.tensors["gate_proj.c"]
+    x = torch.randn(200, 96, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    wide = torch.cat([torch.eye(rank, dtype=torch.float64), c], 1)
+    z, squares = x @ u, wide.square()
+    variance = x.square() @ (u @ wide).square() + x.square() @ u.square() @ squares + z.square() @ squares
+    variance[:, rank:] += z.square() @ c.square() + (z @ c).square()
+    expected = ROUNDING * float((variance.sum() / (x @ u @ wide).square().sum()).sqrt())
+    # 200 x 256 outputs share 96 x rank roundings of u: their mean square scatters by less than 2 %; the mantissas of
+    # Gaussian numbers are within 3 % of the assumed spread
+    assert bf16_error(stored_layer(made, "gate_proj", 96, 256), x) == pytest.approx(expected, rel=0.1)
+
+
+def test_a_singular_pivot_set_shows(caplog):
+    """u v with pivots that nearly coincide: C is huge and cancels, and the measure says so."""
+    gen = torch.Generator().manual_seed(0)
+    v = torch.randn(8, 64, generator=gen, dtype=torch.float64)
+    v[:, 1] = v[:, 0] + 1e-3 * v[:, 1]
+    u = torch.randn(24, 8, generator=gen, dtype=torch.float64)
+    errors = {}
+    for name, pivots in (("chosen", interpolate(v, [torch.arange(64)], 8).pivots), ("forced", torch.arange(8))):
+        rest = torch.ones(64, dtype=torch.bool)
+        rest[pivots] = False
+        tensors = {"gate_proj.u": u @ v[:, pivots], "gate_proj.c": torch.linalg.solve(v[:, pivots], v[:, rest])}
+        made = LayerFactors({"gate_proj": Projection("interpolative", 8, ((0, 8),))}, tensors, None, {})
+        x = torch.randn(100, 24, generator=gen, dtype=torch.float64)
+        errors[name] = bf16_error(stored_layer(made, "gate_proj", 24, 64), x)
+    assert errors["chosen"] < 0.015 and errors["forced"] > 0.1
+    warn(3, {"gate_proj": errors["forced"], "up_proj": errors["chosen"]})
+    (message,) = caplog.messages
+    assert "layer 3 gate_proj" in message and "--dense 3.gate_proj" in message
+
+
+def test_every_compressed_projection_has_its_error_in_the_report(tiny_llama, tmp_path):
+    recipe = {"block": 4, "ratio": 0.1, "calibration": {"samples": 4, "length": 40}, "dense": ["1.up_proj"]}
+    report = compress(tiny_llama, tmp_path / "out", from_dict(recipe), progress=False)
+    ranked = [m for m in report.matrices if m["form"] != "dense"]
+    assert ranked and all(ROUNDING < m["bf16_error"] < 0.1 and 0 < m["relative_error"] < 1 for m in ranked)
+    text = report.to_text()
+    assert "error that bfloat16 adds to an output: at most" in text and "max abs C: at most" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("layer", "rank"), [(2, 512), (12, 384), (25, 384)])
+def test_smollm2_adds_about_one_percent(smollm2, layer, rank):
+    """Three layers on 2,048 tokens of real activations: a pair has three roundings of 0.17 % each (x, and twice a
+    factor and a product), so 0.3-0.4 %; the interpolative form stays near 1 %. The report's probes are near the truth.
+    """
+    model = load_model(smollm2, torch.float32).eval()
+    mlp, seen = model.model.layers[layer].mlp, []
+    mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0][0].double()))
+    with torch.no_grad():
+        for ids in token_ids(load_tokenizer(smollm2), read_text(HELDOUT).content, 2048).view(-1, 512):
+            model(ids[None])
+    weights = {name: getattr(mlp, name).weight.detach() for name in ("gate_proj", "up_proj", "down_proj")}
+    x, wide = torch.cat(seen), {name: weight.double() for name, weight in weights.items()}
+    inner = functional.silu(x @ wide["gate_proj"].T) * (x @ wide["up_proj"].T)
+    y = inner @ wide["down_proj"].T
+    sums = {"inputs": x.T @ x, "outputs": y.T @ y}
+    spectra = {name: layer_spectrum(name, w, sums, len(x), "input", 0.0, rank) for name, w in weights.items()}
+    errors, probed = {}, {}
+    for form, runs in (("interpolative", ((0, rank),)), ("factored", ())):
+        plan = {name: Projection(form, rank, runs) for name in weights}
+        made = factor_layer(weights.__getitem__, spectra, plan, 64)
+        probed[form] = bf16_errors(made, weights.__getitem__, sums["inputs"] / len(x))
+        hidden = inner if made.order is None else inner[:, made.order]
+        for name in weights:
+            read = hidden if name == "down_proj" else x
+            fan_out, fan_in = weights[name].shape
+            errors[form, name] = bf16_error(stored_layer(made, name, fan_in, fan_out), read)
+    for name in weights:
+        assert errors["factored", name] < 0.005 < errors["interpolative", name] < 0.02
+        assert probed["interpolative"][name] == pytest.approx(errors["interpolative", name], rel=0.5)
