@@ -17,8 +17,8 @@ from nxdi_svd_plugin.svd_config import Projection
 from nxdi_svd_plugin.texts import HELDOUT, read_text
 
 # bfloat16 has 8 significant bits: a number m 2^e, 1 <= m < 2, moves by an error uniform within 2^-8 / m (half a step)
-# of its size: rms 2^-8 / m / sqrt(3). With m distributed as 1 / m (any smooth spread over several octaves), E[1 / m^2] is
-# 3 / (8 ln 2).
+# of its size: rms 2^-8 / m / sqrt(3). With m distributed as 1 / m (any smooth spread over several octaves), E[1 / m^2]
+# is 3 / (8 ln 2).
 ROUNDING = 2**-8 / math.sqrt(3) * math.sqrt(3 / (8 * math.log(2)))
 
 
