@@ -14,6 +14,7 @@ examples:
   nxdi-svd evaluate --model out/smollm2-r10
   nxdi-svd evaluate --model out/smollm2-r10 --base models/smollm2 --text wiki.test.txt --window 2048
   nxdi-svd evaluate --model out/smollm2-r10 --base models/smollm2 --record --json
+  nxdi-svd evaluate --model out/smollm2-r10 --base models/smollm2 --layers --record
   nxdi-svd evaluate --model out/smollm2-r10 --base models/smollm2 --tasks paper --task-data data/ --limit 200
 
 Without --text: the part of Python's own documentation that compression never calibrates on.
@@ -30,8 +31,14 @@ def add_parser(subparsers: Any) -> None:
     text = parser.add_argument_group("text")
     text.add_argument("--text", default="builtin-heldout", metavar="FILE", help="UTF-8 text or .jsonl file")
     text.add_argument("--max-tokens", type=positive, metavar="N", help="use only the first N tokens (default: all)")
-    text.add_argument("--window", type=positive, default=1024, metavar="N", help="tokens per window (default: 1024)")
+    text.add_argument("--window", type=positive, metavar="N", help="tokens per window (default: 1024)")
     text.add_argument("--stride", type=positive, metavar="N", help="tokens between windows (default: the window)")
+    text.add_argument(
+        "--layers",
+        action="store_true",
+        help="instead: each layer compressed alone, its loss against the predicted one (default: 2048 tokens, windows "
+        "of 512; needs --base)",
+    )
     tasks = parser.add_argument_group("tasks (lm-eval; needs --base and the extra eval)")
     tasks.add_argument("--tasks", metavar="A,B", help='lm-eval tasks, or "paper" for those of the paper')
     tasks.add_argument("--limit", type=positive, default=0, metavar="N", help="first N documents of each task")
@@ -44,8 +51,10 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
-    if args.tasks:
+    if args.tasks and not args.layers:
         return run_tasks(args)
+    if args.layers:
+        return run_layers(args)
     result = evaluate(args)
     if args.record:
         from nxdi_svd_plugin.checkpoint.model_card import record_evaluation
@@ -72,6 +81,30 @@ def run_tasks(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_layers(args: argparse.Namespace) -> int:
+    """Measure every layer alone and print it beside its prediction."""
+    from nxdi_svd_plugin.errors import RecipeError
+    from nxdi_svd_plugin.evaluate import layer_loss
+    from nxdi_svd_plugin.evaluate.perplexity import token_ids
+    from nxdi_svd_plugin.modeling.load import load_tokenizer
+    from nxdi_svd_plugin.texts import read_text
+
+    if not args.base:
+        raise RecipeError("--layers compares with the dense model; give it with --base")
+    if args.tasks or args.stride or args.dtype != "auto":
+        raise RecipeError(
+            "--layers measures in float32 and in windows without overlap; leave --tasks, --dtype and --stride out"
+        )
+    text, base, model = read_text(args.text), Path(args.base), Path(args.model)
+    ids = token_ids(load_tokenizer(base), text.content, args.max_tokens or layer_loss.TOKENS)
+    losses = layer_loss.measure_layers(base, model, ids, args.window or layer_loss.WINDOW, progress=not args.quiet)
+    result = losses.to_dict() | {"text": {"name": text.name, "sha256": text.sha256}}
+    if args.record:
+        layer_loss.add_to_report(model, result)
+    emit(args, result, layer_loss.to_text(result))
+    return 0
+
+
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """The result as one JSON object; `perplexity` is the model's, `base` has the dense model's.
 
@@ -82,7 +115,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from nxdi_svd_plugin.errors import CheckpointError
-    from nxdi_svd_plugin.evaluate.perplexity import measure, token_ids
+    from nxdi_svd_plugin.evaluate.perplexity import WINDOW, measure, token_ids
     from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
     from nxdi_svd_plugin.texts import read_text
 
@@ -96,7 +129,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     measured = []
     for directory in directories:  # one at a time: two models need not fit in memory together
         model = load_model(directory, args.dtype)
-        measured.append(measure(model, ids[0], args.window, args.stride, progress=not args.quiet).to_dict())
+        measured.append(measure(model, ids[0], args.window or WINDOW, args.stride, progress=not args.quiet).to_dict())
         del model
     result = {"model": args.model, **measured[0], "text": {"name": text.name, "sha256": text.sha256}}
     if args.base:

@@ -21,6 +21,10 @@ class Measured(Protocol):
         """Share of the MLP parameters that was saved."""
 
     @property
+    def group(self) -> str:
+        """How it was made; points of one line share it."""
+
+    @property
     def rows(self) -> Sequence[Mapping[str, Any]]:
         """Evaluation rows."""
 
@@ -29,14 +33,22 @@ Points = dict[str, list[tuple[float, float]]]
 
 
 def series(entries: Sequence[Measured], metric: str) -> tuple[Points, Points]:
-    """(compressed, base) points (ratio, score) of each task that has this metric, by rising ratio."""
+    """(compressed, base) points (ratio, score) of each line, by rising ratio.
+
+    A line is a task that has this metric, and where they differ the window and how the models were made.
+    """
     compressed: Points = {}
     base: Points = {}
+    groups = {entry.group for entry in entries}
+    windows = {row.get("window") for entry in entries for row in entry.rows if row["metric"] == metric}
     for entry in sorted(entries, key=lambda e: e.ratio):
         for row in entry.rows:
             if row["metric"] == metric:
-                compressed.setdefault(row["task"], []).append((entry.ratio, row["compressed"]))
-                base.setdefault(row["task"], []).append((entry.ratio, row["base"]))
+                parts = [str(row["task"])]
+                parts += [f"window {row['window']}"] if len(windows) > 1 and row.get("window") else []
+                parts += [entry.group] if len(groups) > 1 else []
+                compressed.setdefault(", ".join(parts), []).append((entry.ratio, row["compressed"]))
+                base.setdefault(", ".join(parts), []).append((entry.ratio, row["base"]))
     return compressed, base
 
 
@@ -74,15 +86,21 @@ def draw(axes: Any, entries: Sequence[Measured], metric: str) -> int:
 
 
 def layers(matrices: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
-    """Relative output error of each layer's projections above the map of their ranks; "d" marks a dense one."""
+    """Relative output error of each layer's projections above the map of their ranks; "d" marks a dense one.
+
+    Dotted: what bfloat16 adds, where it was measured.
+    """
     figure = new_figure(10, 5)
     errors, ranks = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     count = 1 + max(record["layer"] for record in matrices)
     for name in PROJECTIONS:
-        records = [r for r in matrices if r["projection"] == name and r.get("relative_error") is not None]
-        values = [100 * record["relative_error"] for record in records]
-        errors.plot([r["layer"] for r in records], values, marker=".", label=name, color=COLOURS[name])
-    errors.set_ylabel("output error (%)")
+        by_layer = {r["layer"]: r for r in matrices if r["projection"] == name and r["form"] != "dense"}
+        for key, style in (("relative_error", {"marker": ".", "label": name}), ("bf16_error", {"linestyle": ":"})):
+            found = [by_layer.get(i, {}).get(key) for i in range(count)]
+            values = [float("nan") if error is None else 100 * error for error in found]
+            errors.plot(range(count), values, color=COLOURS[name], **style)
+    measured = any(record.get("bf16_error") is not None for record in matrices)
+    errors.set_ylabel("output error (%)" + ("\ndotted: added by bfloat16" if measured else ""))
     errors.set_title(title)
     errors.grid(alpha=0.3)
     errors.legend(fontsize="small")
@@ -97,6 +115,28 @@ def layers(matrices: Sequence[Mapping[str, Any]], title: str, path: Path) -> Non
     ranks.set_yticks(range(len(PROJECTIONS)), PROJECTIONS)
     ranks.set_xlabel("layer")
     figure.colorbar(image, ax=[errors, ranks], label="rank")
+    save(figure, path)
+
+
+def losses(found: Mapping[str, Any], title: str, path: Path) -> None:
+    """Predicted against measured loss of each layer, on logarithmic axes, with the line where they are equal."""
+    figure = new_figure(5, 5)
+    axes = figure.subplots()
+    pairs = enumerate(zip(found["predicted"], found["measured"], strict=True))
+    points = [(x, y, str(i)) for i, (x, y) in pairs if x > 0 and y > 0]
+    axes.scatter([x for x, _, _ in points], [y for _, y, _ in points], s=14)
+    for x, y, layer in points:
+        axes.annotate(layer, (x, y), xytext=(3, 3), textcoords="offset points", fontsize=7)
+    if points:
+        ends = [pick(value for x, y, _ in points for value in (x, y)) for pick in (min, max)]
+        axes.plot(ends, ends, color="gray", linewidth=0.8, label="equal")
+        axes.set(xscale="log", yscale="log")
+        axes.legend(fontsize="small")
+    rho = found["rank_correlation"]
+    axes.set_title(title if rho is None else f"{title}: rank correlation {rho:.2f}")
+    axes.set_xlabel("predicted loss of the layer (nats per token)")
+    axes.set_ylabel("measured loss (nats per token)")
+    axes.grid(alpha=0.3)
     save(figure, path)
 
 

@@ -30,7 +30,7 @@ from nxdi_svd_plugin.modeling.load import load_model, load_pretrained, load_toke
 LOG = logging.getLogger(__name__)
 HELD_OUT = 10  # without a validation file, one window in so many is held out, from the end of the data
 SHARD_SIZE = 5 * 10**9
-OF_THE_INPUT = ("evaluation", "tasks")  # measured before recovery
+OF_THE_INPUT = ("evaluation", "tasks", "layer_losses")  # measured before recovery
 
 
 def recover(

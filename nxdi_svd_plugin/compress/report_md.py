@@ -27,16 +27,26 @@ class Entry:
     """One compressed model: its name, its report.json and its evaluation rows.
 
     rows: {task, metric, base, compressed} and for tasks base_stderr, compressed_stderr, recovery; see `rows_of`.
+    losses: predicted and measured loss of every layer, as `evaluate --layers` has them, or None.
     """
 
     name: str
     report: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]] = ()
+    losses: Mapping[str, Any] | None = None
 
     @property
     def ratio(self) -> float:
         """Share of the MLP parameters that was saved."""
         return float(self.report["ratio"]["mlp"])
+
+    @property
+    def group(self) -> str:
+        """How it was made: form and objective, and whether the factors were trained."""
+        recipe = self.report.get("recipe", {})
+        made = [str(recipe[key]) for key in ("form", "objective") if key in recipe]
+        trained = not self.report.get("recovery", {}).get("kept_input", True)
+        return " ".join([*made, *(["recovered"] if trained else [])])
 
 
 def read_entry(directory: Path, evaluations: Iterable[Path] = ()) -> Entry:
@@ -51,8 +61,14 @@ def read_entry(directory: Path, evaluations: Iterable[Path] = ()) -> Entry:
         raise CheckpointError(f"{directory / REPORT} has no {', '.join(missing)}; compress again with this version")
     recorded = [report[key] for key in ("evaluation", "tasks") if {"base", "rows"} & set(report.get(key, ()))]
     rows = [row for payload in recorded for row in rows_of(payload, directory / REPORT)]
-    rows += [row for path in evaluations for row in rows_of(read_object(path), path)]
-    return Entry(directory.resolve().name, report, rows)
+    losses = report.get("layer_losses")
+    for path in evaluations:
+        payload = read_object(path)
+        if "rank_correlation" in payload:
+            losses = payload
+        else:
+            rows += rows_of(payload, path)
+    return Entry(directory.resolve().name, report, rows, losses)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -101,6 +117,9 @@ def write_report(entries: Sequence[Entry], output: Path) -> list[Path]:
     for i, entry in enumerate(entries):
         files.append(output / layers_file(i, entries))
         figures.layers(entry.report["matrices"], entry.name, files[-1])
+        if entry.losses:
+            files.append(output / losses_file(i, entries))
+            figures.losses(entry.losses, entry.name, files[-1])
     (output / MARKDOWN).write_text(markdown(entries), encoding="utf-8")
     return [output / MARKDOWN, *files]
 
@@ -115,6 +134,26 @@ def before_recovery(entry: Entry) -> list[str]:
 def layers_file(index: int, entries: Sequence[Entry]) -> str:
     """File name of a model's own figure."""
     return "report-layers.png" if len(entries) == 1 else f"report-layers-{index + 1}.png"
+
+
+def losses_file(index: int, entries: Sequence[Entry]) -> str:
+    """File name of a model's figure of predicted and measured losses."""
+    return layers_file(index, entries).replace("layers", "losses")
+
+
+def losses_lines(losses: Mapping[str, Any], file: str) -> list[str]:
+    """What came of predicting the loss of each layer."""
+    rho = losses["rank_correlation"]
+    kept = "not defined" if rho is None else f"{rho:.3f}"
+    sums = f"predicted {sum(losses['predicted']):.3g}, measured {sum(losses['measured']):.3g} nats per token"
+    text = f"{losses['tokens']} tokens of {losses['text']['name']} in windows of {losses['window']}, float32"
+    return [
+        "",
+        f"Each layer compressed alone: rank correlation (Spearman) of predicted and measured loss {kept}; sums of all "
+        f"layers: {sums}. Measured is KL(dense || compressed) on {text}.",
+        "",
+        f"![predicted and measured loss of each layer]({file})",
+    ]
 
 
 def markdown(entries: Sequence[Entry]) -> str:
@@ -139,6 +178,7 @@ def markdown(entries: Sequence[Entry]) -> str:
             "",
         ]
         parts += [LAYERS_NOTE, "", *table(("layer", *PROJECTIONS), layer_rows(entry.report["matrices"]))]
+        parts += losses_lines(entry.losses, losses_file(i, entries)) if entry.losses else []
         parts += [line for text in rounding_lines(entry.report["matrices"]) for line in ("", f"{text}.")]
     return "\n".join([*parts, ""])
 

@@ -7,41 +7,65 @@ Spearman rank correlation is what counts.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from nxdi_svd_plugin.checkpoint.atomic import write_json
-from nxdi_svd_plugin.checkpoint.names import REPORT
-from nxdi_svd_plugin.errors import CheckpointError
+from nxdi_svd_plugin.checkpoint.names import REPORT, read_json
+from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
+from nxdi_svd_plugin.evaluate.perplexity import check_window
 from nxdi_svd_plugin.modeling.load import load_model
+
+TOKENS, WINDOW = 2048, 512  # without other numbers; every window runs once for every layer
 
 
 @dataclass(frozen=True)
 class LayerLosses:
-    """Nats per token by layer, and the rank correlation of the two lists over the layers that were compressed."""
+    """Nats per token by layer, and the rank correlation of the two lists over the layers that were compressed.
+
+    rank_correlation: None where fewer than two layers were.
+    """
 
     predicted: list[float]
     measured: list[float]
-    rank_correlation: float
+    rank_correlation: float | None
     tokens: int
+    window: int
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return asdict(self)
 
 
+def read_report(directory: Path) -> dict[str, Any]:
+    """report.json.
+
+    Raises:
+        CheckpointError: none that can be read.
+    """
+    try:
+        return dict(read_json(directory / REPORT))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{directory} has no report.json with predicted losses: {error}") from error
+
+
 def predicted_losses(directory: Path) -> list[float]:
     """Sum of the predicted losses of each layer's projections, from report.json.
 
     Raises:
-        CheckpointError: the report has none: another objective than two_sided, or a directory from elsewhere.
+        CheckpointError: it has none: another objective than two_sided, a directory from elsewhere, or factors that
+            were trained after the prediction.
     """
-    report = json.loads((directory / REPORT).read_text(encoding="utf-8"))
+    report = read_report(directory)
+    if not report.get("recovery", {}).get("kept_input", True):
+        raise CheckpointError(
+            f"the factors of {directory} were trained after their losses were predicted; give its input"
+        )
     losses: dict[int, float] = {}
     for record in report["matrices"]:
         if record["form"] != "dense" and "predicted_loss" not in record:
@@ -51,42 +75,57 @@ def predicted_losses(directory: Path) -> list[float]:
 
 
 @torch.no_grad()
-def measure_layers(dense: Path, compressed: Path, ids: torch.Tensor, window: int) -> LayerLosses:
-    """Compress one layer at a time and compare the predictions with the dense model's.
+def measure_layers(
+    dense: Path, compressed: Path, ids: torch.Tensor, window: int, progress: bool = False
+) -> LayerLosses:
+    """Compress one layer at a time and compare the predictions with the dense model's; both models are in memory.
 
     Args:
         ids: tokens; cut into whole windows of `window`.
+    Raises:
+        CheckpointError: no predictions. CalibrationError: less text than a window. RecipeError: a window that the model
+            cannot take.
     """
-    base, other = load_model(dense, dtype=torch.float32), load_model(compressed, dtype=torch.float32)
-    windows = ids[: len(ids) // window * window].reshape(-1, window)
-    expected = [_log_probabilities(base, ids) for ids in windows]
-    measured = []
-    for ours, theirs in zip(base.model.layers, other.model.layers, strict=True):
-        kept, ours.mlp = ours.mlp, theirs.mlp
-        total = 0.0
-        for row, reference in zip(windows, expected, strict=True):
-            found = _log_probabilities(base, row)
-            total += float((reference.exp() * (reference - found)).sum())
-        measured.append(total / windows.numel())
-        ours.mlp = kept
     predicted = predicted_losses(compressed)
+    if len(ids) < window:
+        raise CalibrationError(f"the text has {len(ids)} tokens, one window needs {window}; give more text or --window")
+    base, other = load_model(dense, dtype=torch.float32), load_model(compressed, dtype=torch.float32)
+    check_window(base, window)
+    windows = ids[: len(ids) // window * window].reshape(-1, window)
+    totals = [0.0] * len(predicted)
+    for row in tqdm(windows, desc="layer losses", disable=not progress):
+        reference = _log_probabilities(base, row)
+        for i, (ours, theirs) in enumerate(zip(base.model.layers, other.model.layers, strict=True)):
+            kept, ours.mlp = ours.mlp, theirs.mlp
+            totals[i] += float((reference.exp() * (reference - _log_probabilities(base, row))).sum())
+            ours.mlp = kept
+    measured = [total / windows.numel() for total in totals]
     touched = [i for i, loss in enumerate(predicted) if loss > 0]
     correlation = rank_correlation([predicted[i] for i in touched], [measured[i] for i in touched])
-    return LayerLosses(predicted, measured, correlation, windows.numel())
+    return LayerLosses(predicted, measured, correlation, windows.numel(), window)
 
 
-def add_to_report(directory: Path, losses: LayerLosses) -> None:
+def add_to_report(directory: Path, losses: dict[str, Any]) -> None:
     """Put the losses into report.json as `layer_losses`."""
-    report = json.loads((directory / REPORT).read_text(encoding="utf-8"))
-    write_json(directory / REPORT, {**report, "layer_losses": losses.to_dict()})
+    write_json(directory / REPORT, {**read_report(directory), "layer_losses": losses})
 
 
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's rho of two lists without ties: the correlation of their ranks; nan below two entries."""
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Spearman's rho of two lists without ties: the correlation of their ranks; None below two entries."""
     if len(first) < 2:
-        return float("nan")
+        return None
     ranks = [torch.tensor(list(values), dtype=torch.float64).argsort().argsort() for values in (first, second)]
     return float(torch.corrcoef(torch.stack(ranks).to(torch.float64))[0, 1])
+
+
+def to_text(losses: dict[str, Any]) -> str:
+    """A line for each layer, then the rank correlation."""
+    lines = [f"{'layer':>5}  {'predicted':>10}  {'measured':>10}   nats per token"]
+    pairs = zip(losses["predicted"], losses["measured"], strict=True)
+    lines += [f"{i:>5}  {predicted:>10.3g}  {measured:>10.3g}" for i, (predicted, measured) in enumerate(pairs)]
+    rho = "-" if losses["rank_correlation"] is None else f"{losses['rank_correlation']:.3f}"
+    lines.append(f"rank correlation (Spearman) {rho} on {losses['tokens']} tokens of {losses['text']['name']}, float32")
+    return "\n".join(lines)
 
 
 def _log_probabilities(model: Any, ids: torch.Tensor) -> torch.Tensor:

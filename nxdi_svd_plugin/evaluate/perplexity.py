@@ -68,6 +68,13 @@ def spans(tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, int
             return
 
 
+def check_window(model: Any, window: int) -> None:
+    """Raises RecipeError for a window that the model cannot take."""
+    longest = model.config.max_position_embeddings
+    if not 2 <= window <= longest:
+        raise RecipeError(f"window is {window}; this model takes 2 to {longest} tokens")
+
+
 @torch.no_grad()
 def measure(
     model: Any, ids: torch.Tensor, window: int = WINDOW, stride: int | None = None, progress: bool = False
@@ -83,9 +90,7 @@ def measure(
         RecipeError: a window the model cannot take, or a stride outside 1 to window.
     """
     stride = window if stride is None else stride
-    longest = model.config.max_position_embeddings
-    if not 2 <= window <= longest:
-        raise RecipeError(f"window is {window}; this model takes 2 to {longest} tokens")
+    check_window(model, window)
     if not 1 <= stride <= window:
         raise RecipeError(f"stride is {stride}; expected 1 to the window, {window}")
     total, count, start = 0.0, 0, time.monotonic()

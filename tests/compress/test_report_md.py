@@ -102,6 +102,31 @@ def test_series_start_from_the_rows_and_follow_the_ratio():
     assert figures.series(entries, "acc") == ({}, {})
 
 
+def test_models_made_otherwise_are_other_lines():
+    """Before and after recovery, another recipe, another window: never one line through points of one ratio."""
+    kinds = {"form": "pair", "objective": "input"}, {"form": "interpolative", "objective": "two_sided"}
+    entries = [Entry(str(i), report(0.1) | {"recipe": kind}, [ROWS[0]]) for i, kind in enumerate(kinds)]
+    entries.append(Entry("2", report(0.1) | {"recipe": kinds[1], "recovery": RECOVERY}, [ROWS[0]]))
+    lines, base = figures.series(entries, "perplexity")
+    names = ["book, pair input", "book, interpolative two_sided", "book, interpolative two_sided recovered"]
+    assert list(lines) == list(base) == names and all(len(points) == 1 for points in lines.values())
+    windows = [Entry(str(w), report(0.1), [ROWS[0] | {"window": w}]) for w in (512, 1024)]
+    assert list(figures.series(windows, "perplexity")[0]) == ["book, window 512", "book, window 1024"]
+
+
+@needs_matplotlib
+def test_a_dense_layer_interrupts_the_lines(tmp_path, monkeypatch):
+    drawn = []
+    original = figures.save
+    monkeypatch.setattr(figures, "save", lambda figure, path: (drawn.append(figure), original(figure, path)))
+    matrices = [record | {"bf16_error": 0.01} for record in report()["matrices"]]
+    matrices[2] = {"layer": 0, "projection": "down_proj", "form": "dense"}
+    figures.layers(matrices, "m", tmp_path / "layers.png")
+    lines = [list(line.get_ydata()) for line in drawn[0].axes[0].lines]
+    assert lines[0] == pytest.approx([1, 2, 3, 4]) and lines[1] == pytest.approx([1, 1, 1, 1])
+    assert [y != y for y in lines[4]] == [True, False, False, True], "dense in layers 0 and 3"
+
+
 def test_a_table_has_as_many_cells_as_its_head():
     lines = markdown([Entry("m", report() | {"recovery": RECOVERY}, ROWS)]).splitlines()
     width = 0

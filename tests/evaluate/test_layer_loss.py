@@ -1,13 +1,16 @@
 """Predicted against measured loss of each layer, on a tiny model where the prediction has to hold."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
+from nxdi_svd_plugin.cli.main import main
 from nxdi_svd_plugin.compress.pipeline import compress
-from nxdi_svd_plugin.errors import CheckpointError
-from nxdi_svd_plugin.evaluate.layer_loss import add_to_report, measure_layers, rank_correlation
+from nxdi_svd_plugin.errors import CalibrationError, CheckpointError, RecipeError
+from nxdi_svd_plugin.evaluate.layer_loss import measure_layers, rank_correlation
+from nxdi_svd_plugin.modeling.load import load_model
 from nxdi_svd_plugin.recipe import from_dict
 
 
@@ -16,22 +19,77 @@ def test_rank_correlation_of_known_orders():
     assert rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
     # d = (0, 1, 1, 0): 1 - 6 * 2 / (4 * 15)
     assert rank_correlation([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(0.8)
-    assert rank_correlation([1.0], [2.0]) != rank_correlation([1.0], [2.0])
+    assert rank_correlation([1.0], [2.0]) is None
 
 
-def test_prediction_orders_the_layers(tiny_llama, tmp_path):
-    """Very different ranks by layer: the measured KL has the predicted order and magnitude, and reaches the report."""
+@pytest.fixture(scope="module")
+def made(tiny_llama, tmp_path_factory):
+    """Very different ranks by layer."""
+    output = tmp_path_factory.mktemp("layers") / "out"
     recipe = {"block": 4, "allocation": "uniform", "calibration": {"samples": 8, "length": 64}}
     ranks = {f"{i}.{name}": rank for i, rank in ((0, 8), (1, 36), (2, 24)) for name in ("gate_proj", "up_proj")}
     recipe |= {"ranks": ranks, "dense": ["down_proj"], "damping": 1e-3}
-    compress(tiny_llama, tmp_path / "out", from_dict(recipe), progress=False)
+    compress(tiny_llama, output, from_dict(recipe), progress=False)
+    return output
+
+
+def test_prediction_orders_the_layers(tiny_llama, made):
+    """The measured KL has the predicted order, and is the divergence of a model with that one MLP exchanged."""
     ids = torch.randint(3, 259, (256,), generator=torch.Generator().manual_seed(0))
-    losses = measure_layers(tiny_llama, tmp_path / "out", ids, 64)
+    losses = measure_layers(tiny_llama, made, ids, 64)
     assert losses.rank_correlation == pytest.approx(1) and losses.tokens == 256
     assert all(m > 0 for m in losses.measured)
-    add_to_report(tmp_path / "out", losses)
-    saved = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert saved["layer_losses"]["rank_correlation"] == losses.rank_correlation and saved["matrices"]
+    dense, mixed = load_model(tiny_llama, torch.float64), load_model(tiny_llama, torch.float64)
+    mixed.model.layers[1].mlp = load_model(made, torch.float64).model.layers[1].mlp
+    with torch.no_grad():
+        p, q = (model(ids.view(4, 64)).logits.log_softmax(-1) for model in (dense, mixed))
+    # float32 logits of size 1: 2^-24 each way, against a divergence of 1e-3 and more
+    assert losses.measured[1] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-3)
+
+
+def test_the_command_measures_records_and_reports(tiny_llama, made, tmp_path, capsys):
+    """`evaluate --layers --record`, then `report`: the rank correlation is in report.json, report.md and a figure."""
+    pytest.importorskip("matplotlib")
+    model = shutil.copytree(made, tmp_path / "model")
+    text = tmp_path / "text.txt"
+    text.write_text("".join(chr(97 + i * i % 26) for i in range(400)))
+    words = ["evaluate", "--base", str(tiny_llama), "--model", str(model), "--layers", "--text", str(text)]
+    assert main([*words, "--window", "64", "--max-tokens", "200", "--record", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["tokens"] == 192 and len(printed["measured"]) == 3 and printed["text"]["name"] == "text.txt"
+    before = json.loads((made / "report.json").read_text())
+    assert json.loads((model / "report.json").read_text()) == before | {"layer_losses": printed}
+    assert main(["report", str(model)]) == 0
+    found = (model / "report.md").read_text()
+    assert f"predicted and measured loss {printed['rank_correlation']:.3f}; sums of all layers" in found
+    assert "report-losses.png" in found and (model / "report-losses.png").stat().st_size > 1000
+    (tmp_path / "printed.json").write_text(json.dumps(printed))
+    assert main(["report", str(made), "--evaluation", str(tmp_path / "printed.json"), "--output", str(tmp_path)]) == 0
+    assert "rank correlation (Spearman)" in (tmp_path / "report.md").read_text()
+    assert main([*words, "--window", "64"]) == 0
+    assert "rank correlation (Spearman)" in capsys.readouterr().out
+
+
+def test_what_cannot_be_measured_is_refused(tiny_llama, made, tmp_path, capsys):
+    ids = torch.arange(3, 67)
+    with pytest.raises(CalibrationError, match="has 64 tokens, one window needs 65"):
+        measure_layers(tiny_llama, made, ids, 65)
+    with pytest.raises(RecipeError, match="window is 1; this model takes 2 to"):
+        measure_layers(tiny_llama, made, ids, 1)
+    trained = shutil.copytree(made, tmp_path / "trained")
+    report = json.loads((trained / "report.json").read_text())
+    (trained / "report.json").write_text(json.dumps(report | {"recovery": {"kept_input": False}}))
+    with pytest.raises(CheckpointError, match="were trained after their losses were predicted"):
+        measure_layers(tiny_llama, trained, ids, 32)
+    (trained / "report.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has no report\.json"):
+        measure_layers(tiny_llama, trained, ids, 32)
+    assert main(["evaluate", "--model", str(made), "--layers"]) == 2
+    assert "give it with --base" in capsys.readouterr().err
+    words = ["evaluate", "--model", str(made), "--base", str(tiny_llama), "--layers"]
+    for option in (["--tasks", "piqa"], ["--stride", "8"], ["--dtype", "bfloat16"]):
+        assert main([*words, *option]) == 2
+        assert "leave --tasks, --dtype and --stride out" in capsys.readouterr().err
 
 
 def test_a_report_without_predictions_is_refused(tiny_llama, tmp_path):
