@@ -14,13 +14,17 @@ import numpy as np
 
 from nxdi_svd_plugin.factorize.allocate import Options, allocate, total
 
+SWEEPS = 3  # times through all layers when single ones are moved
+
 
 def allocate_layers(layers: Sequence[Sequence[Options]], budget: int, max_patterns: int = 0) -> list[list[int]]:
     """The chosen option of every projection of every layer, with at most `max_patterns` different rows (0: no limit).
 
     All layers must offer the same options in the same order. Groups are runs, found by dynamic programming, of two
-    orderings (position, and what the unlimited solution spends on a layer), refined by reassignment; the grouping with
-    the least loss that fills the budget to 0.1 % wins. Exact without a limit, a heuristic with one.
+    orderings (position, and what the unlimited solution spends on a layer), refined by reassignment. Of the groupings
+    into 1 to `max_patterns` groups, the one with the least loss that fills the budget to 0.1 %, and the one with the
+    least loss, are improved by moving single layers; the better of both that fills the budget is taken. Exact without
+    a limit, a heuristic with one; one or two patterns may be too coarse for 0.1 %.
     Raises:
         RecipeError: even the cheapest options do not fit into `budget` parameters.
     """
@@ -37,9 +41,12 @@ def allocate_layers(layers: Sequence[Sequence[Options]], budget: int, max_patter
     found = []
     for price in price_of_a_parameter(flat, budget) * np.array([0.5, 1.0, 2.0]):
         for order in orders:
-            groups = _refine(layers, _segments(layers, order, price, max_patterns), price)
-            found.append(_solve_groups(layers, groups, budget))
-    return min(found, key=lambda rows: _rating(layers, rows, budget))
+            for segments in _segments(layers, order, price, max_patterns):
+                groups = _refine(layers, segments, price)
+                found.append((_rating(layers, _solve_groups(layers, groups, budget), budget), groups))
+    starts = min(found), min(found, key=lambda candidate: candidate[0][1])
+    moved = [_moved(layers, groups, budget) for _, groups in starts]
+    return min((_solve_groups(layers, groups, budget) for groups in moved), key=lambda r: _rating(layers, r, budget))
 
 
 def price_of_a_parameter(options: Sequence[Options], budget: int) -> float:
@@ -60,23 +67,45 @@ def _merged(layers: Sequence[Sequence[Options]], group: Sequence[int]) -> list[O
     ]
 
 
-def _segments(layers: Sequence[Sequence[Options]], order: Sequence[int], price: float, count: int) -> list[list[int]]:
-    """Cut `order` into `count` runs with the least sum of loss + price * cost when every run shares its choice."""
+def _segments(
+    layers: Sequence[Sequence[Options]], order: Sequence[int], price: float, most: int
+) -> list[list[list[int]]]:
+    """`order` cut into 1, 2, ... `most` runs with the least sum of loss + price * cost when a run shares its choice."""
     n = len(order)
     value = np.full((n, n + 1), np.inf)
     for a in range(n):
         for b in range(a + 1, n + 1):
             value[a, b] = sum((o.loss + price * o.cost).min() for o in _merged(layers, order[a:b]))
     best, cuts = value[0].copy(), []
-    for _ in range(count - 1):
+    for _ in range(most - 1):
         table = best[:n, None] + value
         cuts.append(table.argmin(0))
         best = table.min(0)
-    stops = [n]
-    for cut in reversed(cuts):
-        stops.append(int(cut[stops[-1]]))
-    edges = [0, *reversed(stops)]
-    return [list(order[a:b]) for a, b in zip(edges, edges[1:], strict=False) if a < b]
+    found = []
+    for count in range(most):
+        stops = [n]
+        for cut in reversed(cuts[:count]):
+            stops.append(int(cut[stops[-1]]))
+        edges = [0, *reversed(stops)]
+        found.append([list(order[a:b]) for a, b in zip(edges, edges[1:], strict=False) if a < b])
+    return found
+
+
+def _moved(layers: Sequence[Sequence[Options]], groups: list[list[int]], budget: int) -> list[list[int]]:
+    """Move single layers to other groups while that lowers the rating, at most SWEEPS times through all layers."""
+    best = _rating(layers, _solve_groups(layers, groups, budget), budget)
+    for _ in range(SWEEPS):
+        before = best
+        for i in range(len(layers)):
+            for target in range(len(groups)):
+                other = [[j for j in group if j != i] + [i] * (k == target) for k, group in enumerate(groups)]
+                other = [group for group in other if group]
+                rating = _rating(layers, _solve_groups(layers, other, budget), budget)
+                if rating < best and len(other) == len(groups):
+                    best, groups = rating, other
+        if best == before:
+            break
+    return groups
 
 
 def _refine(layers: Sequence[Sequence[Options]], groups: list[list[int]], price: float) -> list[list[int]]:

@@ -91,6 +91,21 @@ def test_the_number_of_patterns_is_limited(limit):
         assert loss <= one
 
 
+@pytest.mark.parametrize(("block", "ratio"), [(64, 0.05), (64, 0.1), (128, 0.05), (128, 0.2)])
+def test_a_limit_still_meets_the_budget_and_a_larger_one_is_no_worse(block, ratio):
+    """Three patterns for 30 layers are fine enough for a thousandth: the search has to find such a grouping."""
+    layers = smol_layers(block)
+    flat = [o for layer in layers for o in layer]
+    budget = int((1 - ratio) * 90 * 576 * 1536)
+    found = []
+    for limit in (3, 4):
+        rows = allocate_layers(layers, budget, limit)
+        cost, loss = total(flat, [c for row in rows for c in row])
+        assert len({tuple(row) for row in rows}) <= limit and 0.999 * budget <= cost <= budget
+        found.append(loss)
+    assert found[1] <= found[0] + 1e-9
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 3))
 def test_patterns_near_brute_force(seed, limit):
