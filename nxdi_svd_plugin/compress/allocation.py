@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, parameters, projections
 from nxdi_svd_plugin.compress.plan import DENSE, fixed_projection, planned, projection_parameters
+from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.factorize.allocate import Options
 from nxdi_svd_plugin.factorize.rank_patterns import allocate_layers
 from nxdi_svd_plugin.recipe import Recipe
@@ -26,19 +27,33 @@ def global_ranks(config: SourceConfig, recipe: Recipe, energies: Energies) -> La
     Args:
         energies: squared singular values [hidden] of every projection, twice the nats per token that each one costs.
     Raises:
-        RecipeError: the budget is smaller than the smallest ranks need.
+        RecipeError: the budget is smaller than the smallest ranks need, or `max_patterns` than what is fixed needs.
     """
-    choices = {key: _choices(config, recipe, *key) for key in projections(config)}
+    allowed = {key: _choices(config, recipe, *key) for key in projections(config)}
+    offered = _common(allowed) if recipe.max_patterns else allowed
+    penalty = 1.0 + sum(float(energy.sum()) for energy in energies.values())
     options = [
-        [_options(config, choices[i, name], name, energies[i, name]) for name in PROJECTIONS]
+        [_options(config, offered[i, n], allowed[i, n], n, energies[i, n], penalty) for n in PROJECTIONS]
         for i in range(config.layers)
     ]
-    limit = recipe.max_patterns if len({tuple(choices[key]) for key in choices if key[1] == "gate_proj"}) == 1 else 0
-    rows = allocate_layers(options, budget(config, recipe), limit)
-    return {
-        i: {name: choices[i, name][chosen] for name, chosen in zip(PROJECTIONS, row, strict=True)}
+    rows = allocate_layers(options, budget(config, recipe), recipe.max_patterns)
+    found = {
+        i: {name: offered[i, name][chosen] for name, chosen in zip(PROJECTIONS, row, strict=True)}
         for i, row in enumerate(rows)
     }
+    wrong = [f"{i}.{name}" for (i, name), choices in allowed.items() if found[i][name] not in choices]
+    if wrong:
+        raise RecipeError(
+            f"max_patterns {recipe.max_patterns} and the budget leave no room for what the recipe fixes ({wrong[0]}, "
+            f"{len(wrong)} in all); raise max_patterns, lower the ratio, or fix fewer projections of single layers"
+        )
+    return found
+
+
+def _common(allowed: Mapping[tuple[int, str], list[Projection]]) -> dict[tuple[int, str], list[Projection]]:
+    """The same choices in the same order for every layer: all that any layer has."""
+    union = {name: {p: None for key, own in allowed.items() if key[1] == name for p in own} for name in PROJECTIONS}
+    return {key: list(union[key[1]]) for key in allowed}
 
 
 def budget(config: SourceConfig, recipe: Recipe) -> int:
@@ -56,8 +71,17 @@ def _choices(config: SourceConfig, recipe: Recipe, layer: int, name: str) -> lis
     return [p for p in ranked if projection_parameters(config, name, p) < dense] + [DENSE]
 
 
-def _options(config: SourceConfig, choices: list[Projection], name: str, energy: NDArray[np.float64]) -> Options:
+def _options(
+    config: SourceConfig,
+    offered: list[Projection],
+    allowed: list[Projection],
+    name: str,
+    energy: NDArray[np.float64],
+    penalty: float,
+) -> Options:
+    """Costs and losses of what is offered; what this layer may not be costs more than all losses together."""
     tail = np.concatenate([np.cumsum(energy[::-1])[::-1], [0.0]])
-    cost = [projection_parameters(config, name, p) for p in choices]
-    loss = [0.0 if p.form == "dense" else 0.5 * float(tail[p.rank]) for p in choices]
+    cost = [projection_parameters(config, name, p) for p in offered]
+    loss = [0.0 if p.form == "dense" else 0.5 * float(tail[p.rank]) for p in offered]
+    loss = [value if p in allowed else penalty for p, value in zip(offered, loss, strict=True)]
     return Options(np.array(cost, dtype=np.int64), np.array(loss))

@@ -169,6 +169,21 @@ def test_pattern_limit_reaches_the_config(tiny_llama, tmp_path):
     assert len({tuple((p["form"], p.get("rank")) for p in layer.values()) for layer in layers}) == 1
 
 
+def test_pattern_limit_beside_projections_that_are_fixed(tiny_llama, tmp_path):
+    """Fixed projections count as patterns; a limit that they exceed is refused, never ignored."""
+    fixed = {**SMALL, "dense": ["1.up_proj"], "ranks": {"2.gate_proj": 20}}
+    compress(tiny_llama, tmp_path / "three", from_dict({**fixed, "max_patterns": 3}), progress=False)
+    layers = load_pretrained(tmp_path / "three").config.svd_config["layers"]
+    assert layers["1"]["up_proj"]["form"] == "dense" and layers["2"]["gate_proj"]["rank"] == 20
+    compress(tiny_llama, tmp_path / "two", from_dict({**SMALL, "dense": [1], "max_patterns": 2}), progress=False)
+    layers = load_pretrained(tmp_path / "two").config.svd_config["layers"]
+    assert {p["form"] for p in layers["1"].values()} == {"dense"}
+    assert len({tuple(p.get("rank") for p in layer.values()) for layer in layers.values()}) == 2
+    both = {**SMALL, "dense": ["0.gate_proj"], "ranks": {"1.gate_proj": 20}, "max_patterns": 1}
+    with pytest.raises(RecipeError, match="max_patterns 1 and the budget leave no room for what the recipe fixes"):
+        compress(tiny_llama, tmp_path / "one", from_dict(both), progress=False)
+
+
 def test_zero_gradients_and_dead_channels_still_give_a_model(tiny_llama, tmp_path):
     """A layer whose up projection is zero has no gradient at gate: its loss is zero and nothing becomes NaN."""
     import shutil
