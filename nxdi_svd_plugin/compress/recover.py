@@ -25,6 +25,7 @@ from nxdi_svd_plugin.compress.recovery_data import Windows, load_windows
 from nxdi_svd_plugin.compress.recovery_settings import Settings
 from nxdi_svd_plugin.compress.train import State, Trainer, validation_perplexity
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
+from nxdi_svd_plugin.evaluate.perplexity import check_window
 from nxdi_svd_plugin.modeling.load import load_model, load_pretrained, load_tokenizer
 
 LOG = logging.getLogger(__name__)
@@ -51,13 +52,14 @@ def recover(
         teacher_dir: the dense model to distil from; None trains on the next token.
     Raises:
         CheckpointError: not a compressed directory, a teacher of another vocabulary, a refused output.
-        CalibrationError: unusable text. MissingExtraError: peft is not installed (method "lora").
+        CalibrationError: unusable text. RecipeError: a window longer than the model takes. MissingExtraError: peft is not installed (method "lora").
     """
     began = time.monotonic()
     tokenizer = load_tokenizer(model_dir)
     train, held = texts(data, validation, tokenizer, settings)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model: Any = load_pretrained(model_dir, torch.float32)
+    check_window(model, settings.window)
     model.to(device)
     teacher = None if teacher_dir is None else load_teacher(teacher_dir, model).to(device)
     reader = Reader(model_dir)

@@ -27,6 +27,7 @@ LOG = logging.getLogger(__name__)
 CLIP = 1.0  # largest gradient norm
 WARMUP = 0.05  # share of the steps in which the learning rate rises
 FLOOR = 0.1  # share of the learning rate that is left at the last step
+WORST = math.exp(700)  # perplexity of a run that diverged
 Tensors = dict[str, torch.Tensor]
 
 
@@ -130,7 +131,7 @@ class Trainer:
             state.best_step = state.step
             state.best = {name: p.detach().clone() for name, p in self.trained.items()}
         row = {"step": state.step, "train_loss": loss, "validation_perplexity": perplexity, "seconds": seconds}
-        state.history.append(row | {"train_loss": None if math.isnan(loss) else loss})
+        state.history.append(row | {"train_loss": loss if math.isfinite(loss) else None})
         trained = "" if math.isnan(loss) else f"loss {loss:.4f}, "
         LOG.info("step %d of %d: %svalidation perplexity %.3f", state.step, self.settings.steps, trained, perplexity)
         self.save(state)
@@ -197,7 +198,11 @@ def next_token_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def validation_perplexity(model: Any, windows: torch.Tensor, mixed: bool = False) -> float:
-    """Perplexity over windows [count, length], each without outside context, as `nxdi-svd evaluate --window` has it."""
+    """Perplexity over windows [count, length], each without outside context, as `nxdi-svd evaluate --window` has it.
+
+    WORST where the model's logits are no numbers any more.
+    """
     model.eval()
     with torch.autocast(model.device.type, torch.bfloat16, enabled=mixed):
-        return measure(model, windows.flatten(), windows.shape[1]).perplexity
+        perplexity = measure(model, windows.flatten(), windows.shape[1]).perplexity
+    return perplexity if math.isfinite(perplexity) else WORST

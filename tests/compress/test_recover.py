@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import save_dense
 
+from nxdi_svd_plugin.checkpoint.writer import Writer
 from nxdi_svd_plugin.cli.main import main
 from nxdi_svd_plugin.compress.recover import recover
 from nxdi_svd_plugin.compress.recovery_settings import Settings
-from nxdi_svd_plugin.compress.train import batch, schedule
+from nxdi_svd_plugin.compress.train import WORST, batch, schedule
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError, RecipeError
 from nxdi_svd_plugin.modeling.load import load_pretrained
 
@@ -75,6 +76,40 @@ def test_a_result_that_is_worse_is_thrown_away(tiny_svd_llama, data, tmp_path, c
     assert all(torch.equal(old[name], new[name]) for name in old)
 
 
+def test_a_run_that_diverges_keeps_the_input_and_a_readable_report(tiny_svd_llama, data, tmp_path):
+    """Parameters become NaN; the output is the input, and no NaN is in report.json, which strict readers refuse."""
+    settings = Settings(learning_rate=1e20, **{**QUICK, "evaluate_every": 3})
+    record = recover(tiny_svd_llama, data / "plain.txt", tmp_path / "out", settings)
+    assert record["kept_input"] and record["best_step"] == 0 and record["history"][-1]["train_loss"] is None
+    assert record["history"][-1]["validation_perplexity"] == WORST
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (tiny_svd_llama / "model.safetensors").read_bytes()
+
+    def refuse(constant):
+        raise AssertionError(f"report.json holds {constant}")
+
+    json.loads((tmp_path / "out" / "report.json").read_text(), parse_constant=refuse)
+
+
+def test_stopped_while_writing_and_resumed(tiny_svd_llama, data, tmp_path, monkeypatch):
+    settings = Settings(learning_rate=3e-3, **QUICK)
+    recover(tiny_svd_llama, data / "plain.txt", tmp_path / "whole", settings)
+    written, original = [], Writer.write
+
+    def stopping(self, name, tensor):
+        written.append(name)
+        if len(written) == 15:
+            raise KeyboardInterrupt
+        original(self, name, tensor)
+
+    monkeypatch.setattr(Writer, "write", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        recover(tiny_svd_llama, data / "plain.txt", tmp_path / "out", settings)
+    assert not (tmp_path / "out" / "config.json").exists()
+    recover(tiny_svd_llama, data / "plain.txt", tmp_path / "out", settings, resume=True)
+    name = "model.safetensors"
+    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_early_stop_keeps_the_best(tiny_svd_llama, data, tmp_path):
     settings = Settings(learning_rate=5e-1, **{**QUICK, "steps": 1000, "evaluate_every": 1, "patience": 3})
     record = recover(tiny_svd_llama, data / "plain.txt", tmp_path / "out", settings)
@@ -124,6 +159,8 @@ def test_bad_input_is_refused_before_the_output_exists(tiny_llama, tiny_svd_llam
         recover(tiny_svd_llama, text, out, Settings(**QUICK), validation=text)
     with pytest.raises(CalibrationError, match="none is left for validation"):
         recover(tiny_svd_llama, text, out, Settings(window=2000))
+    with pytest.raises(RecipeError, match="window is 600; this model takes 2 to 512 tokens"):
+        recover(tiny_svd_llama, text, out, Settings(window=600))
     with pytest.raises(CheckpointError, match="is a dense llama model"):
         recover(tiny_llama, text, out, Settings(**QUICK))
     assert not out.exists()
