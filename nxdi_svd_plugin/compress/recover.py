@@ -52,7 +52,8 @@ def recover(
         teacher_dir: the dense model to distil from; None trains on the next token.
     Raises:
         CheckpointError: not a compressed directory, a teacher of another vocabulary, a refused output.
-        CalibrationError: unusable text. RecipeError: a window longer than the model takes. MissingExtraError: peft is not installed (method "lora").
+        CalibrationError: unusable text. RecipeError: a window longer than the model takes. MissingExtraError: peft is
+            not installed (method "lora").
     """
     began = time.monotonic()
     tokenizer = load_tokenizer(model_dir)
