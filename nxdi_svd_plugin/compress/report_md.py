@@ -179,7 +179,9 @@ def markdown(entries: Sequence[Entry]) -> str:
         ]
         parts += [LAYERS_NOTE, "", *table(("layer", *PROJECTIONS), layer_rows(entry.report["matrices"]))]
         parts += losses_lines(entry.losses, losses_file(i, entries)) if entry.losses else []
-        parts += [line for text in rounding_lines(entry.report["matrices"]) for line in ("", f"{text}.")]
+        parts += [
+            line for text in rounding_lines(entry.report["matrices"]) for line in ("", f"{text[0].upper()}{text[1:]}.")
+        ]
     return "\n".join([*parts, ""])
 
 

@@ -162,6 +162,27 @@ def test_a_stopped_run_resumes_to_the_same_bytes(stop, made, tiny_llama, tmp_pat
     assert (output / "mlp_order.npy").read_bytes() == (made[0] / "mlp_order.npy").read_bytes()
 
 
+def test_ranks_of_a_model_equal_brute_force(tiny_llama, tmp_path):
+    """All 4^9 ways to choose ranks 12, 24, 36 or dense; the losses come from the report of models of these ranks."""
+    small = {**SMALL, "block": 12}
+    losses = {}
+    for rank in (12, 24, 36):
+        ranks = dict.fromkeys(("gate_proj", "up_proj", "down_proj"), rank)
+        recipe = from_dict({**small, "ratio": None, "allocation": "uniform", "ranks": ranks})
+        made = compress(tiny_llama, tmp_path / str(rank), recipe, progress=False)
+        losses |= {(m["layer"], m["projection"], rank): m["predicted_loss"] for m in made.matrices}
+    report = compress(tiny_llama, tmp_path / "out", from_dict(small), progress=False)
+    keys = [(m["layer"], m["projection"]) for m in report.matrices]
+    cost = np.array([*(r * (44 + 90 - r) for r in (12, 24, 36)), 44 * 90])
+    spent, lost = np.zeros(1, dtype=int), np.zeros(1)
+    for key in keys:
+        loss = np.array([*(losses[(*key, r)] for r in (12, 24, 36)), 0.0])
+        spent, lost = np.add.outer(spent, cost).ravel(), np.add.outer(lost, loss).ravel()
+    best = lost[spent <= 0.9 * 9 * 44 * 90].min()
+    found = sum(m.get("predicted_loss", 0.0) for m in report.matrices)
+    assert len(lost) == 4**9 and 0 < found == pytest.approx(best, rel=1e-9)
+
+
 def test_pattern_limit_reaches_the_config(tiny_llama, tmp_path):
     compress(tiny_llama, tmp_path / "one", from_dict({**SMALL, "max_patterns": 1}), progress=False)
     model = load_pretrained(tmp_path / "one")
