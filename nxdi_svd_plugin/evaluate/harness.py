@@ -31,6 +31,7 @@ PAPER_TASKS = (
 )
 SHIPPED = Path(__file__).parent / "tasks"  # definitions that lm-eval 0.4 lacks
 LOWER_IS_BETTER = ("perplexity", "bits_per_byte")
+ROLLING = ("word_perplexity", "byte_perplexity", "bits_per_byte")
 SPLITS = ("train", "validation", "test")
 
 
@@ -138,7 +139,7 @@ def language_model(directory: Path, dtype: torch.dtype | str, batch: int) -> Any
 
 
 def run_tasks(directory: Path, specs: list[str], options: Options, dtype: torch.dtype | str) -> dict[str, Any]:
-    """lm-eval's result object of one model, samples left out.
+    """lm-eval's result object of one model, with standard errors of perplexities, which lm-eval does not compute.
 
     Raises:
         CalibrationError: a data set cannot be loaded (no network, no such file).
@@ -152,14 +153,42 @@ def run_tasks(directory: Path, specs: list[str], options: Options, dtype: torch.
             num_fewshot=options.fewshot,
             limit=options.limit or None,
             task_manager=task_manager(options.include_path),
-            log_samples=False,
+            log_samples=True,
             bootstrap_iters=1000,
         )
     except OSError as error:
         raise CalibrationError(
             f"a task's data cannot be loaded ({error}); without a network give --task-data DIR with TASK.jsonl files"
         ) from error
+    for task, samples in results.get("samples", {}).items():
+        add_rolling_errors(results["results"][task], samples)
     return results
+
+
+def add_rolling_errors(scores: dict[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
+    """Put the standard error of every rolling metric beside it; lm-eval says "N/A" there."""
+    for key in list(scores):
+        metric, _, selection = key.partition(",")
+        if metric in ROLLING:
+            pairs = [sample[metric] for sample in samples if sample["filter"] == selection]
+            scores[f"{metric}_stderr,{selection}"] = rolling_error(metric, pairs)
+
+
+def rolling_error(metric: str, pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Standard error over documents of a metric of the ratio m = -sum(log likelihood) / sum(units); None below two.
+
+    The ratio estimator's: se(m) = sqrt(n / (n - 1) sum (l_i + m w_i)^2) / sum w, then exp(m) se(m), or se(m) / ln 2.
+
+    Args:
+        pairs: (log likelihood, words or bytes) of every document.
+    """
+    n, units = len(pairs), sum(count for _, count in pairs)
+    if n < 2 or not units:
+        return None
+    mean = -sum(likelihood for likelihood, _ in pairs) / units
+    spread = sum((likelihood + mean * count) ** 2 for likelihood, count in pairs)
+    error = math.sqrt(n / (n - 1) * spread) / units
+    return error / math.log(2) if metric == "bits_per_byte" else math.exp(min(mean, 700.0)) * error
 
 
 def pair_rows(base: Mapping[str, Any], compressed: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -192,11 +221,11 @@ def number(value: Any) -> float | None:
 
 def to_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a table."""
-    head = f"{'task':<16}{'metric':<18}{'base':>18}{'compressed':>20}{'recovery':>10}"
+    head = f"{'task':<16}{'metric':<18}{'base':>22}{'compressed':>24}{'recovery':>10}"
     lines = [head]
     for row in rows:
-        cells = [f"{score(row['base'], row['base_stderr']):>18}"]
-        cells.append(f"{score(row['compressed'], row['compressed_stderr']):>20}")
+        cells = [f"{score(row['base'], row['base_stderr']):>22}"]
+        cells.append(f"{score(row['compressed'], row['compressed_stderr']):>24}")
         kept = "-" if row["recovery"] is None else f"{row['recovery']:.3f}"
         lines.append(f"{row['task']:<16}{row['metric']:<18}{''.join(cells)}{kept:>10}")
     return "\n".join(lines)
@@ -204,4 +233,5 @@ def to_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def score(value: float, error: float | None) -> str:
     """A score with its standard error."""
-    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
+    shown = [f"{item:.4f}" if abs(item) < 1e4 else f"{item:.4g}" for item in (value, error) if item is not None]
+    return " ± ".join(shown)

@@ -11,7 +11,16 @@ import torch
 
 from nxdi_svd_plugin.cli.main import main
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError, MissingExtraError, RecipeError
-from nxdi_svd_plugin.evaluate.harness import PAPER_TASKS, Options, evaluate_pair, pair_rows, record, recovery, to_text
+from nxdi_svd_plugin.evaluate.harness import (
+    PAPER_TASKS,
+    Options,
+    evaluate_pair,
+    pair_rows,
+    record,
+    recovery,
+    rolling_error,
+    to_text,
+)
 from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
 
 DATA = Path(__file__).parent / "data"
@@ -40,7 +49,8 @@ def test_all_tasks_of_the_paper_on_local_data(tiny_llama, tiny_svd_llama):
     assert all("word_perplexity" in metrics[task] for task in ("wikitext", "ptb", "c4"))
     assert all("acc" in metrics[task] for task in PAPER_TASKS[3:])
     accuracies = [row for row in rows if row["metric"] == "acc"]
-    assert all(row["base_stderr"] is not None and 0 <= row["base"] <= 1 for row in accuracies)
+    assert all(0 <= row["base"] <= 1 for row in accuracies)
+    assert all(row[f"{side}_stderr"] is not None for row in rows for side in ("base", "compressed"))
 
 
 @needs_lm_eval
@@ -77,6 +87,24 @@ def test_rolling_perplexity_computed_by_hand(tiny_llama, tiny_svd_llama, tmp_pat
             chances = model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
         assert row[side] == pytest.approx(math.exp(-float(chances.mean())), rel=1e-4)  # one token a byte
     assert row["recovery"] == pytest.approx(row["base"] / row["compressed"])
+
+
+def test_errors_of_perplexities():
+    """Documents of equal length: the error of a mean, carried through exp; unequal ones: near the jackknife."""
+    losses = torch.tensor([2.0, 2.5, 3.1, 1.9, 2.2], dtype=torch.float64)
+    mean, error = float(losses.mean()), float(losses.std() / 5**0.5)
+    equal = [(-7 * float(loss), 7) for loss in losses]
+    assert rolling_error("word_perplexity", equal) == pytest.approx(math.exp(mean) * error)
+    assert rolling_error("bits_per_byte", equal) == pytest.approx(error / math.log(2))
+    assert rolling_error("word_perplexity", equal[:1]) is None
+    gen = torch.Generator().manual_seed(0)
+    units = torch.randint(20, 60, (200,), generator=gen).double()
+    likelihoods = -units * (2 + 0.3 * torch.randn(200, generator=gen, dtype=torch.float64))
+    left_out = -(likelihoods.sum() - likelihoods) / (units.sum() - units)
+    jackknife = float(left_out.std(correction=0)) * 199**0.5 * math.exp(float(-likelihoods.sum() / units.sum()))
+    pairs = list(zip(likelihoods.tolist(), units.tolist(), strict=True))
+    # both are first order in 1 / n
+    assert rolling_error("byte_perplexity", pairs) == pytest.approx(jackknife, rel=2 / 200)
 
 
 @needs_lm_eval
