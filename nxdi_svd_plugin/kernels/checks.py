@@ -8,21 +8,34 @@ from nxdi_svd_plugin.kernels.tiling import planner
 from nxdi_svd_plugin.kernels.tiling.blocks import Blocks
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.limits import PARTITIONS, tiles
+from nxdi_svd_plugin.kernels.tiling.pivots import Runs, pivot_tiles
 
 
 def planned(
-    kernel: str, x: Any, us: list[Any], vs: list[Any], transposed_output: bool, strip: tuple[int, ...] | None
+    kernel: str,
+    x: Any,
+    us: list[Any],
+    vs: list[Any],
+    strip: tuple[int, ...] | None,
+    transposed_output: bool = False,
+    pivots: tuple[Runs, ...] = (),
 ) -> tuple[Chain, Blocks]:
     """The chain that the HBM tensors describe and its blocks (those of `strip` if it is given)."""
     if len(x.shape) != 2:
         raise KernelError(f"{kernel}: the input {tuple(x.shape)} must have two dimensions; flatten batch and sequence")
     tokens, inputs = x.shape if kernel != "down" else (x.shape[1], x.shape[0])
     itemsize = _itemsize(kernel, x, [*us, *vs])
-    ranks = tuple(_extent(kernel, "u", u, tiles(inputs)) for u in us)
-    outputs = {_extent(kernel, "v", v, tiles(rank)) for v, rank in zip(vs, ranks, strict=True)}
+    made = [PARTITIONS * pivot_tiles(runs) for runs in pivots] or [0] * len(us)
+    rows = inputs - made[0] if kernel == "down" else inputs
+    if rows < 1:
+        raise KernelError(f"{kernel}: {made[0]} pivots of {inputs} inputs leave none over")
+    ranks = tuple(_extent(kernel, "u", u, tiles(rows)) for u in us)
+    columns = [_extent(kernel, "v", v, tiles(rank)) for v, rank in zip(vs, ranks, strict=True)]
+    outputs = {size if kernel == "down" else size + own for size, own in zip(columns, made, strict=True)}
     if len(outputs) > 1:
         raise KernelError(f"{kernel}: gate and up must be equally wide, got {sorted(outputs)} columns")
-    chain = Chain(kernel, tokens, inputs, ranks, outputs.pop(), itemsize, transposed_output and kernel == "xuv")
+    held = pivots if any(pivots) else ()
+    chain = Chain(kernel, tokens, inputs, ranks, outputs.pop(), itemsize, transposed_output, held)
     return chain, planner.choose(chain) if strip is None else planner.forced(chain, strip)
 
 

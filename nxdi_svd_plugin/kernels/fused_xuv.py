@@ -21,7 +21,7 @@ def xuv_kernel(x: Any, u: Any, v: Any, transposed_output: bool = False, strip: t
 
     For each strip: for each sub-strip: Xᵀ by tensor-engine transposes, T = Uᵀ·Xᵀ; then V once over the whole strip.
     """
-    chain, blocks = planned("xuv", x, [u], [v], transposed_output, strip)
+    chain, blocks = planned("xuv", x, [u], [v], strip, transposed_output)
     shape = (chain.outputs, chain.tokens) if transposed_output else (chain.tokens, chain.outputs)
     out = nl.ndarray(shape, dtype=x.dtype, buffer=nl.shared_hbm)
     identity = stages.fp32_identity(x)
@@ -34,7 +34,8 @@ def xuv_kernel(x: Any, u: Any, v: Any, transposed_output: bool = False, strip: t
             stages.new_holders(ts, part, holders, chain.ranks[0], x.dtype)
             stages.project(u, xt, chain.inputs, blocks.buffers, ts, part)
         if transposed_output:
-            stages.expand_transposed([(v, ts, chain.ranks[0])], out, first, blocks.buffers, _evict, interleave=False)
+            factors = [(v, ts, chain.ranks[0])]
+            stages.expand_transposed(factors, out, first, blocks.buffers, _evict, False, chain.segments)
         else:
             stages.expand(v, ts, chain.ranks[0], out, first, 128, blocks.buffers)
 

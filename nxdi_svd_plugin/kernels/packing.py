@@ -23,23 +23,26 @@ def interleaved(extent: int) -> bool:
     return extent % PARTITIONS == 0
 
 
-def pack(u: Any, v: Any, kernel: str = "xuv") -> tuple[Any, Any]:
+def pack(u: Any, v: Any, kernel: str = "xuv", interpolative: bool = False) -> tuple[Any, Any]:
     """(u_packed, v_packed) in the layout that `kernel` ("xuv", "up_gate" or "down") reads.
 
     u [inputs, R], v [R, outputs]: numpy arrays or torch tensors of any dtype, also a tensor-parallel shard of them.
     `up_gate` takes two packed pairs, one for gate and one for up. Prefill and token generation read the same layout.
+    `interpolative`: C stands in for v (up_gate) or u (down), without the pivots; see `to_kernel_order` for the order of I.
     Raises KernelError if the ranks differ or the kernel is unknown.
     """
     _check(kernel)
     if u.ndim != 2 or v.ndim != 2 or u.shape[1] != v.shape[0]:
         raise KernelError(f"pack: u {tuple(u.shape)} and v {tuple(v.shape)} must be [inputs, R] and [R, outputs]")
     rank = u.shape[1]
-    u = _interleave_rows(u) if kernel == "down" else _pad_rows(u)
-    v = _interleave_columns(v) if kernel == "up_gate" else v
+    u = _interleave_rows(u) if kernel == "down" and not interpolative else _pad_rows(u)
+    v = _interleave_columns(v) if kernel == "up_gate" and not interpolative else v
     return _to_tiles(u, PARTITIONS), _to_tiles(_pad_rows(v), column_tile(kernel, rank))
 
 
-def unpack(u_packed: Any, v_packed: Any, inputs: int, kernel: str = "xuv") -> tuple[Any, Any]:
+def unpack(
+    u_packed: Any, v_packed: Any, inputs: int, kernel: str = "xuv", interpolative: bool = False
+) -> tuple[Any, Any]:
     """Inverse of `pack`: (u [inputs, R], v [R, outputs]). `inputs` is needed because its padding is not recorded."""
     _check(kernel)
     rank, outputs = u_packed.shape[1] // tiles(inputs), 0
@@ -51,8 +54,27 @@ def unpack(u_packed: Any, v_packed: Any, inputs: int, kernel: str = "xuv") -> tu
         )
     u = _from_tiles(u_packed, tiles(inputs), rank, PARTITIONS)
     v = _from_tiles(v_packed, tiles(rank), outputs, column_tile(kernel, rank))[:rank]
-    u = _restore_rows(u, inputs) if kernel == "down" else u[:inputs]
-    return u, _restore_columns(v) if kernel == "up_gate" else v
+    u = _restore_rows(u, inputs) if kernel == "down" and not interpolative else u[:inputs]
+    return u, _restore_columns(v) if kernel == "up_gate" and not interpolative else v
+
+
+def to_kernel_order(h_t: Any) -> Any:
+    """[I, ...] in the order of I that interpolative factors have, to the rows that the kernels exchange in HBM.
+
+    The pivots of interpolative factors are whole tiles of 128 neurons, and neuron j·128 + p is row p·(I/128) + j.
+    """
+    rows, *rest = h_t.shape
+    return _swap_first(h_t.reshape(rows // PARTITIONS, PARTITIONS, *rest)).reshape(rows, *rest)
+
+
+def from_kernel_order(h_t: Any) -> Any:
+    """Inverse of `to_kernel_order`."""
+    rows, *rest = h_t.shape
+    return _swap_first(h_t.reshape(PARTITIONS, rows // PARTITIONS, *rest)).reshape(rows, *rest)
+
+
+def _swap_first(array: Any) -> Any:
+    return _axes(array, 1, 0, *range(2, array.ndim))
 
 
 def _check(kernel: str) -> None:

@@ -15,6 +15,7 @@ from nxdi_svd_plugin.kernels.nki import nisa, nl
 from nxdi_svd_plugin.kernels.packing import interleaved
 from nxdi_svd_plugin.kernels.tiling.blocks import Buffers, spans
 from nxdi_svd_plugin.kernels.tiling.limits import MOVING, PARTITIONS, tiles
+from nxdi_svd_plugin.kernels.tiling.pivots import Segment
 
 Tensor = Any
 Piece = tuple[int, int, int, int]
@@ -97,13 +98,21 @@ def load_rows_transposed(x: Tensor, first: Any, tokens: int, buffers: Buffers, i
     return xt
 
 
-def load_columns(h_t: Tensor, first: Any, tokens: int) -> Tensor:
-    """`tokens` columns of h_t [inputs, S] from column `first`, as xt: the contraction axis comes first already."""
+def load_columns(h_t: Tensor, first: Any, tokens: int, segments: list[Segment]) -> Tensor:
+    """`tokens` columns of h_t [inputs, S] from column `first`, as xt: the contraction axis comes first already.
+
+    The tiles that are pivots come last, so that the others are one run for the contraction with C.
+    """
     inputs, count = h_t.shape
     xt = nl.ndarray((PARTITIONS, tiles(inputs), tokens), dtype=h_t.dtype, buffer=nl.sbuf)
     if interleaved(inputs):
         rows = h_t.reshape((PARTITIONS, inputs // PARTITIONS, count))
-        xt[...] = nl.load(rows[0:PARTITIONS, 0 : inputs // PARTITIONS, nl.ds(first, tokens)])
+        others = sum(part.stop - part.start for part in segments if part.pivots[0] is None)
+        for part in segments:
+            begin = part.others[0] if part.pivots[0] is None else others + part.pivots[0]
+            xt[0:PARTITIONS, begin : begin + part.stop - part.start, 0:tokens] = nl.load(
+                rows[0:PARTITIONS, part.start : part.stop, nl.ds(first, tokens)]
+            )
         return xt
 
     def tile(k: Any, rows: int) -> None:
@@ -120,10 +129,13 @@ def new_holders(ts: list[Tensor], part: list[Piece], sizes: list[int], rank: int
             ts.append(nl.ndarray((PARTITIONS, tiles(rank), sizes[holder]), dtype=dtype, buffer=nl.sbuf))
 
 
-def project(u: Tensor, xt: Tensor, inputs: int, buffers: Buffers, ts: list[Tensor], part: list[Piece]) -> None:
+def project(
+    u: Tensor, xt: Tensor, inputs: int, buffers: Buffers, ts: list[Tensor], part: list[Piece], pivots: int = 0
+) -> None:
     """(X·U)ᵀ of the tokens of xt; u packed. U is read once, every sum stays in PSUM and is rounded once.
 
     `part` says where the tokens go (tiling.blocks.holding); `ts` are the t's of the strip, made by `new_holders`.
+    The first `pivots` rank tiles also take in the tiles of xt that follow those of U: U = [I ; C].
     """
     height = tiles(inputs)
     rank = u.shape[1] // height
@@ -133,7 +145,7 @@ def project(u: Tensor, xt: Tensor, inputs: int, buffers: Buffers, ts: list[Tenso
         for shift, size in spans(total, MOVING // buffers.u_tiles)
     ]
 
-    def columns(tile: Any, count: int, width: int) -> None:
+    def columns(tile: Any, count: int, width: int, pivot: bool = False) -> None:
         sums = [nl.zeros((PARTITIONS, count, size), dtype=nl.float32, buffer=nl.psum) for *_, size in pieces]
 
         def rows(load: Any, extent: int) -> None:
@@ -151,13 +163,19 @@ def project(u: Tensor, xt: Tensor, inputs: int, buffers: Buffers, ts: list[Tenso
                 for_tiles(extent, PARTITIONS, lambda k, deep: add(j, k, deep))  # noqa: B023 (called at once)
 
         for_tiles(inputs, buffers.u_rows * PARTITIONS, rows)
-        for total, (t, offset, _, size) in zip(sums, pieces, strict=True):
-            t[0:width, nl.ds(tile, count), nl.ds(offset, size)] = nisa.tensor_copy(
-                total[0:width, 0:count, 0:size], dtype=t.dtype, engine=nisa.vector_engine
-            )
+        for total, (t, offset, first, size) in zip(sums, pieces, strict=True):
+            made = total[0:width, 0:count, 0:size]
+            if pivot:
+                own = xt[0:width, nl.ds(height + tile, count), nl.ds(first, size)]
+                done = nisa.tensor_tensor(made, own, op=nl.add, dtype=t.dtype)
+            else:
+                done = nisa.tensor_copy(made, dtype=t.dtype, engine=nisa.vector_engine)
+            t[0:width, nl.ds(tile, count), nl.ds(offset, size)] = done
 
     full, tail = divmod(rank, PARTITIONS)
-    for_tiles(full, buffers.u_tiles, lambda g, count: columns(g * buffers.u_tiles, count, PARTITIONS))
+    step = buffers.u_tiles
+    for_tiles(pivots, step, lambda g, count: columns(g * step, count, PARTITIONS, pivot=True))
+    for_tiles(full - pivots, step, lambda g, count: columns(pivots + g * step, count, PARTITIONS))
     if tail:
         columns(full, 1, tail)
 
@@ -169,34 +187,44 @@ def expand_transposed(
     buffers: Buffers,
     evict: Callable[[Tensor, list[Tensor]], Tensor],
     interleave: bool,
+    segments: list[Segment],
 ) -> None:
     """Columns `first`... of out [outputs, S]: Yᵀ = Vᵀ·T for every (v packed, t of each sub-strip, rank) in `factors`.
 
-    `evict` turns the PSUM tiles [rows, tiles, tokens] of all factors into one SBUF tile. A V load makes `v_tiles`
-    output tiles, which share a PSUM bank if there is more than one (few tokens).
+    `evict` turns the tiles [rows, tiles, tokens] of all factors into one SBUF tile: fp32 PSUM, or T itself where the
+    segment is the factor's pivots. A V load makes `v_tiles` output tiles, which share a PSUM bank if there is more than
+    one (few tokens).
     """
-    outputs, tokens = out.shape[0], sum(t.shape[2] for t in factors[0][1])
+    tokens = sum(t.shape[2] for t in factors[0][1])
 
-    def group(tile: Any, count: int, width: int) -> None:
+    def group(segment: Segment, tile: Any, count: int, width: int) -> None:
+        """Output tiles segment.start + `tile`..."""
         loaded = [
-            nl.load(v[0:PARTITIONS, nl.ds(tile * (tiles(rank) * PARTITIONS), count * tiles(rank) * width)])
-            for v, _, rank in factors
+            nl.load(v[0:PARTITIONS, nl.ds((begin + tile) * (tiles(rank) * PARTITIONS), count * tiles(rank) * width)])
+            if pivot is None
+            else None
+            for (v, _, rank), pivot, begin in zip(factors, segment.pivots, segment.others, strict=True)
         ]
         block = nl.ndarray((PARTITIONS, count, tokens), dtype=out.dtype, buffer=nl.sbuf)
         done = 0
         for part in range_of(factors[0][1]):
             for start, size in spans(factors[0][1][part].shape[2], MOVING // buffers.v_tiles):
-                sums = []
-                for weights, (_, ts, rank) in zip(loaded, factors, strict=True):
-                    sums.append(_expanded(weights, ts[part], rank, count, width, start, size))
-                block[0:width, 0:count, nl.ds(done + start, size)] = evict(block, sums)
+                made = []
+                for weights, (_, ts, rank), pivot in zip(loaded, factors, segment.pivots, strict=True):
+                    if pivot is None:
+                        made.append(_expanded(weights, ts[part], rank, count, width, start, size))
+                    else:
+                        made.append(ts[part][0:width, nl.ds(pivot + tile, count), nl.ds(start, size)])
+                block[0:width, 0:count, nl.ds(done + start, size)] = evict(block, made)
             done += factors[0][1][part].shape[2]
-        store_rows(out, block, tile, count, width, first, interleave)
+        store_rows(out, block, segment.start + tile, count, width, first, interleave)
 
-    full, tail = divmod(outputs, PARTITIONS)
-    for_tiles(full, buffers.v_tiles, lambda g, count: group(g * buffers.v_tiles, count, PARTITIONS))
-    if tail:
-        group(full, 1, tail)
+    for segment in segments:
+        full = min(segment.stop, out.shape[0] // PARTITIONS) - segment.start
+        step = buffers.v_tiles
+        for_tiles(full, step, lambda g, count: group(segment, g * step, count, PARTITIONS))  # noqa: B023 (called at once)
+    if out.shape[0] % PARTITIONS:
+        group(segments[-1], full, 1, out.shape[0] % PARTITIONS)
 
 
 def range_of(items: list[Any]) -> list[int]:

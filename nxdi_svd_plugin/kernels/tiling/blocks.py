@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from nxdi_svd_plugin.kernels.tiling.chain import Chain, column_tile
 from nxdi_svd_plugin.kernels.tiling.limits import MOVING, PARTITIONS, tiles
+from nxdi_svd_plugin.kernels.tiling.pivots import Segment
 
 
 @dataclass(frozen=True)
@@ -79,15 +80,24 @@ def hbm_bytes(chain: Chain, blocks: Blocks) -> tuple[int, int]:
 
 
 def u_load_bytes(chain: Chain, buffers: Buffers) -> int:
-    """SBUF bytes per partition of one U load."""
-    return chain.itemsize * buffers.u_rows * buffers.u_tiles * min(PARTITIONS, max(chain.ranks))
+    """SBUF bytes per partition of the largest U load (pivots of `down` and the rest of its rank share none)."""
+    own = chain.pivot_tiles[0] if chain.kernel == "down" else 0
+    columns = max(1, min(buffers.u_tiles, max(own, max(chain.ranks) // PARTITIONS - own)))
+    return chain.itemsize * buffers.u_rows * columns * min(PARTITIONS, max(chain.ranks))
 
 
 def v_load_bytes(chain: Chain, buffers: Buffers) -> int:
-    """SBUF bytes per partition of one V load (of both chains for `up_gate`)."""
-    width = column_tile(chain.kernel, chain.ranks[0])
-    loaded = buffers.v_tiles if chain.writes_transposed else 1
-    return chain.itemsize * chain.rank_tiles * min(width * loaded, chain.outputs)
+    """SBUF bytes per partition of the largest V load (of both chains for `up_gate`)."""
+    if chain.writes_transposed:
+        return max(_segment_load_bytes(chain, buffers, segment) for segment in chain.segments)
+    return chain.itemsize * chain.rank_tiles * min(column_tile(chain.kernel, chain.ranks[0]), chain.outputs)
+
+
+def _segment_load_bytes(chain: Chain, buffers: Buffers, segment: Segment) -> int:
+    """The V load of a segment of up_gate's outputs: no V for a factor whose pivots it is."""
+    columns = min(PARTITIONS * min(buffers.v_tiles, segment.stop - segment.start), chain.outputs)
+    deep = sum(tiles(rank) for rank, pivot in zip(chain.ranks, segment.pivots, strict=True) if pivot is None)
+    return chain.itemsize * deep * columns
 
 
 def output_bytes(chain: Chain, buffers: Buffers, strip: tuple[int, ...]) -> int:
@@ -95,7 +105,11 @@ def output_bytes(chain: Chain, buffers: Buffers, strip: tuple[int, ...]) -> int:
     width = column_tile(chain.kernel, chain.ranks[0])
     if not chain.writes_transposed:
         return chain.itemsize * tiles(sum(strip)) * min(width * buffers.v_tiles, chain.outputs)
-    group = min(buffers.v_tiles, tiles(chain.outputs))
+    return max(_segment_output_bytes(chain, buffers, strip, segment) for segment in chain.segments)
+
+
+def _segment_output_bytes(chain: Chain, buffers: Buffers, strip: tuple[int, ...], segment: Segment) -> int:
+    group = min(buffers.v_tiles, segment.stop - segment.start)
     piece = max(spans(size, MOVING // buffers.v_tiles)[0][1] for size in strip)
     swiglu = 4 * group * piece if chain.kernel == "up_gate" else 0
     return chain.itemsize * group * sum(strip) + swiglu
@@ -106,12 +120,17 @@ def expansion_bytes(chain: Chain, buffers: Buffers, strip: tuple[int, ...], in_f
 
     They do not overlap where one V load makes one output tile: its sums wait in PSUM while V dies.
     """
-    loads, block = in_flight * v_load_bytes(chain, buffers), output_bytes(chain, buffers, strip)
     if chain.writes_transposed:
         single = len(strip) == 1 and strip[0] <= MOVING // buffers.v_tiles
+        streams = [
+            (_segment_load_bytes(chain, buffers, segment), _segment_output_bytes(chain, buffers, strip, segment))
+            for segment in chain.segments
+        ]
     else:
         single = sum(strip) <= PARTITIONS and chain.outputs < column_tile(chain.kernel, chain.ranks[0])
-    return max(loads, block) if single and in_flight == 1 else loads + block
+        streams = [(v_load_bytes(chain, buffers), output_bytes(chain, buffers, strip))]
+    overlap = not (single and in_flight == 1)
+    return max(in_flight * load + block if overlap else max(load, block) for load, block in streams)
 
 
 def constant_bytes(chain: Chain) -> int:

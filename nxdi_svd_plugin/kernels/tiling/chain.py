@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from nxdi_svd_plugin.errors import KernelError
 from nxdi_svd_plugin.kernels.tiling.limits import MOVING, PARTITIONS, tiles
+from nxdi_svd_plugin.kernels.tiling.pivots import Runs, Segment, pivot_tiles, segments
 
 KERNELS = ("xuv", "up_gate", "down")
 _V_TILE_BYTES = 16 * 1024
@@ -15,6 +16,7 @@ class Chain:
 
     `up_gate` has two ranks (gate, up); `xuv` and `down` have one. `down` reads its input transposed, [inputs, tokens].
     `transposed_output` is a choice for `xuv` alone: `up_gate` always writes [outputs, tokens], `down` never does.
+    `pivots` are those of each interpolative factor on the intermediate axis (`up_gate`'s outputs, `down`'s inputs).
     """
 
     kernel: str
@@ -24,6 +26,7 @@ class Chain:
     outputs: int
     itemsize: int = 2
     transposed_output: bool = False
+    pivots: tuple[Runs, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kernel not in KERNELS:
@@ -36,6 +39,25 @@ class Chain:
             raise KernelError(f"{self.kernel}: tokens, inputs, ranks and outputs must be positive, got {sizes}")
         if self.itemsize not in (2, 4):
             raise KernelError(f"{self.kernel}: {self.itemsize}-byte elements; the kernels take bf16, fp16 and fp32")
+        if any(self.pivots):
+            self._check_pivots()
+
+    def _check_pivots(self) -> None:
+        extent = self.inputs if self.kernel == "down" else self.outputs
+        if self.kernel == "xuv" or len(self.pivots) != len(self.ranks) or extent % PARTITIONS:
+            raise KernelError(
+                f"{self.kernel}: pivots {self.pivots} need up_gate or down, one entry a rank {self.ranks}, and an "
+                f"intermediate axis of whole tiles of {PARTITIONS}, not {extent}"
+            )
+        for runs, rank in zip(self.pivots, self.ranks, strict=True):
+            edges = [edge for run in runs for edge in run]
+            ascending = all(a < b for a, b in runs) and edges == sorted(edges)
+            inside = not edges or (edges[0] >= 0 and edges[-1] <= extent // PARTITIONS)
+            if not (ascending and inside and pivot_tiles(runs) * PARTITIONS <= min(rank, extent - PARTITIONS)):
+                raise KernelError(
+                    f"{self.kernel}: pivot runs {runs} must be ascending tiles of the {extent // PARTITIONS} of the "
+                    f"intermediate axis, no more than the rank {rank} has, and leave a tile over"
+                )
 
     @property
     def transposed_input(self) -> bool:
@@ -51,6 +73,27 @@ class Chain:
     def token_align(self) -> int:
         """Tokens of (X·U)ᵀ are kept in tensors of multiples of this: whole tiles where tokens are stationary."""
         return 1 if self.writes_transposed else PARTITIONS
+
+    @property
+    def pivot_tiles(self) -> tuple[int, ...]:
+        """Tiles of the intermediate axis that are pivots, for each factor."""
+        return tuple(map(pivot_tiles, self.pivots)) or (0,) * len(self.ranks)
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The intermediate axis (whole tiles where there are pivots) cut where a run of pivots begins or ends."""
+        extent = self.inputs if self.kernel == "down" else self.outputs
+        return segments(tiles(extent), self.pivots or ((),) * len(self.ranks))
+
+    @property
+    def u_rows(self) -> int:
+        """Rows of the stored U: the inputs, of an interpolative `down` those that are no pivots."""
+        return self.inputs - PARTITIONS * (self.pivot_tiles[0] if self.kernel == "down" else 0)
+
+    @property
+    def v_columns(self) -> tuple[int, ...]:
+        """Columns of each stored V: the outputs, of an interpolative gate or up those that are no pivots."""
+        return tuple(self.outputs - PARTITIONS * (count if self.writes_transposed else 0) for count in self.pivot_tiles)
 
     @property
     def input_tiles(self) -> int:
@@ -76,17 +119,19 @@ class Chain:
     @property
     def u_bytes(self) -> int:
         """HBM bytes of the packed U, read once per sub-strip (rows padded to a multiple of 128)."""
-        return self.itemsize * PARTITIONS * self.input_tiles * sum(self.ranks)
+        return self.itemsize * PARTITIONS * tiles(self.u_rows) * sum(self.ranks)
 
     @property
     def v_bytes(self) -> int:
         """HBM bytes of the packed V, read once per strip (rows padded to a multiple of 128)."""
-        return self.itemsize * PARTITIONS * self.rank_tiles * self.outputs
+        stored = sum(tiles(rank) * columns for rank, columns in zip(self.ranks, self.v_columns, strict=True))
+        return self.itemsize * PARTITIONS * stored
 
     @property
     def flops(self) -> int:
         """Multiply-adds counted as two, without transposes and padding."""
-        return 2 * self.tokens * sum(self.ranks) * (self.inputs + self.outputs)
+        pairs = zip(self.ranks, self.v_columns, strict=True)
+        return 2 * self.tokens * sum(rank * (self.u_rows + columns) for rank, columns in pairs)
 
 
 def column_tile(kernel: str, rank: int) -> int:

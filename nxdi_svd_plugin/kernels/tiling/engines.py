@@ -9,6 +9,7 @@ from nxdi_svd_plugin.kernels.tiling.limits import (
     PE_HZ,
     SCALAR_HZ,
     VECTOR_HZ,
+    tiles,
 )
 
 
@@ -30,18 +31,21 @@ def matmul_cycles(chain: Chain, blocks: Blocks) -> int:
 def _projection_cycles(chain: Chain, size: int) -> int:
     """Cycles of `size` tokens in the first phase."""
     moving = [width for _, width in spans(size, MOVING)]
-    return chain.input_tiles * sum(_pass(width, n) for rank in chain.ranks for width in _widths(rank) for n in moving)
+    return tiles(chain.u_rows) * sum(_pass(width, n) for rank in chain.ranks for width in _widths(rank) for n in moving)
 
 
 def _expansion_cycles(chain: Chain, size: int) -> int:
     """Cycles of `size` tokens of (X·U)ᵀ in the second phase."""
     if chain.writes_transposed:
         moving = [width for _, width in spans(size, MOVING)]
-        tiles_of_v = sum(_pass(width, n) for width in _widths(chain.outputs) for n in moving)
-    else:
-        columns = _widths(chain.outputs, column_tile(chain.kernel, chain.ranks[0]))
-        tiles_of_v = sum(_pass(width, n) for width in _widths(size) for n in columns)
-    return chain.rank_tiles * tiles_of_v
+        return sum(
+            tiles(rank) * _pass(width, n)
+            for rank, extent in zip(chain.ranks, chain.v_columns, strict=True)
+            for width in _widths(extent)
+            for n in moving
+        )
+    columns = _widths(chain.outputs, column_tile(chain.kernel, chain.ranks[0]))
+    return chain.rank_tiles * sum(_pass(width, n) for width in _widths(size) for n in columns)
 
 
 def _pass(stationary: int, moving: int) -> int:

@@ -18,7 +18,7 @@ from nxdi_svd_plugin.kernels.tiling.blocks import (
 )
 from nxdi_svd_plugin.kernels.tiling.chain import Chain, column_tile
 from nxdi_svd_plugin.kernels.tiling.engines import matmul_cycles
-from nxdi_svd_plugin.kernels.tiling.limits import MOVING, PARTITIONS, SBUF_BYTES
+from nxdi_svd_plugin.kernels.tiling.limits import MOVING, PARTITIONS, SBUF_BYTES, tiles
 
 IN_FLIGHT = 2
 """Loads of each streamed operand that the plan leaves room for: one in use, the next on its way."""
@@ -46,12 +46,13 @@ def buffer_choices(chain: Chain) -> list[Buffers]:
 
 def _u_choices(chain: Chain) -> list[tuple[int, int]]:
     """(input tiles, rank tiles) of one U load: several whole columns for few tokens, parts of a column for many."""
-    column = chain.itemsize * chain.input_tiles * PARTITIONS
+    rows_of_u = tiles(chain.u_rows)
+    column = chain.itemsize * rows_of_u * PARTITIONS
     group = min(_LARGEST_LOAD // column, MOVING // min(chain.tokens, MOVING), min(chain.ranks) // PARTITIONS)
-    least = min(chain.input_tiles, _LEAST_RUN // (chain.itemsize * PARTITIONS))
-    parts = {least, *(-(-chain.input_tiles // split) for split in (1, 2, 3, 4, 7))}
+    least = min(rows_of_u, _LEAST_RUN // (chain.itemsize * PARTITIONS))
+    parts = {least, *(-(-rows_of_u // split) for split in (1, 2, 3, 4, 7))}
     split = [(rows, 1) for rows in parts if rows >= least]
-    return sorted({(chain.input_tiles, max(1, group)), *split})
+    return sorted({(rows_of_u, max(1, group)), *split})
 
 
 def _v_choices(chain: Chain) -> list[int]:
