@@ -17,6 +17,7 @@ from neuronx_distributed.utils import cpu_mode
 from torch_neuronx.utils import get_platform_target
 
 from nxdi_svd_plugin.errors import NxdiError
+from nxdi_svd_plugin.kernels.tiling.limits import PARTITIONS
 from nxdi_svd_plugin.nxdi import upstream
 
 PLATFORM = "trn1"
@@ -26,7 +27,10 @@ Call = Callable[..., torch.Tensor]
 
 
 class Calls(NamedTuple):
-    """The two kernels as functions of tensors: up_gate(x, u_gate, v_gate, u_up, v_up) and down(h_t, u, v)."""
+    """The two kernels as functions of tensors: up_gate(x, u_gate, v_gate, u_up, v_up) and down(h_t, u, v).
+
+    Both take `pivots=` of interpolative factors.
+    """
 
     up_gate: Call
     down: Call
@@ -72,10 +76,11 @@ def require_kernels() -> None:
 
 
 def refuse_on_trn1(x: torch.Tensor, what: str) -> None:
-    """Raises NxdiError where the kernels' platform would run `what`, which has no kernel, under "svd_fused"."""
+    """Raises NxdiError where the kernels' platform would run `what`, whose pivots have no kernel, under "svd_fused"."""
     if plain_reason(x) is None:
         raise NxdiError(
-            f"mlp_impl='svd_fused' has no kernel for {what}; compress with `nxdi-svd compress --form pair`, or use "
+            f"mlp_impl='svd_fused' has no kernel for {what}: the pivots are not whole tiles of {PARTITIONS} neurons on "
+            f"every rank. Compress with a block of {PARTITIONS} x tp_degree or with `--form pair`, or use "
             "mlp_impl='svd'"
         )
 

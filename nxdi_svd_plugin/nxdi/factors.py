@@ -98,6 +98,10 @@ class Factors(BaseParallelLinear):  # type: ignore[misc]
         model_state_dict[base + "u"], model_state_dict[base + "v"] = u, v
         return True
 
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The parameters in the order of the kernels' arguments."""
+        return self.u, self.v
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in] @ u @ v -> [..., out] with this rank's part of the factors, in PyTorch ops."""
         u, v = self.u, self.v

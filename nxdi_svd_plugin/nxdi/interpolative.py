@@ -23,6 +23,8 @@ from neuronx_distributed.parallel_layers.utils import set_tensor_model_parallel_
 
 from nxdi_svd_plugin.errors import NxdiError
 from nxdi_svd_plugin.factorize.intermediate_order import complement, indices, split_evenly
+from nxdi_svd_plugin.kernels.packing import pack, unpack
+from nxdi_svd_plugin.kernels.tiling.limits import PARTITIONS
 from nxdi_svd_plugin.modeling.interpolative_linear import merge_runs, take_runs
 from nxdi_svd_plugin.svd_config import Layers, Projection, Ranges, tensor_shapes
 
@@ -32,10 +34,11 @@ logger = logging.getLogger(__name__)
 
 @functools.cache
 def announce() -> None:
-    """Log once that `mlp_impl="svd_fused"` has no kernel for this form."""
+    """Log once that `mlp_impl="svd_fused"` has no kernel for pivots like these."""
     logger.warning(
-        "mlp_impl='svd_fused' runs interpolative projections as PyTorch ops, not as NKI kernels: the kernels read u "
-        "and v, and with the identity block written out these would be more bytes than the form saves"
+        "mlp_impl='svd_fused' runs interpolative projections as PyTorch ops, not as NKI kernels: on each rank their "
+        "pivots are not whole tiles of %d neurons, which the kernels need",
+        PARTITIONS,
     )
 
 
@@ -104,6 +107,7 @@ class InterpolativeFactors(BaseParallelLinear):  # type: ignore[misc]
         split_input: True for down.
         tp_degree: number of ranks.
         dtype: of the parameters.
+        kernel: "up_gate" or "down" for the layout that kernel reads (kernels/packing.py), None for plain matrices.
     """
 
     def __init__(
@@ -116,6 +120,7 @@ class InterpolativeFactors(BaseParallelLinear):  # type: ignore[misc]
         split_input: bool,
         tp_degree: int,
         dtype: torch.dtype,
+        kernel: str | None = None,
     ) -> None:
         super().__init__()
         self.shapes = tensor_shapes(projection, fan_in, fan_out)
@@ -123,12 +128,14 @@ class InterpolativeFactors(BaseParallelLinear):  # type: ignore[misc]
         width = (fan_in if split_input else fan_out) // tp_degree
         self.others = complement(pivots, width)
         self.own, self.made = projection.rank // tp_degree, width - projection.rank // tp_degree
-        for name, shape in self.shapes.items():
-            local = list(shape)
-            if name == "c":
-                local[0 if split_input else 1] = self.made
+        self.kernel, self.rows = kernel, self.made if split_input else fan_in
+        local = {name: list(shape) for name, shape in self.shapes.items()}
+        local["c"][0 if split_input else 1] = self.made
+        laid_out = self._laid_out({name: torch.empty(shape, device="meta") for name, shape in local.items()})
+        for name in self.shapes:
             # NaN, not random: a weight that never arrives must not look like an answer.
-            parameter = torch.nn.Parameter(torch.full(local, float("nan"), dtype=dtype), requires_grad=False)
+            values = torch.full(laid_out[name].shape, float("nan"), dtype=dtype)
+            parameter = torch.nn.Parameter(values, requires_grad=False)
             self.register_parameter(name, parameter)
             set_tensor_model_parallel_attributes(getattr(self, name), True, 0, stride=1, num_partitions=tp_degree)
 
@@ -144,10 +151,21 @@ class InterpolativeFactors(BaseParallelLinear):  # type: ignore[misc]
             if found is None or tuple(found.shape) != shape:
                 what = "is missing" if found is None else f"has shape {list(found.shape)}"
                 raise NxdiError(f"{base}{name} {what}; expected {list(shape)}. Run `nxdi-svd verify` on the directory")
-        parts = [self._part(model_state_dict, base, rank) for rank in range(self.tp_degree)]
+        parts = [self._laid_out(self._part(model_state_dict, base, rank)) for rank in range(self.tp_degree)]
         for name in self.shapes:
             model_state_dict[base + name] = torch.cat([part[name] for part in parts], 0)
         return True
+
+    def _laid_out(self, part: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """One rank's tensors in the layout of the parameters."""
+        if self.kernel is None:
+            return part
+        return dict(zip(part, pack(*part.values(), kernel=self.kernel, interpolative=True), strict=True))
+
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The parameters in the order of the kernels' arguments: u and c of gate and up, c and v of down."""
+        first, second = (getattr(self, name) for name in self.shapes)
+        return first, second
 
     def _part(self, state_dict: dict[str, Any], base: str, rank: int) -> dict[str, torch.Tensor]:
         """One rank's tensors: its own pivots first, then the others'."""
@@ -161,10 +179,13 @@ class InterpolativeFactors(BaseParallelLinear):  # type: ignore[misc]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in] -> [..., out] with this rank's part, in PyTorch ops."""
+        first, second = self.factors()
+        if self.kernel is not None:
+            first, second = unpack(first, second, self.rows, kernel=self.kernel, interpolative=True)
         if self.split_input:
-            t = take_runs(x, self.others) @ self.c
+            t = take_runs(x, self.others) @ first
             t = torch.cat([t[..., : self.own] + take_runs(x, self.pivots), t[..., self.own :]], -1)
-            y: torch.Tensor = t @ self.v
+            y: torch.Tensor = t @ second
             return y
-        z = x @ self.u
-        return merge_runs(z[..., : self.own], z @ self.c, self.pivots, self.others)
+        z = x @ first
+        return merge_runs(z[..., : self.own], z @ second, self.pivots, self.others)

@@ -17,9 +17,11 @@ from neuronx_distributed_inference.utils.distributed import get_tp_group
 from nxdi_svd_plugin.errors import NxdiError
 from nxdi_svd_plugin.nxdi import device
 from nxdi_svd_plugin.nxdi.config import FUSED
-from nxdi_svd_plugin.nxdi.factors import Factors
+from nxdi_svd_plugin.nxdi.factors import Factors, shard_width
+from nxdi_svd_plugin.nxdi.fusion import Fusion, fusion
 from nxdi_svd_plugin.nxdi.interpolative import INTERPOLATIVE, InterpolativeFactors, announce, has_interpolative, shares
-from nxdi_svd_plugin.svd_config import Projection, projection_dims
+from nxdi_svd_plugin.kernels.packing import from_kernel_order, to_kernel_order
+from nxdi_svd_plugin.svd_config import Projection, Ranges, projection_dims
 
 SEQUENCE_DIM = 1
 logger = logging.getLogger(__name__)
@@ -41,18 +43,27 @@ class SvdMLP(torch.nn.Module):
         self.group = get_tp_group(config)
         self.sequence_parallel = neuron_config.sequence_parallel_enabled
         self.reduce_dtype = neuron_config.rpl_reduce_dtype or neuron_config.torch_dtype
+        self.local_pivots, width = self._local_pivots(config, projections)
         fused = neuron_config.mlp_impl == FUSED
-        self.fused_up_gate = fused and projections["gate_proj"].form == projections["up_proj"].form == "factored"
-        self.fused_down = fused and projections["down_proj"].form == "factored"
-        self.lacks_kernel = fused and has_interpolative(projections)
-        if self.lacks_kernel:
+        self.fusion = fusion(projections, self.local_pivots, width) if fused else Fusion()
+        if self.fusion.misfit:
             announce()
-        elif fused and not (self.fused_up_gate and self.fused_down):
-            logger.warning("layer %d keeps a projection dense: that part of its MLP runs without kernel", index)
-        up_gate = "up_gate" if self.fused_up_gate else None
+        elif fused and not (self.fusion.up_gate and self.fusion.down):
+            alone = "gate and up" if self.fusion.down else "down" if self.fusion.up_gate else "gate, up and down"
+            logger.warning("layer %d runs %s without kernel: one is dense, or gate and up differ in form", index, alone)
+        up_gate = "up_gate" if self.fusion.up_gate else None
         self.gate_proj = self._projection("gate_proj", projections, config, up_gate)
         self.up_proj = self._projection("up_proj", projections, config, up_gate)
-        self.down_proj = self._projection("down_proj", projections, config, "down" if self.fused_down else None)
+        self.down_proj = self._projection("down_proj", projections, config, "down" if self.fusion.down else None)
+
+    @staticmethod
+    def _local_pivots(config: Any, projections: dict[str, Projection]) -> tuple[dict[str, Ranges], int]:
+        """The pivots inside a rank, and how many neurons of I it has."""
+        degree = config.neuron_config.tp_degree
+        width = shard_width(config.intermediate_size, degree)
+        if not has_interpolative(projections):
+            return {}, width
+        return shares(projections, config.intermediate_size, degree)[1], width
 
     def _projection(
         self, name: str, projections: dict[str, Projection], config: Any, kernel: str | None
@@ -60,15 +71,15 @@ class SvdMLP(torch.nn.Module):
         neuron_config = config.neuron_config
         fan_in, fan_out = projection_dims(name, config.hidden_size, config.intermediate_size)
         if projections[name].form == INTERPOLATIVE:
-            _, pivots = shares(projections, config.intermediate_size, neuron_config.tp_degree)
             return InterpolativeFactors(
                 fan_in,
                 fan_out,
                 projections[name],
-                pivots[name],
+                self.local_pivots[name],
                 split_input=name == "down_proj",
                 tp_degree=neuron_config.tp_degree,
                 dtype=neuron_config.torch_dtype,
+                kernel=kernel,
             )
         if projections[name].form == "factored":
             return Factors(
@@ -112,9 +123,9 @@ class SvdMLP(torch.nn.Module):
             raise NxdiError(f"layer {self.index} leaves its norm or residual to the MLP; unset mlp_kernel_enabled")
         if self.sequence_parallel:
             x = gather_from_sequence_parallel_region(x, SEQUENCE_DIM, process_group=self.group)
-        if self.lacks_kernel:
-            device.refuse_on_trn1(x, f"the interpolative projections of layer {self.index}")
-        if (self.fused_up_gate or self.fused_down) and device.runs_kernels(x):
+        if self.fusion.misfit:
+            device.refuse_on_trn1(x, f"{', '.join(self.fusion.misfit)} of layer {self.index}")
+        if (self.fusion.up_gate or self.fusion.down) and device.runs_kernels(x):
             y = self._kernels(x.reshape(-1, x.shape[-1])).reshape(x.shape)
         else:
             y = self.down_proj(self._hidden(x))
@@ -130,11 +141,22 @@ class SvdMLP(torch.nn.Module):
 
         Parameters go in untouched, so that NxDI's weight layout optimisation leaves them alone.
         """
-        calls, gate, up, down = device.kernel_calls(), self.gate_proj, self.up_proj, self.down_proj
-        if not self.fused_up_gate:
-            return calls.down(self._hidden(x).t().contiguous(), down.u, down.v)
-        hidden_t = calls.up_gate(x, gate.u, gate.v, up.u, up.v)
-        return calls.down(hidden_t, down.u, down.v) if self.fused_down else down(hidden_t.t())
+        calls, down, pivots = device.kernel_calls(), self.down_proj, self.fusion.pivots
+        if self.fusion.up_gate:
+            factors = *self.gate_proj.factors(), *self.up_proj.factors()
+            hidden_t = calls.up_gate(x, *factors, pivots=(pivots["gate_proj"], pivots["up_proj"]))
+        else:
+            hidden_t = self._hidden(x).t().contiguous()
+        written, read = self._in_kernel_order("gate_proj", "up_gate"), self._in_kernel_order("down_proj", "down")
+        if written != read:
+            hidden_t = from_kernel_order(hidden_t) if written else to_kernel_order(hidden_t)
+        if self.fusion.down:
+            return calls.down(hidden_t, *down.factors(), pivots=pivots["down_proj"])
+        return down(hidden_t.t())
+
+    def _in_kernel_order(self, name: str, kernel: str) -> bool:
+        """Whether `kernel` runs this interpolative projection, so that hidden rows are in its order of I."""
+        return getattr(self.fusion, kernel) and isinstance(getattr(self, name), InterpolativeFactors)
 
     def _reduce(self, y: torch.Tensor) -> torch.Tensor:
         """Sum the ranks' partial outputs in `rpl_reduce_dtype`, as NxDI's row-parallel layer does."""

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import ranks
 import torch
+from check_logits import save_interpolative
 from cpu_models import app_class, dense_reference, greedy, load_on_cpu, reference_logits
 from tiny_models import save_dense, save_factored
 
+from nxdi_svd_plugin import load_pretrained
 from nxdi_svd_plugin.errors import NxdiError
 from nxdi_svd_plugin.nxdi import device
 from nxdi_svd_plugin.simulator import simulate
@@ -19,9 +21,9 @@ from nxdi_svd_plugin.simulator import simulate
 def bridge(name, kernel, called):
     """A kernel as a function of torch tensors, through numpy and the simulator."""
 
-    def call(*tensors):
+    def call(*tensors, pivots):
         called.append((name, tuple(tensors[0].shape)))
-        output, _ = simulate(kernel, *(tensor.detach().numpy() for tensor in tensors))
+        output, _ = simulate(kernel, *(tensor.detach().numpy() for tensor in tensors), pivots=pivots)
         return torch.from_numpy(np.array(output))
 
     return call
@@ -85,6 +87,38 @@ def test_sequence_parallelism_through_the_kernels(svd_llama):
         torch.testing.assert_close(found["logits"], expected, rtol=0, atol=5e-5 * expected.abs().max())
         assert ("up_gate", (48, 44)) in called  # the gathered prefill, padded to its bucket
         assert ("up_gate", (1, 44)) in called
+
+
+UP_GATE = {"gate_proj": ((0, 256),), "up_proj": ((256, 512), (768, 1024))}
+DOWN = {"down_proj": ((0, 256), (1280, 1536))}
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("pivots", [UP_GATE | DOWN, UP_GATE, DOWN], ids=["all", "up_gate", "down"])
+def test_interpolative_factors_through_the_kernels(pivots, tp, tmp_path):
+    """Pivots of every projection in places of their own, in whole tiles on each rank; dense where none are given."""
+    sizes = {"vocab_size": 260, "intermediate_size": 1536, "num_hidden_layers": 1}
+    directory = save_interpolative(save_dense(tmp_path / "dense", "llama", **sizes), tmp_path / "svd", pivots)
+    prompt = torch.randint(0, 260, (2, 20), generator=torch.Generator().manual_seed(0))
+    options = {"tp_degree": tp, "batch_size": 2}
+    results = ranks.run(tp, with_simulated_kernels, decode, "llama", directory, prompt, 2, **options)
+    expected = reference_logits(load_pretrained(directory, dtype=torch.float32), results[0][0]["tokens"], 20)
+    for found, called in results:
+        torch.testing.assert_close(found["logits"], expected, rtol=0, atol=5e-5 * expected.abs().max())
+        kernels = {"up_gate"} if "gate_proj" in pivots else set()
+        assert {name for name, _ in called} == kernels | ({"down"} if "down_proj" in pivots else set())
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_the_kernel_layout_of_interpolative_factors_on_the_cpu(tp, tmp_path):
+    sizes = {"vocab_size": 260, "intermediate_size": 1536, "num_hidden_layers": 1}
+    dense = save_dense(tmp_path / "dense", "llama", **sizes)
+    directory = save_interpolative(dense, tmp_path / "svd", UP_GATE | DOWN)
+    prompt = torch.tensor([[5, 17, 201, 88, 3, 42, 9]])
+    results = ranks.run(tp, decode, "llama", directory, prompt, 2, tp_degree=tp)
+    expected = reference_logits(load_pretrained(directory, dtype=torch.float32), results[0]["tokens"], 7)
+    for found in results:
+        torch.testing.assert_close(found["logits"], expected, rtol=0, atol=2e-5 * expected.abs().max())
 
 
 class OnDevice:

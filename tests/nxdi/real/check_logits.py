@@ -61,21 +61,21 @@ def test_an_odd_intermediate_size_is_padded(tp, tmp_path):
         assert found["generated"].tolist() == found["tokens"].tolist()
 
 
-def save_interpolative(dense, directory, rank):
-    """Every projection kept at its first and last `rank` / 2 neurons, the others random combinations of them."""
+def save_interpolative(dense, directory, pivots):
+    """Every projection in `pivots` kept at those neurons, the others random combinations of them; the rest dense."""
     shutil.copytree(dense, directory)
     config = json.loads((dense / "config.json").read_text())
-    intermediate, half = config["intermediate_size"], rank // 2
-    pivots = ((0, half), (intermediate - half, intermediate))
     tensors, layers = load_file(dense / "model.safetensors"), {}
     generator = torch.Generator().manual_seed(1)
     for i in range(config["num_hidden_layers"]):
-        layers[i] = {name: Projection("interpolative", rank, pivots) for name in PROJECTIONS}
-        for name in PROJECTIONS:
+        layers[i] = {name: Projection("dense") for name in PROJECTIONS}
+        for name, runs in pivots.items():
             stem = f"model.layers.{i}.mlp.{name}"
             weight = tensors.pop(f"{stem}.weight")
-            kept = torch.cat([torch.arange(start, stop) for start, stop in pivots])
-            combinations = 0.3 * torch.randn(rank, intermediate - rank, generator=generator)
+            kept = torch.cat([torch.arange(start, stop) for start, stop in runs])
+            rank, made = len(kept), config["intermediate_size"] - len(kept)
+            layers[i][name] = Projection("interpolative", rank, runs)
+            combinations = rank**-0.5 * torch.randn(rank, made, generator=generator)
             if name == "down_proj":
                 tensors[f"{stem}.c"], tensors[f"{stem}.v"] = combinations.T.contiguous(), weight[:, kept].T.contiguous()
             else:
@@ -89,7 +89,8 @@ def save_interpolative(dense, directory, rank):
 
 @pytest.mark.parametrize("tp", [1, 2])
 def test_the_interpolative_form_equals_the_transformers_class(tp, svd_llama, tmp_path):
-    directory = save_interpolative(svd_llama.parent / "dense", tmp_path / "interpolative", 20)
+    pivots = dict.fromkeys(PROJECTIONS, ((0, 10), (80, 90)))
+    directory = save_interpolative(svd_llama.parent / "dense", tmp_path / "interpolative", pivots)
     results = ranks.run(tp, run_model, "llama", directory, PROMPT, STEPS, mlp_impl="svd", tp_degree=tp)
     reference = load_pretrained(directory, dtype=torch.float32)
     expected = reference_logits(reference, results[0]["tokens"], PROMPT.shape[1])
