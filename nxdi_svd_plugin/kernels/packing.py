@@ -28,7 +28,7 @@ def pack(u: Any, v: Any, kernel: str = "xuv", interpolative: bool = False) -> tu
 
     u [inputs, R], v [R, outputs]: numpy arrays or torch tensors of any dtype, also a tensor-parallel shard of them.
     `up_gate` takes two packed pairs, one for gate and one for up. Prefill and token generation read the same layout.
-    `interpolative`: C stands in for v (up_gate) or u (down), without the pivots; see `to_kernel_order` for the order of I.
+    `interpolative`: C stands in for v (up_gate) or u (down); `to_kernel_order` has the order of I.
     Raises KernelError if the ranks differ or the kernel is unknown.
     """
     _check(kernel)

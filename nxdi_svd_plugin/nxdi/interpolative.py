@@ -160,7 +160,8 @@ class InterpolativeFactors(BaseParallelLinear):  # type: ignore[misc]
         """One rank's tensors in the layout of the parameters."""
         if self.kernel is None:
             return part
-        return dict(zip(part, pack(*part.values(), kernel=self.kernel, interpolative=True), strict=True))
+        first, second = part.values()
+        return dict(zip(part, pack(first, second, self.kernel, interpolative=True), strict=True))
 
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The parameters in the order of the kernels' arguments: u and c of gate and up, c and v of down."""

@@ -15,12 +15,12 @@ from neuronx_distributed.parallel_layers.mappings import (
 from neuronx_distributed_inference.utils.distributed import get_tp_group
 
 from nxdi_svd_plugin.errors import NxdiError
+from nxdi_svd_plugin.kernels.packing import from_kernel_order, to_kernel_order
 from nxdi_svd_plugin.nxdi import device
 from nxdi_svd_plugin.nxdi.config import FUSED
 from nxdi_svd_plugin.nxdi.factors import Factors, shard_width
 from nxdi_svd_plugin.nxdi.fusion import Fusion, fusion
 from nxdi_svd_plugin.nxdi.interpolative import INTERPOLATIVE, InterpolativeFactors, announce, has_interpolative, shares
-from nxdi_svd_plugin.kernels.packing import from_kernel_order, to_kernel_order
 from nxdi_svd_plugin.svd_config import Projection, Ranges, projection_dims
 
 SEQUENCE_DIM = 1
@@ -141,22 +141,23 @@ class SvdMLP(torch.nn.Module):
 
         Parameters go in untouched, so that NxDI's weight layout optimisation leaves them alone.
         """
-        calls, down, pivots = device.kernel_calls(), self.down_proj, self.fusion.pivots
+        calls, pivots = device.kernel_calls(), self.fusion.pivots
+        gate: Any = self.gate_proj
+        up: Any = self.up_proj
+        down: Any = self.down_proj
+        written = self.fusion.up_gate and bool(pivots["gate_proj"])
+        read = self.fusion.down and bool(pivots["down_proj"])
         if self.fusion.up_gate:
-            factors = *self.gate_proj.factors(), *self.up_proj.factors()
-            hidden_t = calls.up_gate(x, *factors, pivots=(pivots["gate_proj"], pivots["up_proj"]))
+            runs = pivots["gate_proj"], pivots["up_proj"]
+            hidden_t = calls.up_gate(x, *gate.factors(), *up.factors(), pivots=runs)
         else:
             hidden_t = self._hidden(x).t().contiguous()
-        written, read = self._in_kernel_order("gate_proj", "up_gate"), self._in_kernel_order("down_proj", "down")
-        if written != read:
+        if written != read:  # only interpolative factors of a kernel have hidden rows in kernel order
             hidden_t = from_kernel_order(hidden_t) if written else to_kernel_order(hidden_t)
-        if self.fusion.down:
-            return calls.down(hidden_t, *down.factors(), pivots=pivots["down_proj"])
-        return down(hidden_t.t())
-
-    def _in_kernel_order(self, name: str, kernel: str) -> bool:
-        """Whether `kernel` runs this interpolative projection, so that hidden rows are in its order of I."""
-        return getattr(self.fusion, kernel) and isinstance(getattr(self, name), InterpolativeFactors)
+        if not self.fusion.down:
+            y: torch.Tensor = down(hidden_t.t())
+            return y
+        return calls.down(hidden_t, *down.factors(), pivots=pivots["down_proj"])
 
     def _reduce(self, y: torch.Tensor) -> torch.Tensor:
         """Sum the ranks' partial outputs in `rpl_reduce_dtype`, as NxDI's row-parallel layer does."""

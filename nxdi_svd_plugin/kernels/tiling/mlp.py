@@ -1,5 +1,6 @@
 """The kernel plan of one MLP at a tensor-parallel degree, with the reason in words: what `nxdi-svd plan` prints."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ from nxdi_svd_plugin.kernels.tiling.blocks import Blocks, hbm_bytes, sbuf_bytes,
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.engines import engine_seconds, minimum_pe_cycles
 from nxdi_svd_plugin.kernels.tiling.limits import DMA_BYTES_PER_SECOND, PE_HZ, SBUF_BYTES
+from nxdi_svd_plugin.kernels.tiling.pivots import Runs
 from nxdi_svd_plugin.kernels.tiling.planner import IN_FLIGHT, choose
 
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -65,15 +67,17 @@ def plan_chain(chain: Chain) -> KernelPlan:
 def plan_mlp(
     hidden: int,
     intermediate: int,
-    ranks: tuple[int, int, int],
+    ranks: Sequence[int],
     tokens: int,
     dtype: str = "bfloat16",
     tp: int = 1,
+    pivots: tuple[Runs, ...] = ((), (), ()),
 ) -> dict[str, KernelPlan]:
     """Plans of `up_gate` and `down` on one of `tp` cores.
 
     `ranks` are those of gate, up and down. The layout is the paper's (Fig. 4): V_gate, V_up and U_down are split over
-    the intermediate axis, U_gate, U_up and V_down are whole on every core.
+    the intermediate axis, U_gate, U_up and V_down are whole on every core. `pivots` are those of interpolative factors,
+    in tiles of a core's share of that axis.
     Raises KernelError if `tp` does not divide `intermediate`, the dtype is unknown or nothing fits into SBUF.
     """
     if dtype not in ITEMSIZE:
@@ -83,8 +87,8 @@ def plan_mlp(
     shard, itemsize = intermediate // tp, ITEMSIZE[dtype]
     gate, up, down = ranks
     return {
-        "up_gate": plan_chain(Chain("up_gate", tokens, hidden, (gate, up), shard, itemsize)),
-        "down": plan_chain(Chain("down", tokens, shard, (down,), hidden, itemsize)),
+        "up_gate": plan_chain(Chain("up_gate", tokens, hidden, (gate, up), shard, itemsize, pivots=pivots[:2])),
+        "down": plan_chain(Chain("down", tokens, shard, (down,), hidden, itemsize, pivots=pivots[2:])),
     }
 
 

@@ -49,3 +49,15 @@ def _inside(runs: Runs, tile: int) -> bool:
 def _before(runs: Runs, tile: int) -> int:
     """Pivot tiles before `tile`."""
     return sum(max(0, min(stop, tile) - start) for start, stop in runs)
+
+
+def side_by_side(counts: tuple[int, ...], extent: int) -> tuple[Runs, ...]:
+    """Runs of so many tiles, one set after the other, round the end of the `extent`: where the pivots of a layer whose
+    weights are not known yet may be. No byte or cycle of a plan depends on where they are."""
+    found, first = [], 0
+    for count in counts:
+        stop = first + count
+        wrapped = [(0, stop - extent), (first, extent)] if stop > extent else [(first, stop)]
+        found.append(tuple((a, b) for a, b in wrapped if a < b))
+        first = stop % extent
+    return tuple(found)
