@@ -147,6 +147,30 @@ def mlp(rows: list[Row], tokens: int) -> str:
     return markdown(["model", "tp", "kernel", "r", "strips", "HBM MB", ratio, last, "busiest, modelled us"], body)
 
 
+def interpolative(rows: list[Row]) -> str:
+    """Prefill and one token side by side: weights beside the pair's, traffic, tensor-engine cycles."""
+    body, found = [], [row for row in rows if row["table"] == "interpolative"]
+    one = {(row["model"], row["tp"], row["kernel"]): row for row in found if row["tokens"] == 1}
+    for row in (r for r in found if r["tokens"] == 2048):
+        decode = one[row["model"], row["tp"], row["kernel"]]
+        body.append(
+            [
+                row["model"],
+                row["tp"],
+                row["kernel"],
+                f"{row['rank']} ({row['pair_rank']})",
+                f"{row['weight_bytes'] / 1e6:.1f} ({row['pair_weight_bytes'] / 1e6:.1f})",
+                f"{row['hbm_bytes'] / 1e6:.1f}",
+                f"{row['hbm_bytes'] / row['least_hbm_bytes']:.4f}",
+                row["pe_over_minimum_with_transposes"],
+                f"{row['pe_cycles'] / row['pair_minimum_pe_cycles']:.3f}",
+                f"{decode['hbm_bytes'] / decode['once_hbm_bytes']:.4f}",
+            ]
+        )
+    heads = ["model", "tp", "kernel", "r (pair)", "weights MB (pair)", "HBM MB", "traffic / best", "PE / minimum"]
+    return markdown([*heads, "PE / pair's minimum", "one token: traffic / once"], body)
+
+
 def tables(rows: list[Row]) -> dict[str, str]:
     """Every table by the name of its marker, with the provenance of the rows."""
     return {
@@ -159,6 +183,7 @@ def tables(rows: list[Row]) -> dict[str, str]:
         "mlp-2048": mlp(rows, 2048),
         "mlp-1": mlp(rows, 1),
         "mlp-8": mlp(rows, 8),
+        "interpolative": interpolative(rows),
     }
 
 

@@ -10,6 +10,7 @@ Everything is simulated: no row comes from a device. Latency is the model of doc
 import json
 import math
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from nxdi_svd_plugin.kernels.tiling.brute_force import least_hbm_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.engines import minimum_pe_cycles, transpose_cycles
 from nxdi_svd_plugin.kernels.tiling.paper import arithmetic_intensity, peak_sbuf_bytes
+from nxdi_svd_plugin.kernels.tiling.pivots import side_by_side
 from nxdi_svd_plugin.kernels.tiling.planner import choose
 from nxdi_svd_plugin.simulator import TensorSpec, Trace, simulate
 
@@ -47,6 +49,12 @@ RATIO = 0.05
 def select_rank(m: int, n: int) -> int:
     """Eq. 5 of the paper with b = 128 and τ = 0.5, at RATIO."""
     return 128 * math.floor((1 - RATIO) * m * n / ((m + n) * 128) + 0.5)
+
+
+def interpolative_rank(m: int, n: int, block: int) -> int:
+    """The same with the interpolative form's cost r (m + n - r); the largest block below full rank at most."""
+    root = (m + n - math.sqrt((m + n) ** 2 - 4 * (1 - RATIO) * m * n)) / 2
+    return block * min(math.floor(root / block + 0.5), (min(m, n) - 1) // block)
 
 
 def spec(*shape: int) -> TensorSpec:
@@ -179,6 +187,35 @@ def mlp(model: str, tp: int, tokens: int) -> list[dict[str, Any]]:
     return rows
 
 
+def interpolative(model: str, tp: int, tokens: int) -> list[dict[str, Any]]:
+    """The same with interpolative factors, whose pivots are whole tiles on every core, beside the pairs of `mlp`."""
+    hidden, whole = MODELS[model]
+    block, shard = 128 * tp, whole // tp
+    rank, pair = interpolative_rank(hidden, whole, block), select_rank(hidden, whole)
+    gate, up, lower = side_by_side((rank // block,) * 3, shard // 128)
+    made = shard - rank // tp
+    v_up, v_down = packed(hidden, rank, made), packed(made, rank, hidden)
+    rows = []
+    for kernel, chain, pivots, shapes in (
+        (
+            up_gate,
+            Chain("up_gate", tokens, hidden, (rank, rank), shard, pivots=(gate, up)),
+            (gate, up),
+            [(tokens, hidden), *v_up, *v_up],
+        ),
+        (down, Chain("down", tokens, shard, (rank,), hidden, pivots=(lower,)), lower, [(shard, tokens), *v_down]),
+    ):
+        trace, other = (
+            count(kernel, *shapes, pivots=pivots),
+            replace(chain, ranks=(pair,) * len(chain.ranks), pivots=()),
+        )
+        row = {"table": "interpolative", "kernel": chain.kernel, "model": model, "tp": tp, "tokens": tokens}
+        row |= {"rank": rank, "pair_rank": pair, "weight_bytes": chain.u_bytes + chain.v_bytes}
+        row |= {"pair_weight_bytes": other.u_bytes + other.v_bytes, "pair_minimum_pe_cycles": minimum_pe_cycles(other)}
+        rows.append({**row, **counted(trace), **against_reference(chain, trace)})
+    return rows
+
+
 def main() -> None:
     rows = table_1()
     for tokens in TOKENS:
@@ -188,6 +225,8 @@ def main() -> None:
         for tp in (1, 2):
             for tokens in (2048, 1, 8):
                 rows += mlp(model, tp, tokens)
+            for tokens in (2048, 1):
+                rows += interpolative(model, tp, tokens)
     origin = provenance()
     ROWS.write_text("".join(json.dumps({**row, **origin}) + "\n" for row in rows))
     print(f"{len(rows)} rows in {ROWS}")
