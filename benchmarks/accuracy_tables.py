@@ -85,7 +85,7 @@ def correlations(rows: list[dict]) -> str:
 
 def recovery(rows: list[dict]) -> str:
     lines = [
-        "| ratio | text | dense | compressed | after `recover` | at most | steps | training windows x tokens | minutes |",
+        "| ratio | text | dense | compressed | after `recover` | at most | steps | windows x tokens | minutes |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda r: (r["ratio"], r["text"])):

@@ -34,7 +34,7 @@ def counts(case: str) -> dict[str, float]:
     total = dict.fromkeys(FIELDS, 0.0)
     for call in CASES[case]:
         arrays = [TensorSpec(shape, bfloat16) for shape in call.shapes]
-        trace = simulate(getattr(kernels, call.kernel), *arrays, count_only=True)[1]
+        trace = simulate(getattr(kernels, call.kernel), *arrays, count_only=True, **call.options)[1]
         for name in FIELDS:
             total[name] += getattr(trace, name)
     return total

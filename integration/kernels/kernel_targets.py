@@ -35,8 +35,8 @@ class Simulator:
 
     name = "simulator"
 
-    def run(self, kernel, *arrays):
-        return nki.simulate_kernel(getattr(kernels, kernel), *arrays)
+    def run(self, kernel, *arrays, **options):
+        return nki.simulate_kernel(getattr(kernels, kernel), *arrays, **options)
 
     def latency_us(self, case):
         return {"source": "model", "us": simulated_counts(case)["modelled_latency_us"]}
@@ -50,14 +50,14 @@ class Device:
 
     name = "device"
 
-    def run(self, kernel, *arrays):
-        return nki.baremetal(raw(getattr(kernels, kernel)))(*arrays)
+    def run(self, kernel, *arrays, **options):
+        return nki.baremetal(raw(getattr(kernels, kernel)))(*arrays, **options)
 
     def latency_us(self, case):
         total = dict.fromkeys(PERCENTILES, 0.0)
         for call in CASES[case]:
             timed = nki.benchmark(warmup=10, iters=100)(raw(getattr(kernels, call.kernel)))
-            timed(*self._placeholders(call))
+            timed(*self._placeholders(call), **call.options)
             for percentile in PERCENTILES:
                 total[percentile] += timed.benchmark_result.nc_latency.get_latency_percentile(percentile)
         return {"source": "nki.benchmark", "us": total[50], **{f"p{p}_us": total[p] for p in PERCENTILES}}
@@ -69,7 +69,7 @@ class Device:
             place.mkdir()
             options = {"save_neff_name": "file.neff", "save_trace_name": "profile.ntff", "overwrite": True}
             nki.profile(working_directory=str(place), profile_nth=2, **options)(raw(getattr(kernels, call.kernel)))(
-                *self._placeholders(call)
+                *self._placeholders(call), **call.options
             )
             found = _summary(place)
             for name in PROFILE_FIELDS:

@@ -35,6 +35,36 @@ def test_numerics(target, kernel, tokens, inputs, rank, outputs, dtype):
     assert np.linalg.norm(got - exact) <= allowed
 
 
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("tokens", [1, 8, 512])
+def test_numerics_of_interpolative_factors(target, tokens, dtype):
+    """The same, through both kernels: pivots of gate, up and down are neurons 0-255, 256-511 and 512-767 of 1536."""
+    rng, pivots = np.random.default_rng(1), [((first, first + 2),) for first in (0, 2, 4)]
+    (u_gate, c_gate), (u_up, c_up) = (factors(rng, 512, 256, 1280, dtype) for _ in range(2))
+    c_down, v_down = factors(rng, 1280, 256, 512, dtype)
+    x = rng.standard_normal((tokens, 512)).astype(dtype)
+    packed = [f for pair in ((u_gate, c_gate), (u_up, c_up)) for f in pack(*pair, "up_gate", interpolative=True)]
+    h_t = np.asarray(target.run("up_gate", x, *packed, pivots=tuple(pivots[:2])))
+    down = pack(c_down, v_down, "down", interpolative=True)
+    got = np.asarray(target.run("down", h_t, *down, pivots=pivots[2])).astype(np.float64)
+    v_gate, v_up = (identity_at(c, first) for c, first in ((c_gate, 0), (c_up, 256)))
+    u_down = identity_at(c_down.T, 512).T
+
+    def chain(dtype, x, ug, vg, uu, vu, ud, vd):
+        h = reference.up_gate(x, ug, vg, uu, vu, dtype=dtype)
+        return reference.down(h, ud, vd, dtype=dtype).astype(np.float64)
+
+    plain = [x, u_gate, v_gate, u_up, v_up, u_down, v_down]
+    exact = chain(None, *(a.astype(np.float64) for a in plain))
+    allowed = 2 * np.linalg.norm(chain(dtype, *plain) - exact) + 1e-6 * np.linalg.norm(exact)
+    assert np.linalg.norm(got - exact) <= allowed
+
+
+def identity_at(c, first):
+    """[I | C] with the identity block at columns `first`..."""
+    return np.concatenate([c[:, :first], np.eye(len(c), dtype=c.dtype), c[:, first:]], 1)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_latency(target, record, case):
     """Percentiles on the device, a model on the simulator; at the paper's shapes xuv beats dense."""
