@@ -35,6 +35,7 @@ COMMANDS = (
     "verify",
     "report",
     "neuron",
+    "bench",
     "doctor",
 )
 EPILOG = """\
