@@ -7,9 +7,9 @@ concatenations and products. Inside a rank its own pivots come first among all r
     gate, up:  z = x u (all r, replicated work as in the paper's layout), own neurons = [z[:own], z c_own]
     down:      t = h_others c_own (all r), t[:own] += h_pivots, y = t v, summed over the ranks by the MLP.
 
-Where the pivots are whole tiles of 128 neurons the kernels can do this too (fusion.py); u, c and v are then in the layout
-of kernels/packing.py. The order of the pivots differs from rank to rank, so `u` (gate, up) and `v` (down), though whole on every rank, are
-handed to NxDI as one concatenation along dim 0 that it slices, like the split factors.
+Where the pivots are whole tiles of 128 neurons the kernels do the same (fusion.py), and the parameters are in their
+layout (kernels/packing.py). The order of the pivots differs from rank to rank, so `u` (gate, up) and `v` (down), though
+whole on every rank, are handed to NxDI as one concatenation along dim 0 that it slices, like the split factors.
 """
 
 from __future__ import annotations
