@@ -13,7 +13,15 @@ import numpy as np
 from nxdi_svd_plugin.simulator import tensor
 from nxdi_svd_plugin.simulator.affine import Axis, Condition, Expr, Quasi
 from nxdi_svd_plugin.simulator.dtypes import Array, is_float, rounded
-from nxdi_svd_plugin.simulator.limits import ENGINE_FREE_PSUM, ENGINE_FREE_SBUF, PARTITIONS, PSUM_BANK_BYTES
+from nxdi_svd_plugin.simulator.extents import values_over_loops
+from nxdi_svd_plugin.simulator.limits import (
+    ACCESS_AXES,
+    ACCESS_STRIDE,
+    ENGINE_FREE_PSUM,
+    ENGINE_FREE_SBUF,
+    PARTITIONS,
+    PSUM_BANK_BYTES,
+)
 from nxdi_svd_plugin.simulator.place import fail, kernel_place
 from nxdi_svd_plugin.simulator.program import Axes, Instr, Operand, Reads, tracer
 
@@ -109,14 +117,32 @@ def _check_bank(instr: Instr, view: View) -> None:
     """A matmul result may not straddle two PSUM banks."""
     bank = PSUM_BANK_BYTES // 4
     free = prod(view.base.shape[view.base.par + 1 :])
-    steps = [coeff for coeff in view.offset.terms.values() if coeff % free and coeff % bank]
-    if free > bank and not steps and (view.offset.const % free % bank) + prod(view.shape[1:]) > bank:
+    extent = 1 + sum((n - 1) * step for n, step in zip(view.shape[1:], view.strides[1:], strict=True))
+    starts = values_over_loops(view.offset, instr.block) % free % bank
+    if free > bank and int(starts.max()) + extent > bank:
         fail(f"{instr.op}: the destination straddles two PSUM banks of {PSUM_BANK_BYTES} bytes per partition")
+
+
+def _check_pattern(instr: Instr, view: View) -> None:
+    """The engines walk the free axes of a tile by at most 4 counted steps, each of at most 32767 elements."""
+    axes: list[tuple[int, int]] = []
+    for count, step in zip(view.shape[1:], view.strides[1:], strict=True):
+        if axes and axes[-1][1] == count * step:  # one step serves both axes
+            axes[-1] = (axes[-1][0] * count, step)
+        elif count > 1:
+            axes.append((count, step))
+    if len(axes) > ACCESS_AXES:
+        fail(f"{instr.op}: {view!r} is walked along {len(axes)} free axes, an access pattern has {ACCESS_AXES}")
+    if any(step > ACCESS_STRIDE for _, step in axes):
+        fail(f"{instr.op}: a step of {max(s for _, s in axes)} elements, an access pattern has {ACCESS_STRIDE} (int16)")
 
 
 def _check_limits(instr: Instr, view: View) -> None:
     if not view.base.on_chip or instr.engine == "dma" or instr.info.get("split"):
         return
+    if instr.engine == "gpsimd" and view.buffer == "psum":
+        fail(f"{instr.op}: the GpSimd Engine cannot access PSUM")
+    _check_pattern(instr, view)
     partitions, free = view.shape[0], prod(view.shape[1:])
     limit = ENGINE_FREE_PSUM if view.buffer == "psum" else ENGINE_FREE_SBUF
     if free > limit:

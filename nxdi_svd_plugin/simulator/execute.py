@@ -50,8 +50,11 @@ class Machine:
                 self.iterate(node)
 
     def iterate(self, loop: Loop) -> None:
-        """Execute a loop, in random order if its iterations must be independent."""
-        order = self.rng.permutation(len(loop.values)) if loop.shuffled else range(len(loop.values))
+        """Execute a loop, in a random order that is not the written one if its iterations must be independent."""
+        order = np.arange(len(loop.values))
+        if loop.shuffled:
+            shuffled = self.rng.permutation(order)
+            order = order[::-1] if np.array_equal(shuffled, order) else shuffled
         for at in order:
             if loop.var is not None:
                 self.env[loop.var] = loop.values[int(at)]

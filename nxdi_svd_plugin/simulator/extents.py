@@ -13,7 +13,7 @@ import numpy as np
 
 from nxdi_svd_plugin.simulator.affine import Axis, Expr
 from nxdi_svd_plugin.simulator.place import fail
-from nxdi_svd_plugin.simulator.program import Instr
+from nxdi_svd_plugin.simulator.program import Block, Instr
 
 Extents = tuple[tuple[int, int], ...]  # [low, high) per axis; low >= high: nothing is executed
 
@@ -45,6 +45,14 @@ def extents_of(instr: Instr, env: Mapping[Any, int]) -> Extents:
     """The covered part for one value of every loop index."""
     low, high = intervals(instr, env)
     return tuple((int(a), max(int(a), int(b))) for a, b in zip(low, high, strict=True))
+
+
+def values_over_loops(expr: Expr, block: Block) -> Any:
+    """Every value that a loop expression takes in a block, once or more often."""
+    loops = [loop for loop in block.loops() if loop.var in expr.variables()]
+    grids = np.meshgrid(*[np.asarray(loop.values) for loop in loops], indexing="ij")
+    values = expr.evaluate({loop.var: grid.ravel() for loop, grid in zip(loops, grids, strict=True)})
+    return np.asarray(values).reshape(-1)
 
 
 def all_extents(instr: Instr) -> Counter[Extents]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -131,9 +132,11 @@ def trace_kernel(
     kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any], strict: bool, count_only: bool
 ) -> tuple[Tracer, list[tensor.View]]:
     """Trace the kernel function; loops that an `if` looks into are traced again, unrolled."""
+    if strict:
+        _refuse_plain_range(kernel.function)
     unrolled: set[tuple[str, int]] = set()
     while True:
-        tracer = Tracer(strict, kernel.target, unrolled, kernel.grid)
+        tracer = Tracer(strict, kernel.target, unrolled, kernel.grid, getattr(kernel.function, "__code__", None))
         with tracer:
             inputs = [_bind(a, count_only) for a in args]
             options = {name: _bind(value, count_only) for name, value in kwargs.items()}
@@ -148,6 +151,23 @@ def trace_kernel(
             tracer.close_grid()
         tracer.returned_tuple = isinstance(returned, (tuple, list))
         return tracer, _outputs(returned, strict)
+
+
+def _refuse_plain_range(function: Any) -> None:
+    """The device traces the body of a plain `range` once; Python, here, would run it with integers."""
+    code = getattr(function, "__code__", None)
+    if code is not None and "range" in _names(code) and function.__globals__.get("range", range) is range:
+        fail(
+            "a kernel with plain range: on the device its body is traced once, as that of nl.sequential_range; "
+            "write nl.sequential_range, or nl.static_range to unroll",
+            (code.co_filename, code.co_firstlineno),
+        )
+
+
+def _names(code: CodeType) -> set[str]:
+    """Global names and attributes that a function and the functions inside it use."""
+    inside = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return set(code.co_names).union(*inside)
 
 
 def _outputs(returned: Any, strict: bool) -> list[tensor.View]:

@@ -265,6 +265,9 @@ def where(condition: View, x: Any, y: Any, *, dtype: Any = None, mask: Any = Non
     if any(v.shape != condition.shape for v in views):
         fail(f"{api}: condition {list(condition.shape)} and values {[list(v.shape) for v in views]} differ in shape")
 
+    if [v.buffer for v in (condition, *views)].count("psum") > 1:
+        fail(f"{api}: two PSUM operands; the Vector Engine reads at most one from PSUM")
+
     def choose(picks: Any, *tiles: Any) -> Any:
         rest = iter(tiles)
         return np.where(picks != 0, *[next(rest) if isinstance(v, View) else np.float32(v) for v in (x, y)])

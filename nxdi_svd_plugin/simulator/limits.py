@@ -12,6 +12,8 @@ BN_STATS_FREE = 512
 VECTOR_TRANSPOSE = 32
 ENGINE_FREE_SBUF = 64 * 1024
 ENGINE_FREE_PSUM = 4 * 1024
+ACCESS_AXES = 4  # free axes of one instruction's access pattern
+ACCESS_STRIDE = 2**15 - 1  # elements
 
 SBUF_PARTITION_BYTES = 176 * 1024  # 192 KiB less the 16 KiB that the compiler keeps
 PSUM_BANK_BYTES = 2 * 1024

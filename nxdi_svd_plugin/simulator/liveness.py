@@ -75,8 +75,11 @@ def lives(top: Block) -> list[Life]:
 
 
 def banks(store: Storage) -> int:
-    """PSUM banks that a tensor takes."""
-    return -(-store.partition_bytes // PSUM_BANK_BYTES)
+    """PSUM banks that a tensor takes; a block (index of the dimensions before the partitions) straddles none."""
+    blocks = prod(store.shape[: store.par])
+    block_bytes = store.partition_bytes // blocks
+    together = PSUM_BANK_BYTES // block_bytes
+    return -(-blocks // together) if together else blocks * -(-block_bytes // PSUM_BANK_BYTES)
 
 
 def peak(found: list[Life], size: dict[Storage, int]) -> tuple[int, int]:

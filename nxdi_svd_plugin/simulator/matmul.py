@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -11,13 +12,28 @@ from nxdi_svd_plugin.simulator import emit
 from nxdi_svd_plugin.simulator.affine import as_expr
 from nxdi_svd_plugin.simulator.dtypes import MATMUL_DTYPES, Array, as_dtype, float32
 from nxdi_svd_plugin.simulator.limits import MOVING_FREE, PARTITIONS, STATIONARY_FREE, VECTOR_TRANSPOSE
-from nxdi_svd_plugin.simulator.place import fail
+from nxdi_svd_plugin.simulator.place import fail, kernel_place
 from nxdi_svd_plugin.simulator.program import Reads, tracer
 from nxdi_svd_plugin.simulator.tensor import View
 
 
 def _product(a: Array, b: Array) -> Array:
     return np.asarray(a.reshape(len(a), -1).T @ b.reshape(len(b), -1))
+
+
+def _checked(compute: Callable[..., Array], claims: dict[str, bool], api: str) -> Callable[..., Array]:
+    """The product, after a check that operands said to be 0 or 1 are: the engine takes fewer passes over them."""
+    place = kernel_place()
+
+    def checked(*operands: Array) -> Array:
+        for (name, claimed), values in zip(claims.items(), operands, strict=True):
+            if claimed and not ((values == 0) | (values == 1)).all():
+                fail(
+                    f"{api}: is_{name}_onezero=True, but {name} holds {values[(values != 0) & (values != 1)][0]}", place
+                )
+        return compute(*operands)
+
+    return checked
 
 
 def nc_matmul(
@@ -65,6 +81,8 @@ def nc_matmul(
     }
     space = (pair[0].shape[0], sizes[0], sizes[1])
     compute = _double_product if rows > 1 else _product
+    if info["onezero"]:
+        compute = _checked(compute, {"stationary": is_stationary_onezero, "moving": is_moving_onezero}, api)
     reads: Reads
     if rows > 1:
         reads = [(pair[0], (0, None, 1)), (pair[1], (0, None, 2))]

@@ -3,6 +3,7 @@
 import linecache
 import os
 import sys
+from types import FrameType
 from typing import NoReturn
 
 from nxdi_svd_plugin.errors import SimulatorError
@@ -14,11 +15,17 @@ class UnsupportedApiError(SimulatorError, AttributeError):
     """A name of `neuronxcc.nki` that the simulator does not have; also an AttributeError, so that `hasattr` works."""
 
 
-def kernel_place() -> tuple[str, int]:
-    """File and line of the innermost frame outside the simulator."""
+def kernel_frame() -> FrameType:
+    """The innermost frame outside the simulator."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_OWN):
         frame = frame.f_back
+    return frame
+
+
+def kernel_place() -> tuple[str, int]:
+    """File and line of the innermost frame outside the simulator."""
+    frame = kernel_frame()
     return frame.f_code.co_filename, frame.f_lineno
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from nxdi_svd_plugin.simulator.affine import Condition, Expr, LoopVar
 from nxdi_svd_plugin.simulator.dtypes import Array
-from nxdi_svd_plugin.simulator.place import fail, kernel_place
+from nxdi_svd_plugin.simulator.place import fail, kernel_frame, kernel_place
 
 if TYPE_CHECKING:
     from nxdi_svd_plugin.simulator.tensor import View
@@ -138,8 +138,10 @@ class Tracer:
 
     current: Tracer | None = None
 
-    def __init__(self, strict: bool, target: str, unrolled: set[tuple[str, int]], grid: tuple[int, ...]) -> None:
-        self.strict, self.target, self.unrolled, self.grid = strict, target, unrolled, grid
+    def __init__(
+        self, strict: bool, target: str, unrolled: set[tuple[str, int]], grid: tuple[int, ...], code: Any = None
+    ) -> None:
+        self.strict, self.target, self.unrolled, self.grid, self.code = strict, target, unrolled, grid, code
         self.top: Block = Block()
         self.block: Block = self.top
         self.grid_vars: list[LoopVar] = []
@@ -158,6 +160,10 @@ class Tracer:
 
     def _request(self, variables: set[LoopVar]) -> None:
         raise UnrollRequest({var.site for var in variables})
+
+    def in_helper(self) -> bool:
+        """True if the running line belongs to another function than the kernel (not known for callable objects)."""
+        return self.code is not None and kernel_frame().f_code is not self.code
 
     def open_grid(self) -> None:
         """Wrap the kernel into one loop per grid dimension."""

@@ -76,13 +76,18 @@ class View:
     def __iter__(self) -> Any:
         fail("iterating over a tensor; loop over indices with nl.affine_range")
 
+    def same_place(self, other: View) -> bool:
+        """True if the other view walks the same elements in the same order."""
+        mine, theirs = ((v.base, v.shape, v.strides, v.offset.const, v.offset.terms) for v in (self, other))
+        return mine == theirs
+
     # ---- subscripts
     def __getitem__(self, key: Any) -> View:
         return indexing.subscript(self, key)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         target = indexing.subscript(self, key)
-        if isinstance(value, View) and value.updated and value.base is self.base:
+        if isinstance(value, View) and value.updated and value.same_place(target):
             value.updated = False
             return
         emit.assign(target, value)
@@ -236,8 +241,11 @@ def allocate(
         if shape[par] > PARTITIONS:
             fail(f"partition dimension {shape[par]} exceeds the {PARTITIONS} partitions of {buffer}")
     if buffer == "shared_hbm":
-        if any(loop.kind != "grid" for loop in current.block.loops()):
-            fail("nl.shared_hbm tensors are made at the top level of the kernel (err_shared_hbm_must_in_kernel_level)")
+        if any(loop.kind != "grid" for loop in current.block.loops()) or current.in_helper():
+            fail(
+                "nl.shared_hbm tensors are made at the top level of the kernel, not in a loop or another function "
+                "(err_shared_hbm_must_in_kernel_level)"
+            )
         block = current.top
     storage = Storage(shape, dtype, buffer, par, block or current.block, kernel_place(), name)
     current.allocate(storage)

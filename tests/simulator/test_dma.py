@@ -12,13 +12,9 @@ from nxdi_svd_plugin.simulator import simulate
 X = np.random.default_rng(0).standard_normal((60, 48)).astype(np.float32)
 
 
-def output(shape, dtype=nl.float32):
-    return nl.ndarray(shape, dtype=dtype, buffer=nl.shared_hbm)
-
-
 def gather(x, step, mode):
     """Rows 0, step, 2 step, ... of x over a tile of -1."""
-    out = output((30, 48))
+    out = nl.ndarray((30, 48), nl.float32, buffer=nl.shared_hbm)
     index = nisa.iota(step * nl.arange(30)[:, None], dtype=nl.int32)
     i_p, i_f = nl.mgrid[0:30, 0:48]
     tile = nisa.memset((30, 48), -1, nl.float32)
@@ -45,7 +41,7 @@ def test_addresses_outside_are_skipped_or_refused():
 
 def test_scatter_and_accumulate():
     def kernel(x):
-        out = output((60, 48))
+        out = nl.ndarray((60, 48), nl.float32, buffer=nl.shared_hbm)
         index = nisa.iota(2 * nl.arange(30)[:, None], dtype=nl.int32)
         _, i_f = nl.mgrid[0:30, 0:48]
         nisa.dma_copy(dst=out, src=x)
@@ -59,7 +55,7 @@ def test_scatter_and_accumulate():
 
 def test_hbm_to_hbm_copies_count_both_ways_and_may_exceed_128_rows():
     def kernel(x):
-        out = output((300, 4), nl.bfloat16)
+        out = nl.ndarray((300, 4), nl.bfloat16, buffer=nl.shared_hbm)
         nisa.dma_copy(dst=out, src=x)
         return out
 
@@ -71,7 +67,10 @@ def test_hbm_to_hbm_copies_count_both_ways_and_may_exceed_128_rows():
 
 def test_private_hbm_is_scratch_and_counted():
     def kernel(x):
-        out, scratch = output((60, 48)), nl.ndarray((60, 48), nl.float32, buffer=nl.hbm)
+        out, scratch = (
+            nl.ndarray((60, 48), nl.float32, buffer=nl.shared_hbm),
+            nl.ndarray((60, 48), nl.float32, buffer=nl.hbm),
+        )
         nl.store(scratch, nl.load(x))
         nl.store(out, nl.load(scratch))
         return out
@@ -83,7 +82,7 @@ def test_private_hbm_is_scratch_and_counted():
 
 def test_transposing_load_moves_single_elements():
     def kernel(x):
-        out = output((48, 60))
+        out = nl.ndarray((48, 60), nl.float32, buffer=nl.shared_hbm)
         nl.store(out, nl.load_transpose2d(x))
         return out
 
@@ -94,7 +93,7 @@ def test_transposing_load_moves_single_elements():
 
 def test_dma_transpose_runs_leniently_with_a_warning_in_the_trace():
     def kernel(x):
-        out = output((48, 60))
+        out = nl.ndarray((48, 60), nl.float32, buffer=nl.shared_hbm)
         nl.store(out, nisa.dma_transpose(x))
         return out
 
@@ -105,7 +104,7 @@ def test_dma_transpose_runs_leniently_with_a_warning_in_the_trace():
 
 def test_where_ignores_the_branch_not_taken():
     def kernel(x):
-        out = output((60, 48))
+        out = nl.ndarray((60, 48), nl.float32, buffer=nl.shared_hbm)
         tile = nl.load(x)
         nl.store(out, nl.where(nl.greater(tile, 0.0), nl.log(tile), -5.0))
         return out

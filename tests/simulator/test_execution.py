@@ -12,10 +12,6 @@ from nxdi_svd_plugin.simulator import language as nl
 from nxdi_svd_plugin.simulator import nki_api as nki
 
 
-def output(shape, dtype=nl.float32):
-    return nl.ndarray(shape, dtype=dtype, buffer=nl.shared_hbm)
-
-
 def rows(shape, dtype=np.float32, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
@@ -23,7 +19,7 @@ def rows(shape, dtype=np.float32, seed=0):
 @nki.jit
 def running_sum(x, ordered):
     """Keeps the prefix sum of column blocks in one buffer: a dependency between iterations."""
-    out = output(x.shape)
+    out = nl.ndarray(x.shape, nl.float32, buffer=nl.shared_hbm)
     total = nl.zeros((128, 1), nl.float32)
     for i in nl.sequential_range(8) if ordered else nl.affine_range(8):
         total += nl.load(x[:, nl.ds(i, 1)])
@@ -38,6 +34,21 @@ def test_a_planted_dependency_shows_in_affine_range_and_not_in_sequential_range(
     assert not np.allclose(simulate(running_sum, x, False)[0], expected)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_two_iterations_never_run_in_the_written_order(seed):
+    @nki.jit
+    def last(x):
+        out = nl.ndarray((2, 4), nl.float32, buffer=nl.shared_hbm)
+        total = nl.zeros((1, 4), nl.float32)
+        for i in nl.affine_range(2):
+            total += nl.load(x[nl.ds(i, 1), :])
+            nl.store(out[nl.ds(i, 1), :], total)
+        return out
+
+    x = np.ones((2, 4), np.float32)
+    np.testing.assert_array_equal(simulate(last, x, seed=seed)[0][:, 0], [2, 1])
+
+
 def test_the_order_is_seeded():
     x = rows((128, 8))
     first, again, other = (simulate(running_sum, x, False, seed=seed)[0] for seed in (3, 3, 4))
@@ -49,7 +60,7 @@ def test_the_order_is_seeded():
 def test_engines_compute_in_fp32_and_round_once_at_the_write(dtype):
     @nki.jit
     def chain(x, y):
-        out = output((128, 64), dtype)
+        out = nl.ndarray((128, 64), dtype, buffer=nl.shared_hbm)
         a, b = nl.load(x), nl.load(y)
         nl.store(out, nisa.tensor_scalar(a, np.multiply, 1.2, op1=np.add, operand1=b, dtype=dtype))
         return out
@@ -63,7 +74,7 @@ def test_engines_compute_in_fp32_and_round_once_at_the_write(dtype):
 def test_two_roundings_are_two_roundings():
     @nki.jit
     def kernel(x):
-        out = output((128, 64))
+        out = nl.ndarray((128, 64), nl.float32, buffer=nl.shared_hbm)
         low = nl.ndarray((128, 64), nl.bfloat16)
         low[...] = nl.exp(nl.load(x))
         nl.store(out, nl.add(low, low, dtype=nl.float32))
@@ -75,7 +86,7 @@ def test_two_roundings_are_two_roundings():
 
 def masked_double(x):
     n, m = x.shape
-    out = output((n, m))
+    out = nl.ndarray((n, m), nl.float32, buffer=nl.shared_hbm)
     i_p, i_f = nl.mgrid[0:128, 0:100]
     for i in nl.affine_range(-(-n // 128)):
         for j in nl.affine_range(-(-m // 100)):
@@ -98,7 +109,7 @@ def test_masks_cover_any_tail_and_are_counted_exactly(n, m, seed):
 def test_an_if_on_an_affine_condition_unrolls_its_loop():
     @nki.jit
     def triangle(x):
-        out = output((128, 512))
+        out = nl.ndarray((128, 512), nl.float32, buffer=nl.shared_hbm)
         for i in nl.affine_range(4):
             for j in nl.affine_range(4):
                 if j < i:
@@ -122,7 +133,7 @@ def test_python_side_effects_in_a_body_happen_once_as_on_the_device():
 
     @nki.jit
     def kernel(x):
-        out = output((128, 512))
+        out = nl.ndarray((128, 512), nl.float32, buffer=nl.shared_hbm)
         for i in nl.affine_range(4):
             seen.append(i)
             nl.store(out[:, nl.ds(i * 128, 128)], nl.load(x[:, nl.ds(i * 128, 128)]))
@@ -135,7 +146,7 @@ def test_python_side_effects_in_a_body_happen_once_as_on_the_device():
 def test_static_range_gives_integers():
     @nki.jit
     def kernel(x):
-        out = output((128, 512))
+        out = nl.ndarray((128, 512), nl.float32, buffer=nl.shared_hbm)
         for i in nl.static_range(4):
             scale = [1.0, -1.0][i % 2]
             nl.store(out[:, i * 128 : (i + 1) * 128], nl.multiply(nl.load(x[:, nl.ds(i * 128, 128)]), scale))
@@ -148,7 +159,10 @@ def test_static_range_gives_integers():
 def test_block_dimensions_tuples_and_quasi_affine_offsets():
     @nki.jit
     def kernel(x):
-        first, second = output((128, 512)), output((128, 512))
+        first, second = (
+            nl.ndarray((128, 512), nl.float32, buffer=nl.shared_hbm),
+            nl.ndarray((128, 512), nl.float32, buffer=nl.shared_hbm),
+        )
         blocks = nl.zeros((4, nl.par_dim(128), 128), nl.float32)
         pair = nl.ndarray((128, 2, 128), nl.float32)
         for i in nl.sequential_range(4):
@@ -167,7 +181,7 @@ def test_block_dimensions_tuples_and_quasi_affine_offsets():
 def test_strided_and_permuted_free_access():
     @nki.jit
     def swap_halves_of_pairs(x):
-        out = output((16, 24))
+        out = nl.ndarray((16, 24), nl.float32, buffer=nl.shared_hbm)
         tile = nl.load(x)
         i_p, i_a, i_b = nl.mgrid[0:16, 0:4, 0:6]
         made = nl.ndarray((16, 24), nl.float32)
@@ -183,7 +197,7 @@ def test_strided_and_permuted_free_access():
 def test_operand_masks_of_a_matmul():
     @nki.jit
     def kernel(a, b):
-        out = output((48, 96))
+        out = nl.ndarray((48, 96), nl.float32, buffer=nl.shared_hbm)
         i_p, i_m = nl.mgrid[0:128, 0:64]
         _, i_n = nl.mgrid[0:128, 0:128]
         left, right = nl.load(a), nl.load(b)
@@ -200,7 +214,7 @@ def test_operand_masks_of_a_matmul():
 def test_transposes_are_counted_apart_and_share_a_bank():
     @nki.jit
     def transpose(x):
-        out = output((128, 512), x.dtype)
+        out = nl.ndarray((128, 512), x.dtype, buffer=nl.shared_hbm)
         for i in nl.affine_range(1):
             bank = nl.ndarray((128, 512), nl.float32, buffer=nl.psum)
             for j in nl.affine_range(4):
@@ -215,10 +229,28 @@ def test_transposes_are_counted_apart_and_share_a_bank():
     assert (trace.pe_cycles, trace.vector_cycles, trace.psum_peak_banks) == (4 * 128, 512, 1)
 
 
+def test_a_part_changed_in_place_may_be_assigned_to_another_part():
+    @nki.jit
+    def kernel(x):
+        out = nl.ndarray((128, 512), nl.float32, buffer=nl.shared_hbm)
+        tile = nl.load(x)
+        left = tile[:, 0:256]
+        left += 1.0
+        tile[:, 256:512] = left
+        nl.store(out, tile)
+        return out
+
+    x = rows((128, 512))
+    np.testing.assert_array_equal(simulate(kernel, x)[0], np.tile(x[:, :256] + 1, (1, 2)))
+
+
 def test_a_result_used_after_its_assignment_keeps_its_value():
     @nki.jit
     def kernel(x):
-        out, again = output((128, 64)), output((128, 64))
+        out, again = (
+            nl.ndarray((128, 64), nl.float32, buffer=nl.shared_hbm),
+            nl.ndarray((128, 64), nl.float32, buffer=nl.shared_hbm),
+        )
         kept = nl.ndarray((128, 64), nl.float32)
         tile = nl.load(x)
         kept[...] = tile
@@ -236,7 +268,7 @@ def test_a_result_used_after_its_assignment_keeps_its_value():
 def test_grid_instances_and_program_ids():
     @nki.jit
     def kernel(x):
-        out = output((256, 1024))
+        out = nl.ndarray((256, 1024), nl.float32, buffer=nl.shared_hbm)
         i, j = nl.program_id(0), nl.program_id(1)
         assert nl.num_programs() == (2, 2)
         tile = nl.load(x[nl.ds(i * 128, 128), nl.ds(j * 512, 512)])
@@ -252,7 +284,7 @@ def test_grid_instances_and_program_ids():
 
 def test_several_cores_per_kernel_are_for_trn2():
     def kernel(x):
-        out = output((256, 64))
+        out = nl.ndarray((256, 64), nl.float32, buffer=nl.shared_hbm)
         i = nl.program_id(0)
         nl.store(out[nl.ds(i * 64, 64), :], nl.load(x[nl.ds(i * 64, 64), :]))
         return out
@@ -267,7 +299,7 @@ def test_several_cores_per_kernel_are_for_trn2():
 def test_grid_instances_must_write_apart():
     @nki.jit
     def kernel(x):
-        out = output((128, 512))
+        out = nl.ndarray((128, 512), nl.float32, buffer=nl.shared_hbm)
         nl.store(out, nl.load(x))
         return out
 

@@ -12,10 +12,6 @@ from nxdi_svd_plugin.simulator import nki_api as nki
 X = np.ones((128, 512), np.float32)
 
 
-def output(shape=(128, 512), dtype=nl.float32):
-    return nl.ndarray(shape, dtype=dtype, buffer=nl.shared_hbm)
-
-
 def sbuf(shape=(128, 512), dtype=nl.float32, value=1.0):
     return nl.full(shape, value, dtype, buffer=nl.sbuf)
 
@@ -92,6 +88,61 @@ def two_psum_operands(x):
     nisa.tensor_tensor(in_psum(x), in_psum(x), np.add)
 
 
+def gpsimd_scalar_operation_on_psum(x):
+    nisa.tensor_scalar(in_psum(x), np.add, 1.0, engine=nisa.gpsimd_engine)
+
+
+def gpsimd_writes_psum(x):
+    tile = nl.ndarray((128, 512), nl.float32, buffer=nl.psum)
+    tile[...] = nisa.tensor_copy(nl.load(x), engine=nisa.gpsimd_engine)
+
+
+def where_two_psum_operands(x):
+    nl.where(in_psum(x), in_psum(x), 0.0)
+
+
+def matmul_straddles_banks_in_a_loop(x):
+    acc = nl.ndarray((128, 1536), nl.float32, buffer=nl.psum)
+    for i in nl.affine_range(4):
+        acc[:, nl.ds(i * 384, 384)] = nisa.nc_matmul(sbuf((128, 128)), sbuf((128, 384)))
+
+
+def matmul_result_spread_over_banks(x):
+    acc = nl.ndarray((128, 512, 2), nl.float32, buffer=nl.psum)
+    acc[:, :, 0] = nisa.nc_matmul(sbuf((128, 128)), sbuf())
+
+
+def five_free_axes(x):
+    tile = sbuf((128, 4, 4, 4, 4, 4))
+    nl.copy(tile[:, 0:2, 0:2, 0:2, 0:2, 0:2])
+
+
+def far_step(x):
+    tile = sbuf((128, 2, 2**15))
+    nl.copy(tile[:, 0:2, 0:1])
+
+
+def neither_zero_nor_one(x):
+    out = nl.ndarray((128, 512), nl.float32, buffer=nl.shared_hbm)
+    nl.store(out, nisa.nc_matmul(sbuf((128, 128)), sbuf(value=0.5), is_moving_onezero=True))
+    return out
+
+
+def new_output():
+    return nl.ndarray((128, 512), nl.float32, buffer=nl.shared_hbm)
+
+
+def output_in_helper(x):
+    return new_output()
+
+
+def plain_range(x):
+    out = nl.ndarray((128, 512), nl.float32, buffer=nl.shared_hbm)
+    for i in range(4):
+        nl.store(out[:, nl.ds(i * 128, 128)], nl.load(x[:, nl.ds(i * 128, 128)]))
+    return out
+
+
 def gpsimd_reads_psum(x):
     nisa.tensor_copy(in_psum(x), engine=nisa.gpsimd_engine)
 
@@ -158,7 +209,7 @@ def out_of_bounds_in_loop(x):
 
 
 def mask_too_generous(x):
-    out = output((128, 640))
+    out = nl.ndarray((128, 640), nl.float32, buffer=nl.shared_hbm)
     i_p, i_f = nl.mgrid[0:128, 0:128]
     for i in nl.affine_range(5):
         nl.store(out[i_p, i * 128 + i_f], nl.load(x[i_p, i * 128 + i_f], mask=i * 128 + i_f < 600))
@@ -175,7 +226,7 @@ def hbm_with_value(x):
 
 def output_in_loop(x):
     for _ in nl.affine_range(2):
-        output()
+        nl.ndarray((128, 512), nl.float32, buffer=nl.shared_hbm)
 
 
 def out_of_scope(x):
@@ -255,7 +306,7 @@ def dma_transpose(x):
 
 
 def hardware_dge(x):
-    nisa.dma_copy(dst=output(), src=x, dge_mode=nisa.dge_mode.hwdge)
+    nisa.dma_copy(dst=nl.ndarray((128, 512), nl.float32, buffer=nl.shared_hbm), src=x, dge_mode=nisa.dge_mode.hwdge)
 
 
 def double_row(x):
@@ -271,7 +322,7 @@ def pe_tile(x):
 
 
 def break_out(x):
-    out = output()
+    out = nl.ndarray((128, 512), nl.float32, buffer=nl.shared_hbm)
     for _ in nl.affine_range(2):
         break
     return out
@@ -284,24 +335,24 @@ def output_not_shared(x):
 
 
 def output_unwritten(x):
-    return output()
+    return nl.ndarray((128, 512), nl.float32, buffer=nl.shared_hbm)
 
 
 def output_zero_trips(x):
-    out = output()
+    out = nl.ndarray((128, 512), nl.float32, buffer=nl.shared_hbm)
     for _ in nl.affine_range(0):
         nl.store(out, nl.load(x))
     return out
 
 
 def output_half_written(x):
-    out = output()
+    out = nl.ndarray((128, 512), nl.float32, buffer=nl.shared_hbm)
     nl.store(out[:, 0:256], nl.load(x[:, 0:256]))
     return out
 
 
 def unwritten_read(x):
-    out = output()
+    out = nl.ndarray((128, 512), nl.float32, buffer=nl.shared_hbm)
     tile = nl.ndarray((128, 512), nl.float32)
     tile[:, 0:256] = nl.load(x[:, 0:256])
     nl.store(out, nl.exp(tile))
@@ -309,7 +360,7 @@ def unwritten_read(x):
 
 
 def unwritten_k_tail(x):
-    out = output((64, 512))
+    out = nl.ndarray((64, 512), nl.float32, buffer=nl.shared_hbm)
     i_p, i_f = nl.mgrid[0:128, 0:512]
     moving = nl.load(x[i_p, i_f], mask=i_p < 100)
     nl.store(out, nisa.nc_matmul(sbuf((128, 64)), moving))
@@ -317,7 +368,7 @@ def unwritten_k_tail(x):
 
 
 def unwritten_accumulator(x):
-    out = output()
+    out = nl.ndarray((128, 512), nl.float32, buffer=nl.shared_hbm)
     acc = nl.ndarray((128, 512), nl.float32, buffer=nl.psum)
     acc += nisa.nc_matmul(sbuf((128, 128)), nl.load(x))
     nl.store(out, acc)
@@ -325,7 +376,7 @@ def unwritten_accumulator(x):
 
 
 def scratch_not_kept_between_iterations(x):
-    out = output()
+    out = nl.ndarray((128, 512), nl.float32, buffer=nl.shared_hbm)
     for i in nl.sequential_range(4):
         tile = nl.ndarray((128, 512), nl.float32)
         tile[:, nl.ds(i * 128, 128)] = nl.load(x[:, nl.ds(i * 128, 128)])
@@ -334,7 +385,7 @@ def scratch_not_kept_between_iterations(x):
 
 
 def nine_banks(x):
-    out = output()
+    out = nl.ndarray((128, 512), nl.float32, buffer=nl.shared_hbm)
     acc = nl.zeros((128, 9, 512), nl.float32, buffer=nl.psum)
     for i in nl.affine_range(9):
         acc[:, i, :] += nisa.nc_matmul(sbuf((128, 128)), sbuf())
@@ -344,7 +395,7 @@ def nine_banks(x):
 
 
 def sbuf_overflow(x):
-    out = output()
+    out = nl.ndarray((128, 512), nl.float32, buffer=nl.shared_hbm)
     big = nl.ndarray((128, 88, 512), nl.float32)
     for i in nl.affine_range(88):
         big[:, i, :] = nl.load(x)
@@ -372,6 +423,16 @@ REFUSED = [
     (transpose_result_not_fp32, "fp32 in PSUM"),
     (two_psum_operands, "two PSUM operands"),
     (gpsimd_reads_psum, "GpSimd Engine cannot access PSUM"),
+    (gpsimd_scalar_operation_on_psum, "GpSimd Engine cannot access PSUM"),
+    (gpsimd_writes_psum, "GpSimd Engine cannot access PSUM"),
+    (where_two_psum_operands, "two PSUM operands"),
+    (matmul_straddles_banks_in_a_loop, "straddles two PSUM banks"),
+    (matmul_result_spread_over_banks, "straddles two PSUM banks"),
+    (five_free_axes, "walked along 5 free axes, an access pattern has 4"),
+    (far_step, "a step of 32768 elements, an access pattern has 32767"),
+    (neither_zero_nor_one, "is_moving_onezero=True, but moving holds 0.5"),
+    (output_in_helper, "err_shared_hbm_must_in_kernel_level"),
+    (plain_range, "plain range: on the device its body is traced once"),
     (scalar_engine_tensor_copy, "does not run on the scalar engine"),
     (load_from_sbuf, "'src' must be in hbm, found in sbuf"),
     (compute_on_hbm, "found in hbm"),

@@ -13,14 +13,10 @@ def count(kernel, *shapes, dtype=nl.bfloat16, **options):
     return simulate(nki.jit(kernel), *[TensorSpec(s, dtype) for s in shapes], count_only=True, **options)[1]
 
 
-def output(shape, dtype=nl.bfloat16):
-    return nl.ndarray(shape, dtype=dtype, buffer=nl.shared_hbm)
-
-
 # ---- liveness
 def two_phases(x):
     """Phase 1 fills a strip from loaded tiles, phase 2 reads it: strip + the larger phase."""
-    out = output((128, 4096))
+    out = nl.ndarray((128, 4096), nl.bfloat16, buffer=nl.shared_hbm)
     strip = nl.ndarray((128, 8, 512), nl.bfloat16)
     for i in nl.affine_range(8):
         raw = nl.load(x[:, nl.ds(i * 512, 512)])
@@ -41,7 +37,7 @@ def test_strip_lives_through_both_phases_and_loop_tiles_in_their_own():
 
 def reused_in_turn(x):
     """Three tiles of which only two are ever alive together."""
-    out = output((128, 512))
+    out = nl.ndarray((128, 512), nl.bfloat16, buffer=nl.shared_hbm)
     a = nl.load(x)
     b = nl.exp(a)
     c = nl.exp(b)
@@ -55,7 +51,7 @@ def test_a_tile_dies_with_its_last_read():
 
 def used_inside_a_loop(x):
     """`a` is made before the loop and read inside: alive for the whole loop, together with the loop's own tiles."""
-    out = output((128, 2048))
+    out = nl.ndarray((128, 2048), nl.bfloat16, buffer=nl.shared_hbm)
     a = nl.load(x)
     for i in nl.affine_range(4):
         b = nl.exp(a)
@@ -70,7 +66,7 @@ def test_an_outer_tile_read_in_a_loop_lives_for_the_whole_loop():
 
 def test_psum_banks_are_whole():
     def kernel(x):
-        out = output((128, 64))
+        out = nl.ndarray((128, 64), nl.bfloat16, buffer=nl.shared_hbm)
         tile = nl.load(x)
         first = nl.ndarray((128, 64), nl.float32, buffer=nl.psum)
         second = nl.ndarray((128, 3, 256), nl.float32, buffer=nl.psum)
@@ -82,9 +78,24 @@ def test_psum_banks_are_whole():
     assert count(kernel, (128, 256)).psum_peak_banks == 1 + 2
 
 
+@pytest.mark.parametrize(("blocks", "width", "expected"), [(4, 384, 4), (4, 256, 2), (3, 512, 3), (5, 128, 2)])
+def test_a_block_of_a_psum_tensor_straddles_no_bank(blocks, width, expected):
+    @nki.jit
+    def kernel(x):
+        out = nl.ndarray((128, width), nl.float32, buffer=nl.shared_hbm)
+        acc = nl.ndarray((blocks, nl.par_dim(128), width), nl.float32, buffer=nl.psum)
+        for i in nl.affine_range(blocks):
+            acc[i] = nl.load(x)
+        for i in nl.sequential_range(blocks):
+            nl.store(out, acc[i])
+        return out
+
+    assert count(kernel, (128, width)).psum_peak_banks == expected
+
+
 def keeps_too_much(x):
     """A 192 KiB strip, written once and read twice."""
-    out = output((128, 512))
+    out = nl.ndarray((128, 512), nl.bfloat16, buffer=nl.shared_hbm)
     big = nl.ndarray((128, 192, 512), nl.bfloat16)
     for i in nl.affine_range(192):
         big[:, i, :] = nl.load(x[:, nl.ds(i * 512, 512)])
@@ -107,7 +118,7 @@ def test_lenient_spill_is_the_excess_once_saved_and_reloaded_per_read():
 # ---- cycles
 def cycles(body, dtype=nl.bfloat16, shape=(128, 512)):
     def kernel(x):
-        out = output(shape, dtype)
+        out = nl.ndarray(shape, dtype, buffer=nl.shared_hbm)
         nl.store(out, body(nl.load(x)))
         return out
 
@@ -163,7 +174,7 @@ def test_small_instructions_cost_the_minimum():
 )
 def test_matmul_cycles(m, n, dtype, onezero, expected):
     def kernel(x):
-        out = output((m, n), dtype)
+        out = nl.ndarray((m, n), dtype, buffer=nl.shared_hbm)
         tile = nl.load(x)
         nl.store(out, nisa.nc_matmul(tile[:, 0:m], tile[:, 0:n], is_moving_onezero=onezero))
         return out
@@ -176,7 +187,7 @@ def test_matmul_cycles(m, n, dtype, onezero, expected):
 # ---- DMA
 def test_dma_runs_by_access_pattern():
     def kernel(x, packed):
-        out = output((128, 64))
+        out = nl.ndarray((128, 64), nl.bfloat16, buffer=nl.shared_hbm)
         nl.load(x[0:128, 0:64])  # 64 of 512 columns: 128-byte runs
         nl.load(x[0:128, 0:512])  # whole rows, one run per partition
         nl.load(packed[0])  # [128, 4, 64], contiguous per partition
@@ -193,7 +204,7 @@ def test_dma_runs_by_access_pattern():
 
 def test_casting_loads_move_the_source_type():
     def kernel(x):
-        out = output((128, 64), nl.float32)
+        out = nl.ndarray((128, 64), nl.float32, buffer=nl.shared_hbm)
         nl.store(out, nl.load(x, dtype=nl.float32))
         return out
 
