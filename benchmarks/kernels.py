@@ -14,14 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-
-import nxdi_svd_plugin
 from nxdi_svd_plugin.kernels import baselines
-from nxdi_svd_plugin.kernels.fused_down import down
-from nxdi_svd_plugin.kernels.fused_up_gate import up_gate
+from nxdi_svd_plugin.kernels.counts import count, count_call, counted, provenance
 from nxdi_svd_plugin.kernels.fused_xuv import xuv
+from nxdi_svd_plugin.kernels.mlp_calls import Part, fused_down, fused_up_gate
+from nxdi_svd_plugin.kernels.packing import packed_shapes
 from nxdi_svd_plugin.kernels.tiling.blocks import hbm_bytes, sbuf_bytes
 from nxdi_svd_plugin.kernels.tiling.brute_force import least_hbm_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
@@ -29,7 +26,7 @@ from nxdi_svd_plugin.kernels.tiling.engines import minimum_pe_cycles, transpose_
 from nxdi_svd_plugin.kernels.tiling.paper import arithmetic_intensity, peak_sbuf_bytes
 from nxdi_svd_plugin.kernels.tiling.pivots import side_by_side
 from nxdi_svd_plugin.kernels.tiling.planner import choose
-from nxdi_svd_plugin.simulator import TensorSpec, Trace, simulate
+from nxdi_svd_plugin.simulator import Trace
 
 ROWS = Path(__file__).parent / "data" / "kernels.jsonl"
 DEEPSEEK = (7168, 4096, 18432)
@@ -57,49 +54,11 @@ def interpolative_rank(m: int, n: int, block: int) -> int:
     return block * min(math.floor(root / block + 0.5), (min(m, n) - 1) // block)
 
 
-def spec(*shape: int) -> TensorSpec:
-    return TensorSpec(shape, np.dtype(ml_dtypes.bfloat16))
-
-
-def provenance() -> dict[str, str]:
-    """Where the numbers come from, in every row."""
+def commit() -> str:
+    """The commit that the numbers come from."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
-    return {
-        "source": "simulated, no device run",
-        "dtype": "bfloat16",
-        "version": nxdi_svd_plugin.__version__,
-        "git": done.stdout.strip() or "unknown",
-    }
-
-
-def counted(*traces: Trace) -> dict[str, Any]:
-    """The counters of one run, or of several runs one after the other."""
-    return {
-        "hbm_bytes": sum(t.hbm_bytes for t in traces),
-        "spill_save_bytes": sum(t.spill_save_bytes for t in traces),
-        "spill_reload_bytes": sum(t.spill_reload_bytes for t in traces),
-        "matmul_flops": sum(t.matmul_flops for t in traces),
-        "transpose_flops": sum(t.transpose_flops for t in traces),
-        "pe_cycles": sum(t.pe_cycles for t in traces),
-        "sbuf_peak_bytes": max(t.sbuf_peak_bytes for t in traces),
-        "modelled_us": {
-            engine: round(sum(t.modelled_seconds[engine] for t in traces) * 1e6, 2)
-            for engine in traces[0].modelled_seconds
-        },
-        "modelled_latency_us": round(sum(t.modelled_latency_us for t in traces), 2),
-        "mean_dma_run_bytes": round(
-            sum(t.mean_dma_run_bytes * t.dma_count for t in traces) / sum(t.dma_count for t in traces)
-        ),
-    }
-
-
-def count(kernel: Any, *shapes: tuple[int, ...], strict: bool = True, **options: Any) -> Trace:
-    return simulate(kernel, *[spec(*shape) for shape in shapes], count_only=True, strict=strict, **options)[1]
-
-
-def packed(inputs: int, rank: int, outputs: int) -> list[tuple[int, ...]]:
-    return [(128, -(-inputs // 128) * rank), (128, -(-rank // 128) * outputs)]
+    return done.stdout.strip() or "unknown"
 
 
 def against_reference(chain: Chain, trace: Trace) -> dict[str, Any]:
@@ -125,7 +84,7 @@ def table_1() -> list[dict[str, Any]]:
         count(baselines.result_strip_matmul, (m, s), (m, r), columns=512),
         count(baselines.result_strip_matmul, (r, s), (r, n), columns=512),
     )
-    ours = count(xuv, (s, m), *packed(m, r, n))
+    ours = count(xuv, (s, m), *packed_shapes(m, r, n))
     naive = count(baselines.naive_fusion, (m, s), (m, r), (r, n))
     rows = []
     for variant, traces in (("sequential", sequential), ("naive", (naive,)), ("xuv", (ours,))):
@@ -149,7 +108,7 @@ def table_2(tokens: int) -> list[dict[str, Any]]:
     }
     rows = [{"table": "table2", "variant": name, "tokens": tokens, **counted(*traces)} for name, traces in runs.items()]
     for transposed in (True, False):
-        trace = count(xuv, (tokens, m), *packed(m, r, n), transposed_output=transposed)
+        trace = count(xuv, (tokens, m), *packed_shapes(m, r, n), transposed_output=transposed)
         chain = Chain("xuv", tokens, m, (r,), n, transposed_output=transposed)
         variant = "xuv_transposed" if transposed else "xuv"
         measures = against_reference(chain, trace)
@@ -160,7 +119,7 @@ def table_2(tokens: int) -> list[dict[str, Any]]:
 def table_3(strip: int) -> dict[str, Any]:
     """One strip length of the paper's Table 3, both phases alike, S = 4096; what does not fit is spilled."""
     m, r, n = DEEPSEEK
-    trace = count(xuv, (4096, m), *packed(m, r, n), transposed_output=True, strip=(strip,), strict=False)
+    trace = count(xuv, (4096, m), *packed_shapes(m, r, n), transposed_output=True, strip=(strip,), strict=False)
     return {
         "table": "table3",
         "strip": strip,
@@ -175,14 +134,17 @@ def mlp(model: str, tp: int, tokens: int) -> list[dict[str, Any]]:
     """`up_gate` and `down` of one model on one of `tp` cores."""
     hidden, whole = MODELS[model]
     rank, shard = select_rank(hidden, whole), whole // tp
-    weights = packed(hidden, rank, shard)
+    pair = Part(rank)
     rows = []
-    for kernel, chain, shapes in (
-        (up_gate, Chain("up_gate", tokens, hidden, (rank, rank), shard), [(tokens, hidden), *weights, *weights]),
-        (down, Chain("down", tokens, shard, (rank,), hidden), [(shard, tokens), *packed(shard, rank, hidden)]),
+    for call, chain in (
+        (
+            fused_up_gate(tokens, hidden, shard, pair, pair),
+            Chain("up_gate", tokens, hidden, (rank, rank), shard),
+        ),
+        (fused_down(tokens, hidden, shard, pair), Chain("down", tokens, shard, (rank,), hidden)),
     ):
-        trace = count(kernel, *shapes)
         row = {"table": "mlp", "kernel": chain.kernel, "model": model, "tp": tp, "tokens": tokens, "rank": rank}
+        trace = count_call(call)
         rows.append({**row, **counted(trace), **against_reference(chain, trace)})
     return rows
 
@@ -192,23 +154,17 @@ def interpolative(model: str, tp: int, tokens: int) -> list[dict[str, Any]]:
     hidden, whole = MODELS[model]
     block, shard = 128 * tp, whole // tp
     rank, pair = interpolative_rank(hidden, whole, block), select_rank(hidden, whole)
-    gate, up, lower = side_by_side((rank // block,) * 3, shard // 128)
-    made = shard - rank // tp
-    v_up, v_down = packed(hidden, rank, made), packed(made, rank, hidden)
+    runs = side_by_side((rank // block,) * 3, shard // 128)
+    gate, up, lower = (Part(rank, rank // tp, each) for each in runs)
     rows = []
-    for kernel, chain, pivots, shapes in (
+    for call, chain in (
         (
-            up_gate,
-            Chain("up_gate", tokens, hidden, (rank, rank), shard, pivots=(gate, up)),
-            (gate, up),
-            [(tokens, hidden), *v_up, *v_up],
+            fused_up_gate(tokens, hidden, shard, gate, up),
+            Chain("up_gate", tokens, hidden, (rank, rank), shard, pivots=runs[:2]),
         ),
-        (down, Chain("down", tokens, shard, (rank,), hidden, pivots=(lower,)), lower, [(shard, tokens), *v_down]),
+        (fused_down(tokens, hidden, shard, lower), Chain("down", tokens, shard, (rank,), hidden, pivots=runs[2:])),
     ):
-        trace, other = (
-            count(kernel, *shapes, pivots=pivots),
-            replace(chain, ranks=(pair,) * len(chain.ranks), pivots=()),
-        )
+        trace, other = count_call(call), replace(chain, ranks=(pair,) * len(chain.ranks), pivots=())
         row = {"table": "interpolative", "kernel": chain.kernel, "model": model, "tp": tp, "tokens": tokens}
         row |= {"rank": rank, "pair_rank": pair, "weight_bytes": chain.u_bytes + chain.v_bytes}
         row |= {"pair_weight_bytes": other.u_bytes + other.v_bytes, "pair_minimum_pe_cycles": minimum_pe_cycles(other)}
@@ -227,7 +183,7 @@ def main() -> None:
                 rows += mlp(model, tp, tokens)
             for tokens in (2048, 1):
                 rows += interpolative(model, tp, tokens)
-    origin = provenance()
+    origin = {**provenance(), "git": commit()}
     ROWS.write_text("".join(json.dumps({**row, **origin}) + "\n" for row in rows))
     print(f"{len(rows)} rows in {ROWS}")
 

@@ -98,6 +98,11 @@ def needs(distribution: str, extra: str = "") -> list[Need]:
     return found
 
 
+def neuronxcc() -> str | None:
+    """The version of the Neuron compiler, or None where there is none to import."""
+    return installed("neuronx-cc") if importlib.util.find_spec("neuronxcc") else None
+
+
 def extras() -> list[str]:
     """The extras of the installed plugin."""
     try:

@@ -13,9 +13,7 @@ os.environ["NXDI_SVD_NKI"] = "simulator"
 
 from kernel_shapes import CASES  # noqa: E402
 
-from nxdi_svd_plugin import kernels  # noqa: E402
-from nxdi_svd_plugin.simulator import TensorSpec, simulate  # noqa: E402
-from nxdi_svd_plugin.simulator.language import bfloat16  # noqa: E402
+from nxdi_svd_plugin.kernels.counts import count_call  # noqa: E402
 
 FIELDS = (
     "hbm_read_bytes",
@@ -33,8 +31,7 @@ def counts(case: str) -> dict[str, float]:
     """Sums over the calls of a case."""
     total = dict.fromkeys(FIELDS, 0.0)
     for call in CASES[case]:
-        arrays = [TensorSpec(shape, bfloat16) for shape in call.shapes]
-        trace = simulate(getattr(kernels, call.kernel), *arrays, count_only=True, **call.options)[1]
+        trace = count_call(call)
         for name in FIELDS:
             total[name] += getattr(trace, name)
     return total

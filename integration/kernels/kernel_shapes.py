@@ -1,21 +1,15 @@
 """The shapes that are timed and profiled: a case is a list of kernel calls whose costs add up."""
 
-from dataclasses import dataclass, field
-from typing import Any
-
-
-@dataclass(frozen=True)
-class Call:
-    """One kernel launch: the kernel's name, its inputs' shapes, all bf16, and its keyword arguments."""
-
-    kernel: str
-    shapes: tuple[tuple[int, int], ...]
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-def packed(inputs: int, rank: int, outputs: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Shapes of `pack(u, v)`."""
-    return (128, -(-inputs // 128) * rank), (128, -(-rank // 128) * outputs)
+from nxdi_svd_plugin.kernels.mlp_calls import (
+    Call,
+    Part,
+    dense_mlp,
+    fused_down,
+    fused_up_gate,
+    unfused_down,
+    unfused_up_gate,
+)
+from nxdi_svd_plugin.kernels.packing import packed_shapes
 
 
 def _projection(tokens: int, inputs: int, rank: int, outputs: int) -> dict[str, list[Call]]:
@@ -25,26 +19,28 @@ def _projection(tokens: int, inputs: int, rank: int, outputs: int) -> dict[str, 
             Call("matmul", ((inputs, rank), (inputs, tokens))),
             Call("matmul", ((rank, tokens), (rank, outputs))),
         ],
-        "xuv": [Call("xuv", ((tokens, inputs), *packed(inputs, rank, outputs)))],
+        "xuv": [Call("xuv", ((tokens, inputs), *packed_shapes(inputs, rank, outputs)))],
     }
 
 
 def _mlp(tokens: int, hidden: int, rank: int, intermediate: int) -> dict[str, list[Call]]:
-    first = packed(hidden, rank, intermediate)
+    pair = Part(rank)
+    unfused = unfused_up_gate(tokens, hidden, intermediate, pair, pair)
     return {
-        "up_gate": [Call("up_gate", ((tokens, hidden), *first, *first))],
-        "down": [Call("down", ((intermediate, tokens), *packed(intermediate, rank, hidden)))],
+        "dense mlp": dense_mlp(tokens, hidden, intermediate),
+        "unfused mlp": [*unfused, *unfused_down(tokens, hidden, intermediate, pair)],
+        "up_gate": [fused_up_gate(tokens, hidden, intermediate, pair, pair)],
+        "down": [fused_down(tokens, hidden, intermediate, pair)],
     }
 
 
 def _interpolative(tokens: int, hidden: int, rank: int, intermediate: int) -> dict[str, list[Call]]:
     """The same with pivots side by side on the intermediate axis, `rank` of them whole tiles."""
-    own, made = rank // 128, intermediate - rank
-    gate, up, lower = ((0, own),), ((own, 2 * own),), ((2 * own, 3 * own),)
-    first, shape = packed(hidden, rank, made), (intermediate, tokens)
+    own = rank // 128
+    gate, up, lower = (Part(rank, rank, ((first * own, (first + 1) * own),)) for first in range(3))
     return {
-        "interpolative up_gate": [Call("up_gate", ((tokens, hidden), *first, *first), {"pivots": (gate, up)})],
-        "interpolative down": [Call("down", (shape, *packed(made, rank, hidden)), {"pivots": lower})],
+        "interpolative up_gate": [fused_up_gate(tokens, hidden, intermediate, gate, up)],
+        "interpolative down": [fused_down(tokens, hidden, intermediate, lower)],
     }
 
 

@@ -46,7 +46,7 @@ def read_config(directory: str | Path) -> SourceConfig:
             quantized model, missing sizes, an MLP that narrows, MLP biases.
     """
     directory = Path(directory)
-    raw = _load(directory)
+    raw = read_raw(directory)
     model_type = raw.get("model_type")
     if model_type in MODEL_TYPES.values() or "svd_config" in raw:
         raise CheckpointError(f"{directory} is already compressed; give the dense model it was made from")
@@ -75,7 +75,12 @@ def read_config(directory: str | Path) -> SourceConfig:
     )
 
 
-def _load(directory: Path) -> dict[str, Any]:
+def read_raw(directory: Path) -> dict[str, Any]:
+    """`directory`/config.json of a dense or compressed model as it is.
+
+    Raises:
+        CheckpointError: no directory or config, unreadable JSON.
+    """
     path = directory / CONFIG
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is not a directory; give a local Hugging Face model directory")

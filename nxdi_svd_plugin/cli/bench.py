@@ -1,36 +1,51 @@
-"""nxdi-svd bench: what a compressed model's MLPs move and compute on one core, counted by the simulator."""
+"""nxdi-svd bench: what a model's MLPs move and compute on one core, counted by the simulator."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nxdi_svd_plugin import versions
 from nxdi_svd_plugin.cli.output import emit
 
 if TYPE_CHECKING:
-    from nxdi_svd_plugin.kernels.mlp_counts import Layer
+    from nxdi_svd_plugin.cli.bench_layers import Ranks
 
 EPILOG = """\
 examples:
   nxdi-svd bench out/llama-svd10 --tp 2 --tokens 1 2048
+  nxdi-svd bench Llama-3.2-1B --ratio 0.05 --output rows.jsonl
   nxdi-svd bench out/llama-svd10 --json
 
+With --ratio a dense model is counted with pairs and with interpolative factors in blocks of 128 x tp.
 Simulated: no device runs, also where one is present. HBM bytes and tensor-engine cycles are counted; microseconds are a
 model (the busiest engine, DMA at 190 GB/s). On a Trn1, integration/kernels measures.
 """
 SOURCE = "simulated, no device run; us modelled"
-UNITS = (("hbm_bytes", 1e6, "HBM MB"), ("pe_cycles", 1e3, "PE kcycles"), ("modelled_us", 1, "modelled us"))
+UNITS = (
+    ("hbm_read_bytes", 1e6, "MB read"),
+    ("hbm_write_bytes", 1e6, "MB written"),
+    ("pe_cycles", 1e3, "PE kcycles"),
+    ("modelled_us", 1, "modelled us"),
+)
+
+SUMMED = ("hbm_bytes", *(key for key, _, _ in UNITS))
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the parser."""
     parser = subparsers.add_parser("bench", help="fused, unfused and dense MLPs in the simulator", epilog=EPILOG)
-    parser.add_argument("directory", metavar="DIR", help="a compressed directory; no weight is read")
+    parser.add_argument(
+        "directory", metavar="DIR", help="a compressed or, with --ratio, a dense directory; no weight is read"
+    )
+    parser.add_argument("--ratio", type=float, metavar="R", help="of a dense model: share of the MLP weights to save")
     parser.add_argument("--tp", type=int, default=1, metavar="N", help="tensor-parallel degree (default: 1)")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 2048], metavar="S", help="token counts (1 2048)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the rows there, as JSON lines")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,27 +54,39 @@ def run(args: argparse.Namespace) -> int:
 
     if args.tp < 1 or min(args.tokens) < 1:
         raise RecipeError(f"--tp {args.tp} and --tokens {args.tokens} must be 1 or more")
+    versions.import_extra("ml_dtypes", "simulator")
     os.environ["NXDI_SVD_NKI"] = "simulator"  # before the kernels are imported: a Neuron SDK cannot count
-    rows = list(bench(Path(args.directory), args.tp, args.tokens))
-    emit(args, {"rows": rows, "totals": totals(rows)}, to_text(rows))
+    from nxdi_svd_plugin.checkpoint.atomic import write_bytes
+    from nxdi_svd_plugin.cli.bench_layers import ranks_of
+
+    found = ranks_of(Path(args.directory), args.ratio, args.tp)
+    rows = [row for ranks in found for row in bench(ranks, args.tp, args.tokens)]
+    if args.output:
+        write_bytes(args.output, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    notes = notes_of(found)
+    emit(args, {"rows": rows, "totals": totals(rows), "notes": notes}, "\n".join([to_text(rows), *notes]))
     return 0
 
 
-def bench(directory: Path, tp: int, tokens: list[int]) -> Iterator[dict[str, Any]]:
+def notes_of(found: list[Ranks]) -> list[str]:
+    """Forms that were not counted, and that an installed compiler was not used."""
+    notes = [f"not counted: {ranks.origin}: {ranks.refusal}" for ranks in found if ranks.refusal]
+    if compiler := versions.neuronxcc():
+        notes.append(f"neuronx-cc {compiler} is installed and was not used; integration/kernels runs kernels on a Trn1")
+    return notes
+
+
+def bench(ranks: Ranks, tp: int, tokens: list[int]) -> Iterator[dict[str, Any]]:
     """One row for every different layer and token count: the cost of dense, unfused and fused on one of `tp` cores.
 
     "costs" has no "fused", and "no_kernel" the reason, where a kernel would refuse the pivots.
-    Raises:
-        CheckpointError: not a compressed directory.
-        SvdError: pivots that do not divide over the cores.
     """
-    from nxdi_svd_plugin import __version__
-    from nxdi_svd_plugin.kernels import mlp_counts
+    from nxdi_svd_plugin.kernels import counts, mlp_counts
 
-    for (layer, up_gate, down, misfit), names in distinct_layers(directory, tp).items():
+    for (layer, up_gate, down, misfit), names in ranks.layers.items():
         for count in tokens:
-            row: dict[str, Any] = {"layers": names, **vars(layer), "tp": tp, "tokens": count, "dtype": "bfloat16"}
-            row |= {name: vars(row[name]) for name in ("gate", "up", "down")}
+            row: dict[str, Any] = {"layers": names, "ranks_from": ranks.origin, **vars(layer), "tp": tp}
+            row |= {"tokens": count, **{name: vars(row[name]) for name in ("gate", "up", "down")}}
             row["costs"] = {"dense": vars(mlp_counts.dense(layer, count))}
             row["costs"]["unfused"] = vars(mlp_counts.unfused(layer, count))
             if misfit:
@@ -67,45 +94,20 @@ def bench(directory: Path, tp: int, tokens: list[int]) -> Iterator[dict[str, Any
             else:
                 row["costs"]["fused"] = vars(mlp_counts.fused(layer, count, up_gate, down))
                 row["kernels"] = [name for name, runs in (("up_gate", up_gate), ("down", down)) if runs]
-            yield {**row, "source": SOURCE, "version": __version__}
-
-
-def distinct_layers(directory: Path, tp: int) -> dict[tuple[Layer, bool, bool, tuple[str, ...]], list[int]]:
-    """Layers that are alike on a core, by (shapes, up_gate runs, down runs, projections whose pivots do not fit)."""
-    from nxdi_svd_plugin.checkpoint.verify import compressed_config
-    from nxdi_svd_plugin.factorize.intermediate_order import split_evenly
-    from nxdi_svd_plugin.kernels.mlp_counts import Layer, Part
-    from nxdi_svd_plugin.nxdi.fusion import fusion
-    from nxdi_svd_plugin.svd_config import PROJECTIONS, parse_layers
-
-    config = compressed_config(directory)
-    hidden, intermediate = config["hidden_size"], config["intermediate_size"]
-    width = -(-intermediate // tp)
-    found: dict[tuple[Layer, bool, bool, tuple[str, ...]], list[int]] = {}
-    for index, projections in parse_layers(config["svd_config"], config["num_hidden_layers"]).items():
-        stored = {name: p.pivots for name, p in projections.items() if p.pivots}
-        local = split_evenly(stored, intermediate, tp)[1] if stored else {}
-        kernels = fusion(projections, local, width)
-        parts = [
-            Part(projections[n].rank, sum(b - a for a, b in local.get(n, ())), kernels.pivots.get(n, ()))
-            for n in PROJECTIONS
-        ]
-        key = Layer(hidden, width, *parts), kernels.up_gate, kernels.down, kernels.misfit
-        found.setdefault(key, []).append(index)
-    return found
+            yield {**row, **counts.provenance(), "source": SOURCE}
 
 
 def totals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Sums over all layers for every token count; of the variants that every layer has."""
+    """Sums over all layers for every set of ranks and token count; of the variants that every layer has."""
     found = []
-    for tokens in dict.fromkeys(row["tokens"] for row in rows):
-        part = [row for row in rows if row["tokens"] == tokens]
+    for origin, tokens in dict.fromkeys((row["ranks_from"], row["tokens"]) for row in rows):
+        part = [row for row in rows if (row["ranks_from"], row["tokens"]) == (origin, tokens)]
         variants = [name for name in part[0]["costs"] if all(name in row["costs"] for row in part)]
         sums = {
-            name: {key: sum(len(row["layers"]) * row["costs"][name][key] for row in part) for key, _, _ in UNITS}
+            name: {key: sum(len(row["layers"]) * row["costs"][name][key] for row in part) for key in SUMMED}
             for name in variants
         }
-        found.append({"tokens": tokens, "costs": sums, "source": SOURCE})
+        found.append({"ranks_from": origin, "tokens": tokens, "costs": sums, "source": SOURCE})
     return found
 
 
@@ -114,14 +116,15 @@ def to_text(rows: list[dict[str, Any]]) -> str:
     lines = [f"MLPs on one core, bfloat16; {SOURCE}"]
     for row in rows:
         ranks = ", ".join(str(row[name]["rank"] or "dense") for name in ("gate", "up", "down"))
+        form = " interpolative" if any(row[name]["own"] for name in ("gate", "up", "down")) else ""
         many = f"{len(row['layers'])} layers like layer {row['layers'][0]}, each"
-        lines += [f"{many}: ranks {ranks}; tp {row['tp']}, {row['tokens']} tokens", *costs_text(row["costs"])]
+        lines += [f"{many}: ranks {ranks}{form}; tp {row['tp']}, {row['tokens']} tokens", *costs_text(row["costs"])]
         if "no_kernel" in row:
             lines.append(f"  fused    no kernel: {row['no_kernel']}; use a block of {128 * row['tp']}")
         else:
             lines[-1] += f"   ({' and '.join(row['kernels']) or 'nothing'} in a kernel)"
     for total in totals(rows):
-        lines += [f"all layers, {total['tokens']} tokens", *costs_text(total["costs"])]
+        lines += [f"all layers, {total['tokens']} tokens ({total['ranks_from']})", *costs_text(total["costs"])]
     return "\n".join(lines)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import platform
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,7 @@ def examine(dev: Path = Path("/dev")) -> dict[str, Any]:
         "nxdi": nxdi,
         "sdk": dataclasses.asdict(sdk) if sdk else None,
         "devices": devices,
-        "neuronxcc": versions.installed("neuronx-cc") if importlib.util.find_spec("neuronxcc") else None,
+        "neuronxcc": versions.neuronxcc(),
         "works": what_works(nxdi, sdk, devices),
         "support_table": [dataclasses.asdict(row) for row in versions.SDKS],
     }

@@ -3,9 +3,9 @@
 `pack(u, v, kernel=...)` puts plain factors into the layout that a kernel reads (`unpack` is the inverse); then
 
     up_gate(x, u_gate, v_gate, u_up, v_up) -> [I, S]      down(h_t, u, v) -> [S, H]
-    xuv(x, u, v, transposed_output=False)                  matmul(x_t, w): the dense baseline, plain layout
+    xuv(x, u, v, transposed_output=False)                  matmul(x_t, w), swiglu(gate, up), add(a, b): baselines, plain
 
-These four are `@nki.jit` kernels (of `neuronxcc` where it is installed, else of the simulator; kernels/nki.py decides).
+These are `@nki.jit` kernels (of `neuronxcc` where it is installed, else of the simulator; kernels/nki.py decides).
 The undecorated functions `up_gate_kernel`, `down_kernel`, `xuv_kernel` and `matmul_kernel` are for callers that choose
 the mode themselves, for example `neuronxcc.nki.jit(raw(up_gate), mode="torchxla", platform_target="trn1")`.
 `up_gate` and `down` also read interpolative factors: `pivots=`, with C packed by `pack(..., interpolative=True)`.
@@ -27,6 +27,8 @@ _HOME = {
     "xuv_kernel": "fused_xuv",
     "matmul": "baselines",
     "matmul_kernel": "baselines",
+    "swiglu": "baselines",
+    "add": "baselines",
     "raw": "nki",
 }
 

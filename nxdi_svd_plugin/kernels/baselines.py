@@ -3,8 +3,10 @@
 Dense Y = X·W is `matmul(x_t, w)`. Unfused X·U·V is two calls with the intermediate in HBM: `matmul(matmul(u, x_t), v)`,
 where the first call gives (X·U)ᵀ = Uᵀ·Xᵀ at once, so that nothing has to be transposed between the two. X is taken
 transposed, [inputs, S], and its transposition is not charged to the baselines: both choices favour them.
+Between the matmuls of an unfused MLP stand `swiglu` and, for interpolative factors, `add`: one pass over HBM each.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from nxdi_svd_plugin.errors import KernelError
@@ -12,6 +14,9 @@ from nxdi_svd_plugin.kernels.nki import jit, nisa, nl
 from nxdi_svd_plugin.kernels.stages import copy_on_scalar, for_tiles
 from nxdi_svd_plugin.kernels.tiling.dense import choose_dense
 from nxdi_svd_plugin.kernels.tiling.limits import MOVING, PARTITIONS, tiles
+
+_PASS = 2048
+"""Columns of one tile of an elementwise pass."""
 
 
 def matmul_kernel(x_t: Any, w: Any) -> Any:
@@ -88,6 +93,47 @@ def _output_rows(out: Any, x: Any, w: Any, deep: int, at: tuple[Any, Any], size:
         nl.store(out[nl.ds(at[0] + m * PARTITIONS, count), nl.ds(at[1], size[1])], value=block[0:count, 0 : size[1]])
 
     for_tiles(size[0], PARTITIONS, row)
+
+
+def swiglu_kernel(gate: Any, up: Any) -> Any:
+    """silu(gate) * up of two tensors of one shape, [I, S] as [I, S]; fp32 inside, rounded once."""
+    out = nl.ndarray(gate.shape, dtype=gate.dtype, buffer=nl.shared_hbm)
+    bias = nl.zeros((PARTITIONS, 1), dtype=nl.float32, buffer=nl.sbuf)
+
+    def combine(gate: Any, up: Any) -> Any:
+        gated = nisa.activation(op=nl.silu, data=gate, bias=bias[0 : gate.shape[0], 0:1], dtype=nl.float32)
+        return nisa.tensor_tensor(gated, up, op=nl.multiply, dtype=up.dtype)
+
+    _elementwise(out, gate, up, combine)
+    return out
+
+
+swiglu = jit(swiglu_kernel)
+
+
+def add_kernel(a: Any, b: Any) -> Any:
+    """a + b of two tensors of one shape: what an unfused interpolative `down` adds its pivots with."""
+    out = nl.ndarray(a.shape, dtype=a.dtype, buffer=nl.shared_hbm)
+    _elementwise(out, a, b, lambda x, y: nisa.tensor_tensor(x, y, op=nl.add, dtype=x.dtype))
+    return out
+
+
+add = jit(add_kernel)
+
+
+def _elementwise(out: Any, a: Any, b: Any, combine: Callable[[Any, Any], Any]) -> None:
+    """Store combine(a, b), tile by tile; every element is read and written once."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        raise KernelError(f"a {a.shape} {a.dtype} and b {b.shape} {b.dtype} must have one shape and dtype")
+
+    def row(m: Any, rows: int) -> None:
+        def piece(n: Any, columns: int) -> None:
+            at = nl.ds(m * PARTITIONS, rows), nl.ds(n * _PASS, columns)
+            nl.store(out[at], value=combine(nl.load(a[at]), nl.load(b[at])))
+
+        for_tiles(a.shape[1], _PASS, piece)
+
+    for_tiles(a.shape[0], PARTITIONS, row)
 
 
 def naive_fusion_kernel(x_t: Any, u: Any, v: Any, rows: int = 128, columns: int = 512, ranks: int = 512) -> Any:

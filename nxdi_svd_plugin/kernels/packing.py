@@ -40,6 +40,11 @@ def pack(u: Any, v: Any, kernel: str = "xuv", interpolative: bool = False) -> tu
     return _to_tiles(u, PARTITIONS), _to_tiles(_pad_rows(v), column_tile(kernel, rank))
 
 
+def packed_shapes(inputs: int, rank: int, outputs: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The shapes that `pack` gives u [inputs, rank] and v [rank, outputs], whatever the kernel."""
+    return (PARTITIONS, tiles(inputs) * rank), (PARTITIONS, tiles(rank) * outputs)
+
+
 def unpack(
     u_packed: Any, v_packed: Any, inputs: int, kernel: str = "xuv", interpolative: bool = False
 ) -> tuple[Any, Any]:
@@ -47,8 +52,7 @@ def unpack(
     _check(kernel)
     rank, outputs = u_packed.shape[1] // tiles(inputs), 0
     outputs = v_packed.shape[1] // max(1, tiles(rank))
-    whole = (PARTITIONS, tiles(inputs) * rank), (PARTITIONS, tiles(rank) * outputs)
-    if (tuple(u_packed.shape), tuple(v_packed.shape)) != whole or not rank:
+    if (tuple(u_packed.shape), tuple(v_packed.shape)) != packed_shapes(inputs, rank, outputs) or not rank:
         raise KernelError(
             f"unpack: u {tuple(u_packed.shape)} and v {tuple(v_packed.shape)} were not packed from {inputs} inputs"
         )

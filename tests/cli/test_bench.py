@@ -1,15 +1,28 @@
 """`nxdi-svd bench`: a compressed directory's MLPs in the simulator."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from tiny_models import save_dense, save_factored
 
+from nxdi_svd_plugin import versions
 from nxdi_svd_plugin.cli.main import main
-from nxdi_svd_plugin.kernels.mlp_counts import Layer, Part, dense, fused, unfused
+from nxdi_svd_plugin.errors import KernelError
+from nxdi_svd_plugin.kernels import counts, nki
+from nxdi_svd_plugin.kernels.mlp_calls import Part
+from nxdi_svd_plugin.kernels.mlp_counts import Layer, dense, fused, unfused
 from nxdi_svd_plugin.svd_config import Projection, layers_to_json
 
 SIZES = {"hidden_size": 64, "intermediate_size": 256, "vocab_size": 260}
+
+
+@pytest.fixture(autouse=True)
+def simulator(monkeypatch):
+    """The command sets this for its process; a test puts it back."""
+    monkeypatch.setenv("NXDI_SVD_NKI", "simulator")
 
 
 def bench(directory, *options, capsys):
@@ -102,3 +115,115 @@ def test_a_dense_directory_is_refused(tmp_path, capsys):
     dense = save_dense(tmp_path / "dense", "llama", **SIZES)
     assert main(["bench", str(dense)]) == 1
     assert "not a compressed directory" in capsys.readouterr().err
+
+
+@pytest.fixture
+def dense_config(tmp_path):
+    """config.json alone of a dense model, 512 x 1536."""
+    config = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 512, "intermediate_size": 1536}
+    (tmp_path / "wide").mkdir()
+    text = json.dumps({**config, "num_attention_heads": 4, "vocab_size": 8})
+    (tmp_path / "wide" / "config.json").write_text(text)
+    return tmp_path / "wide"
+
+
+def test_rows_say_what_ran_and_reads_apart_from_writes(pairs, capsys):
+    """One token on two cores: x, u and v in, [I, 1] out and in again, y out; u and v have rows padded to 128."""
+    row = bench(pairs, "--tp", "2", "--tokens", "1", capsys=capsys)["rows"][0]
+    cost, weights = row["costs"]["fused"], 2 * 128 * (40 + 128) + 128 * 40 + 128 * 64
+    assert (cost["hbm_read_bytes"], cost["hbm_write_bytes"]) == (2 * (64 + weights + 128), 2 * (128 + 64))
+    assert cost["calls"] == ["up_gate 1x64 128x40 128x128 128x40 128x128", "down 128x1 128x40 128x64"]
+    assert [call.split()[0] for call in row["costs"]["dense"]["calls"]] == ["matmul", "matmul", "swiglu", "matmul"]
+    assert row["dtype"] == "bfloat16" and row["version"] and "simulated" in row["source"]
+
+
+def test_unfused_pivots_are_added_by_a_pass():
+    """t [r, S] and the pivots in, t out: three times 128 elements more than without."""
+    layer, tokens = Layer(64, 512, Part(128, 128), Part(128, 128), Part(128, 128)), 1
+    cost = unfused(layer, tokens)
+    assert [call.split()[0] for call in cost.calls] == ["matmul"] * 4 + ["swiglu", "matmul", "add", "matmul"]
+    gate = 64 * 128 + 128 * 384 + (64 + 128) + (128 + 384)
+    down = 384 * 128 + 128 * 64 + (384 + 128) + 3 * 128 + (128 + 64)
+    assert cost.hbm_bytes == 2 * (2 * gate + 3 * 512 + down)
+
+
+def test_a_dense_model_with_a_ratio(dense_config, tmp_path, capsys):
+    """Eq. 5 for 512 x 1536 at 0.2: pairs 307 -> 256; interpolative, r (H + I - r) = 0.8 H·I, 376 -> 384."""
+    found = bench(
+        dense_config, "--ratio", "0.2", "--tokens", "1", "8", "--output", str(tmp_path / "rows"), capsys=capsys
+    )
+    assert [(row["up"]["rank"], row["up"]["own"]) for row in found["rows"]] == [(256, 0)] * 2 + [(384, 384)] * 2
+    assert [row["tokens"] for row in found["totals"]] == [1, 8, 1, 8] and found["notes"] == []
+    assert found["rows"][0]["ranks_from"] == "Eq. 5, pair, ratio 0.2, block 128"
+    assert [json.loads(line) for line in (tmp_path / "rows").read_text().splitlines()] == found["rows"]
+    fused = found["rows"][2]["costs"]["fused"]["hbm_bytes"]
+    assert fused == 2 * (3 * 384 * (512 + 1536 - 384) + 2 * (512 + 1536))
+
+
+def test_a_form_that_does_not_exist_hides_no_other(dense_config, capsys):
+    """At 0.1 a pair of rank 384 saves nothing; at tp 4 the interpolative form needs blocks of 512, the full rank."""
+    found = bench(dense_config, "--ratio", "0.1", "--tokens", "1", capsys=capsys)
+    assert "saves nothing" in found["notes"][0] and [row["up"]["own"] for row in found["rows"]] == [384]
+    found = bench(dense_config, "--ratio", "0.2", "--tokens", "1", "--tp", "4", capsys=capsys)
+    assert "block 512" in found["notes"][0] and [row["up"]["rank"] for row in found["rows"]] == [256]
+    assert main(["bench", str(dense_config), "--ratio", "0.1", "--tp", "4"]) == 2
+    assert "saves nothing" in (shown := capsys.readouterr().err) and "block 512" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--tp", "7"], 1, "tp 7 does not divide the intermediate size 1536"),
+        (["--ratio", "1.5"], 2, "ratio is 1.5"),
+        (["--output", "no/such/rows.jsonl", "--tokens", "1"], 1, "cannot write"),
+    ],
+)
+def test_bad_values_of_a_dense_model(dense_config, options, code, message, capsys):
+    assert main(["bench", str(dense_config), "--ratio", "0.2", *options]) == code
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [(["--tp", "3"], 1, "tp 3 does not divide"), (["--ratio", "0.1"], 2, "leave out --ratio 0.1")],
+)
+def test_bad_values_of_a_compressed_model(pairs, options, code, message, capsys):
+    assert main(["bench", str(pairs), *options]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_a_directory_without_a_config(tmp_path, capsys):
+    assert main(["bench", str(tmp_path)]) == 1
+    assert "has no config.json" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text("{")
+    assert main(["bench", str(tmp_path)]) == 1
+    assert "not valid JSON" in capsys.readouterr().err
+
+
+def test_ml_dtypes_is_an_extra(pairs, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["bench", str(pairs)]) == 3
+    assert versions.pip_line("simulator") in capsys.readouterr().err
+
+
+def test_a_neuron_compiler_is_named_and_not_used(pairs, tmp_path):
+    """An installed neuronxcc, whose kernels would crash here: `jit` is not even there."""
+    site = tmp_path / "site"
+    (site / "neuronxcc" / "nki").mkdir(parents=True)
+    for name in ("__init__", "nki/__init__", "nki/language", "nki/isa"):
+        (site / "neuronxcc" / f"{name}.py").write_text("")
+    (site / "neuronx_cc-2.21.dist-info").mkdir()
+    metadata = "Metadata-Version: 2.1\nName: neuronx-cc\nVersion: 2.21\n"
+    (site / "neuronx_cc-2.21.dist-info" / "METADATA").write_text(metadata)
+    command = [sys.executable, "-m", "nxdi_svd_plugin.cli.main", "bench", str(pairs), "--tokens", "1"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *sys.path])}
+    env.pop("NXDI_SVD_NKI")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "neuronx-cc 2.21 is installed and was not used" in done.stdout and "simulated" in done.stdout
+
+
+def test_kernels_bound_to_neuronxcc_are_not_counted(monkeypatch):
+    monkeypatch.setattr(nki, "SOURCE", "neuronxcc")
+    with pytest.raises(KernelError, match="NXDI_SVD_NKI=simulator before"):
+        counts.count(None, (1, 1))

@@ -82,14 +82,22 @@ def plan_mlp(
     """
     if dtype not in ITEMSIZE:
         raise KernelError(f"dtype {dtype!r} is not supported by the kernels; use one of {', '.join(ITEMSIZE)}")
-    if tp < 1 or intermediate % tp:
-        raise KernelError(f"tp {tp} does not divide the intermediate size {intermediate}")
-    shard, itemsize = intermediate // tp, ITEMSIZE[dtype]
+    shard, itemsize = shard_width(intermediate, tp), ITEMSIZE[dtype]
     gate, up, down = ranks
     return {
         "up_gate": plan_chain(Chain("up_gate", tokens, hidden, (gate, up), shard, itemsize, pivots=pivots[:2])),
         "down": plan_chain(Chain("down", tokens, shard, (down,), hidden, itemsize, pivots=pivots[2:])),
     }
+
+
+def shard_width(intermediate: int, tp: int) -> int:
+    """Neurons of the intermediate axis on one of `tp` cores.
+
+    Raises KernelError if they are not equally many on every core.
+    """
+    if tp < 1 or intermediate % tp:
+        raise KernelError(f"tp {tp} does not divide the intermediate size {intermediate}")
+    return intermediate // tp
 
 
 def _reason(chain: Chain, blocks: Blocks, seconds: dict[str, float], bound: str) -> str:
