@@ -22,6 +22,7 @@ def test_the_page_is_in_step_with_the_rows():
 def test_every_row_has_provenance_and_no_kernel_of_ours_spills():
     for row in generator().load():
         assert row["source"] == "simulated, no device run" and row["git"] and row["dtype"]
+        assert not row["git"].endswith("-dirty"), "count again at a commit: the rows must be reproducible from the history"
         if row["table"] == "mlp" or str(row.get("variant")).startswith("xuv"):
             assert row["spill_save_bytes"] == row["spill_reload_bytes"] == 0
 
@@ -31,3 +32,14 @@ def test_predictions_in_the_rows_are_exact():
         if "predicted_hbm_bytes" in row:
             assert row["predicted_hbm_bytes"] == row["hbm_bytes"]
             assert row["sbuf_peak_bytes"] <= row["predicted_sbuf_bytes"] <= 1.15 * row["sbuf_peak_bytes"]
+
+
+def test_the_comparison_with_unfused_in_the_text_is_that_of_the_rows():
+    rows = {(row["variant"], row["tokens"]): row for row in generator().load() if row["table"] == "table2"}
+    more = [
+        100 * (rows["xuv_transposed", n]["hbm_bytes"] / rows["unfused", n]["hbm_bytes"] - 1)
+        for n in sorted({tokens for _, tokens in rows})
+    ]
+    low, high = round(min(more)), round(max(more))
+    assert f"it moves {low} to {high} % more" in generator().PAGE.read_text()
+    assert f"it moves *more* at this rank ({low}-{high} %)" in (ROOT / "README.md").read_text()

@@ -64,6 +64,14 @@ def test_the_traffic_is_within_2_percent_of_the_exhaustive_search(chain):
     assert sum(hbm_bytes(chain, choose(chain))) <= 1.02 * least
 
 
+@pytest.mark.parametrize(("tokens", "percent"), [(1024, 0), (2048, 12), (4096, 6), (8192, 3)])
+def test_what_room_for_a_second_load_costs_is_what_the_page_says(tokens, percent):
+    chain = Chain("xuv", tokens, 7168, (4096,), 18432, transposed_output=True)
+    single = least_hbm_bytes(chain, unit=32, in_flight=1)
+    assert single is not None
+    assert round(100 * (1 - single / sum(hbm_bytes(chain, choose(chain))))) == percent
+
+
 def test_a_hand_made_plan():
     chain = Chain("xuv", 300, 256, (128,), 384, transposed_output=True)
     blocks = forced(chain, (100, 40))

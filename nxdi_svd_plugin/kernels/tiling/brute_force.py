@@ -10,13 +10,17 @@ from nxdi_svd_plugin.kernels.tiling.limits import SBUF_BYTES
 from nxdi_svd_plugin.kernels.tiling.planner import IN_FLIGHT, MAX_SUB_STRIP, buffer_choices
 
 
-def least_hbm_bytes(chain: Chain, unit: int = 16) -> int | None:
-    """HBM bytes (read and written) of the best strips for `chain`; None if nothing fits."""
+def least_hbm_bytes(chain: Chain, unit: int = 16, in_flight: int = IN_FLIGHT) -> int | None:
+    """HBM bytes (read and written) of the best strips for `chain`; None if nothing fits.
+
+    `in_flight`: loads of every streamed operand that must fit beside a strip; 2 as in the planner, so that DMA can
+    overlap with compute; with 1 longer strips fit, and the tensor engine waits for every load.
+    """
     unit = min(unit, chain.tokens)
     steps = -(-chain.tokens // unit)
     totals = []
     for buffers in set(buffer_choices(chain)):
-        fewest = _fewest_sub_strips(chain, buffers, steps, unit)
+        fewest = _fewest_sub_strips(chain, buffers, steps, unit, in_flight)
         best: list[float] = [0.0] + [float("inf")] * steps
         for covered in range(1, steps + 1):
             for strip, reads in fewest.items():
@@ -28,7 +32,7 @@ def least_hbm_bytes(chain: Chain, unit: int = 16) -> int | None:
     return None if least == float("inf") else chain.activation_bytes + int(least)
 
 
-def _fewest_sub_strips(chain: Chain, buffers: Buffers, steps: int, unit: int) -> dict[int, int]:
+def _fewest_sub_strips(chain: Chain, buffers: Buffers, steps: int, unit: int, in_flight: int) -> dict[int, int]:
     """{strip length: fewest sub-strips that fill it}, lengths in steps, by trying every next sub-strip."""
     found: dict[int, tuple[int, ...]] = {0: ()}
     for done in range(steps):
@@ -36,7 +40,7 @@ def _fewest_sub_strips(chain: Chain, buffers: Buffers, steps: int, unit: int) ->
             continue
         for size in range(1, min(steps - done, MAX_SUB_STRIP // unit) + 1):
             strip = (*found[done], size * unit)
-            if strip_sbuf_bytes(chain, buffers, strip, IN_FLIGHT, align=1) > SBUF_BYTES:
+            if strip_sbuf_bytes(chain, buffers, strip, in_flight, align=1) > SBUF_BYTES:
                 break
             if done + size not in found or len(strip) < len(found[done + size]):
                 found[done + size] = strip
