@@ -192,8 +192,6 @@ class Expr:
     def __ne__(self, other: Any) -> Any:
         fail("`!=` of an index is not an affine condition; use `<`, `<=`, `>`, `>=` or `==`")
 
-    __hash__ = object.__hash__
-
     # ---- what a traced index refuses
     def _refuse(self, what: str) -> Any:
         fail(f"{what} of a loop or tile index: {RULE}")
@@ -205,6 +203,9 @@ class Expr:
         return int(self._refuse("integer value"))
 
     __int__ = __index__
+
+    def __hash__(self) -> int:
+        return int(self._refuse("look-up by the value"))
 
     def __float__(self) -> float:
         return float(self._refuse("float value"))

@@ -22,7 +22,7 @@ def test_the_page_is_in_step_with_the_rows():
 def test_every_row_has_provenance_and_no_kernel_of_ours_spills():
     for row in generator().load():
         assert row["source"] == "simulated, no device run" and row["git"] and row["dtype"]
-        assert not row["git"].endswith("-dirty"), "count again at a commit: the rows must be reproducible from the history"
+        assert not row["git"].endswith("-dirty"), "count again at a commit, so that the rows can be reproduced"
         if row["table"] == "mlp" or str(row.get("variant")).startswith("xuv"):
             assert row["spill_save_bytes"] == row["spill_reload_bytes"] == 0
 

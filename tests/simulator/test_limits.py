@@ -251,6 +251,11 @@ def list_by_index(x):
         [1, 2, 3, 4][i]
 
 
+def dictionary_by_index(x):
+    for i in nl.affine_range(2):
+        {0: x}.get(i)
+
+
 def if_modulo(x):
     for i in nl.affine_range(4):
         if i % 2:
@@ -456,6 +461,7 @@ REFUSED = [
     (output_dependency, "err_unexpected_output_dependencies"),
     (int_of_index, "integer value of a loop or tile index"),
     (list_by_index, "integer value of a loop or tile index"),
+    (dictionary_by_index, "look-up by the value of a loop or tile index"),
     (if_modulo, "truth value of a loop or tile index"),
     (if_modulo_compared, "condition with `%` or `//`"),
     (if_arange, "err_control_flow_condition_depending_on_arange"),
