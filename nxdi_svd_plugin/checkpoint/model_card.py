@@ -11,6 +11,7 @@ import yaml
 
 from nxdi_svd_plugin.checkpoint.atomic import write_bytes, write_json
 from nxdi_svd_plugin.checkpoint.names import CONFIG, REPORT
+from nxdi_svd_plugin.checkpoint.serving import serving
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.svd_config import PROJECTIONS
 
@@ -55,18 +56,18 @@ model = nxdi_svd_plugin.load_pretrained("DIR")  # raises if a weight is missing 
 `AutoModelForCausalLM.from_pretrained("DIR")` works too, after `import nxdi_svd_plugin`. Without the plugin
 transformers stops at the unknown model type.
 
-With NxD Inference on trn1 (SDK 2.26 to 2.28); everything after `run` is an argument of NxDI's `inference_demo`:
+{fit}With NxD Inference on trn1 (SDK 2.26 to 2.28); everything after `run` is an argument of NxDI's `inference_demo`:
 
 ```
-nxdi-svd neuron run --model-path DIR --compiled-model-path COMPILED --mlp-impl svd_fused --tp-degree 2 \\
+nxdi-svd neuron run --model-path DIR --compiled-model-path COMPILED --mlp-impl {impl} --tp-degree {tp} \\
   --torch-dtype bfloat16 --batch-size 1 --max-context-length 1024 --seq-len 2048 --prompt "..."
 ```
 
 With vLLM on trn1 (vllm-neuron of SDK 2.26 to 2.28; the plugin registers itself through `vllm.general_plugins`):
 
 ```
-vllm serve DIR --tensor-parallel-size 2 --max-model-len 2048 \\
-  --additional-config '{{"override_neuron_config": {{"mlp_impl": "svd_fused"}}}}'
+vllm serve DIR --tensor-parallel-size {tp} --max-model-len 2048 \\
+  --additional-config '{{"override_neuron_config": {{"mlp_impl": "{impl}"}}}}'
 ```
 """
 
@@ -92,6 +93,7 @@ def model_card(report: Mapping[str, Any], config: Mapping[str, Any], source_card
         "tags": [*TAGS, *(["llama"] if llama else [])],
     }
     ratio, calibration = report["ratio"], report["calibration"]
+    impl, tp, fit = serving(config)
     body = BODY.format(
         title=title,
         link=f"[{base}](https://huggingface.co/{base})" if "/" in base else base,
@@ -103,6 +105,9 @@ def model_card(report: Mapping[str, Any], config: Mapping[str, Any], source_card
         mlp=f"{ratio['mlp']:.4f}",
         model=f"{ratio['model']:.4f}",
         ranks=rank_summary(report["matrices"]),
+        impl=impl,
+        tp=tp,
+        fit=fit,
         **{key: calibration[key] for key in ("text", "sha256", "tokens", "samples", "seed")},
         versions=", ".join(f"{name} {version}" for name, version in report["versions"].items()),
         recovery=recovery_text(report.get("recovery")),

@@ -120,3 +120,22 @@ def test_recovery_is_told():
 def test_recording_without_a_report_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="no report"):
         record_evaluation(tmp_path, EVALUATION)
+
+
+def with_pivots(**pivots):
+    layer = {f"{name}_proj": {"form": "interpolative", "rank": 1, "pivots": runs} for name, runs in pivots.items()}
+    return {**CONFIG, "intermediate_size": 1536, "svd_config": {"layers": {"0": layer}}}
+
+
+@pytest.mark.parametrize(
+    ("pivots", "impl", "tp", "sentence"),
+    [
+        ({"gate": [[0, 512]], "down": [[512, 1024]]}, "svd_fused", 2, "degree 1 or 2 or 4, where"),
+        ({"gate": [[0, 512]], "up": [[512, 640]]}, "svd_fused", 1, "degree 1, where"),
+        ({"gate": [[0, 512]], "up": [[512, 576]]}, "svd", 2, "cannot run this model"),
+    ],
+)
+def test_the_serving_commands_fit_the_pivots(pivots, impl, tp, sentence):
+    card = model_card(REPORT, with_pivots(**pivots))
+    assert f"--mlp-impl {impl} --tp-degree {tp} " in card and f"--tensor-parallel-size {tp} " in card
+    assert f'"mlp_impl": "{impl}"' in card and sentence in card
