@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nxdi_svd_plugin.checkpoint.names import CONFIG, EMBEDDING, HEAD, layer_prefix
-from nxdi_svd_plugin.errors import CheckpointError
+from nxdi_svd_plugin.checkpoint.names import CONFIG, EMBEDDING, HEAD, UNFINISHED, layer_prefix
+from nxdi_svd_plugin.errors import CheckpointError, SvdError
 from nxdi_svd_plugin.svd_config import MODEL_TYPES, PROJECTIONS, projection_dims
 
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
@@ -43,31 +45,32 @@ def read_config(directory: str | Path) -> SourceConfig:
 
     Raises:
         CheckpointError: no directory or config, unreadable JSON, an unsupported architecture, an already compressed or
-            quantized model, missing sizes, an MLP that narrows, MLP biases.
+            quantized model, missing sizes, an MLP that narrows, is not SiLU or has biases.
     """
     directory = Path(directory)
     raw = read_raw(directory)
     model_type = raw.get("model_type")
     if model_type in MODEL_TYPES.values() or "svd_config" in raw:
         raise CheckpointError(f"{directory} is already compressed; give the dense model it was made from")
-    if model_type not in MODEL_TYPES:
+    if model_type not in tuple(MODEL_TYPES):  # a tuple: what was found need not be hashable
         raise CheckpointError(
             f"{directory / CONFIG} has model_type {model_type!r}; supported are {', '.join(MODEL_TYPES)}"
             + (" (mixture-of-experts models have no single MLP to factor)" if "num_local_experts" in raw else "")
         )
     if raw.get("quantization_config"):
-        method = dict(raw["quantization_config"]).get("quant_method", "unknown")
+        found = raw["quantization_config"]
+        method = found.get("quant_method", "unknown") if isinstance(found, dict) else found
         raise CheckpointError(
             f"{directory} is quantized ({method}); give the unquantized model (float32, bfloat16 or float16)"
         )
-    for key in SIZES:
-        if not isinstance(raw.get(key), int) or raw[key] < 1:
-            raise CheckpointError(f"{directory / CONFIG} has {key} = {raw.get(key)!r}; expected a positive integer")
+    check_sizes(directory, raw)
     if raw["intermediate_size"] < raw["hidden_size"]:
         raise CheckpointError(
             f"{directory / CONFIG} has intermediate_size {raw['intermediate_size']} below hidden_size "
             f"{raw['hidden_size']}; only MLPs that widen are supported"
         )
+    if (act := raw.get("hidden_act", "silu")) not in ("silu", "swish"):
+        raise CheckpointError(f"{directory / CONFIG} has hidden_act {act!r}; only SiLU MLPs (silu) are supported")
     if raw.get("mlp_bias"):
         raise CheckpointError(f"{directory} has MLP biases (mlp_bias: true); only MLPs without bias are supported")
     return SourceConfig(
@@ -79,20 +82,50 @@ def read_raw(directory: Path) -> dict[str, Any]:
     """`directory`/config.json of a dense or compressed model as it is.
 
     Raises:
-        CheckpointError: no directory or config, unreadable JSON.
+        CheckpointError: no directory, no config.json (an unfinished output has none), not a JSON object.
     """
     path = directory / CONFIG
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is not a directory; give a local Hugging Face model directory")
+    if not path.is_file() and (directory / UNFINISHED).is_dir():
+        raise CheckpointError(f"{directory} is unfinished; run its command again with --resume")
     if not path.is_file():
         raise CheckpointError(f"{directory} has no {CONFIG}; give a Hugging Face model directory")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); restore it from the source") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path} holds a {type(raw).__name__}; expected a JSON object")
     return raw
+
+
+def check_sizes(directory: Path, raw: dict[str, Any]) -> None:
+    """Raises CheckpointError for a size in config.json that is not a positive integer."""
+    for key in SIZES:
+        if not isinstance(raw.get(key), int) or isinstance(raw[key], bool) or raw[key] < 1:
+            raise CheckpointError(f"{directory / CONFIG} has {key} = {raw.get(key)!r}; expected a positive integer")
+
+
+@contextmanager
+def config_errors(directory: Path) -> Iterator[None]:
+    """Around what transformers builds from a config.json, of which it checks little: what it trips over is one error.
+
+    Raises:
+        CheckpointError: names the file and what transformers said.
+    """
+    try:
+        yield
+    except SvdError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{directory / CONFIG} describes no model that transformers can build ({type(error).__name__}: {said}); "
+            "restore it from its source"
+        ) from error
 
 
 def one_layer_config(config: SourceConfig) -> Any:
@@ -116,7 +149,7 @@ def expected_tensors(config: SourceConfig) -> dict[str, tuple[int, ...]]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
+    with config_errors(config.directory), torch.device("meta"):
         state = AutoModelForCausalLM.from_config(one_layer_config(config)).state_dict()  # type: ignore[no-untyped-call]
     first, shapes = layer_prefix(0), {}
     vocab = config.raw["vocab_size"]

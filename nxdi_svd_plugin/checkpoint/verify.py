@@ -13,6 +13,7 @@ import torch
 
 from nxdi_svd_plugin.checkpoint.names import CONFIG, HEAD, ORDER, REPORT, ROTARY_BUFFER
 from nxdi_svd_plugin.checkpoint.reader import Reader, file_sha256
+from nxdi_svd_plugin.checkpoint.source import check_sizes, config_errors, read_raw
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.svd_config import MODEL_TYPES
 
@@ -45,18 +46,16 @@ def compressed_config(directory: Path) -> dict[str, Any]:
     """config.json of a compressed directory.
 
     Raises:
-        CheckpointError: unreadable, dense, or its model_type was set back to the dense one.
+        CheckpointError: unreadable, unfinished, without sizes, dense, or its model_type was set back to the dense one.
     """
-    try:
-        config: dict[str, Any] = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory / CONFIG} cannot be read: {error}") from error
-    model_type = config.get("model_type") if isinstance(config, dict) else None
-    if model_type not in MODEL_TYPES.values() or not isinstance(config.get("svd_config"), dict):
+    config = read_raw(directory)
+    model_type = config.get("model_type")
+    if model_type not in tuple(MODEL_TYPES.values()) or not isinstance(config.get("svd_config"), dict):
         raise CheckpointError(
             f"{directory} is not a compressed directory: config.json has model_type {model_type!r}; "
             f"expected {' or '.join(MODEL_TYPES.values())}, and the object svd_config"
         )
+    check_sizes(directory, config)
     if "quantization_config" in config:
         raise CheckpointError(f"{directory / CONFIG} has a quantization_config; compressed models have none: remove it")
     return config
@@ -69,8 +68,9 @@ def expected_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
     from nxdi_svd_plugin.modeling.auto import register
 
     register()
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))  # type: ignore[no-untyped-call]
+    with config_errors(directory), torch.device("meta"):
+        settings = AutoConfig.from_pretrained(directory, local_files_only=True)
+        model = AutoModelForCausalLM.from_config(settings)  # type: ignore[no-untyped-call]
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

@@ -18,10 +18,9 @@ import torch
 
 from nxdi_svd_plugin.checkpoint.atomic import disk_errors, sync_directory, write_bytes, write_json
 from nxdi_svd_plugin.checkpoint.layout import Entries, index_json, plan_shards
-from nxdi_svd_plugin.checkpoint.names import CONFIG, INDEX
+from nxdi_svd_plugin.checkpoint.names import CONFIG, INDEX, UNFINISHED
 from nxdi_svd_plugin.errors import CheckpointError
 
-UNFINISHED = ".unfinished"
 REMOVED = ".removed"
 """The working directory gets this name in the moment the output is complete, and is then deleted."""
 MANIFEST = "manifest.json"

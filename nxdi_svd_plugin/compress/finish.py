@@ -10,10 +10,10 @@ import torch
 
 from nxdi_svd_plugin import __version__
 from nxdi_svd_plugin.checkpoint.model_card import CARD, model_card, read_card
-from nxdi_svd_plugin.checkpoint.names import CONFIG, REPORT, carried_files
+from nxdi_svd_plugin.checkpoint.names import CONFIG, REPORT, UNFINISHED, carried_files
 from nxdi_svd_plugin.checkpoint.reader import file_sha256
 from nxdi_svd_plugin.checkpoint.source import parameters
-from nxdi_svd_plugin.checkpoint.writer import UNFINISHED, Writer, remove_unfinished
+from nxdi_svd_plugin.checkpoint.writer import Writer, remove_unfinished
 from nxdi_svd_plugin.compress.job import Job, machine, versions
 from nxdi_svd_plugin.compress.manifest import Manifest
 from nxdi_svd_plugin.compress.plan import Ratios, reached

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from nxdi_svd_plugin.checkpoint.names import EMBEDDING, projection_prefix
+from nxdi_svd_plugin.checkpoint.names import EMBEDDING, UNFINISHED, projection_prefix
 from nxdi_svd_plugin.checkpoint.reader import file_sha256
-from nxdi_svd_plugin.checkpoint.writer import UNFINISHED, Writer, check_output, prepare_output, remove_unfinished
+from nxdi_svd_plugin.checkpoint.writer import Writer, check_output, prepare_output, remove_unfinished
 from nxdi_svd_plugin.compress import calibrate, manifest
 from nxdi_svd_plugin.compress.distributed import World, join, leave, pick_device
 from nxdi_svd_plugin.compress.finish import completed, finish

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from nxdi_svd_plugin.checkpoint.model_card import CARD, model_card, read_card
-from nxdi_svd_plugin.checkpoint.names import CONFIG, ORDER, REPORT, carried_files, read_json
+from nxdi_svd_plugin.checkpoint.names import CONFIG, ORDER, REPORT, UNFINISHED, carried_files, read_json
 from nxdi_svd_plugin.checkpoint.reader import Reader, file_sha256
-from nxdi_svd_plugin.checkpoint.writer import UNFINISHED, Writer, prepare_output
+from nxdi_svd_plugin.checkpoint.writer import Writer, prepare_output
 from nxdi_svd_plugin.compress import lora
 from nxdi_svd_plugin.compress.recovery_data import Windows, load_windows
 from nxdi_svd_plugin.compress.recovery_settings import Settings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +11,7 @@ from packaging.version import Version
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from nxdi_svd_plugin.checkpoint.source import config_errors, read_raw
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.modeling.auto import register
 from nxdi_svd_plugin.modeling.strict import check_loading_info, some
@@ -31,13 +31,13 @@ def load_pretrained(directory: str | Path, dtype: torch.dtype | str = "auto") ->
             unexpected, wrongly shaped or non-finite tensors.
     """
     directory = Path(directory)
-    model_type = read_config(directory).get("model_type")
-    if model_type in MODEL_TYPES:
+    model_type = read_raw(directory).get("model_type")
+    if model_type in tuple(MODEL_TYPES):
         raise CheckpointError(
             f"{directory} is a dense {model_type} model; compress it with `nxdi-svd compress`, or load it with "
             "AutoModelForCausalLM"
         )
-    if model_type not in MODEL_TYPES.values():
+    if model_type not in tuple(MODEL_TYPES.values()):
         raise CheckpointError(
             f"{directory} has model_type {model_type!r}; this version loads {', '.join(MODEL_TYPES.values())}"
         )
@@ -52,8 +52,10 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto") -> PreT
     """
     directory = Path(directory)
     known = (*MODEL_TYPES, *MODEL_TYPES.values())
-    if (model_type := read_config(directory).get("model_type")) not in known:
-        raise CheckpointError(f"{directory} has model_type {model_type!r}; expected one of {', '.join(known)}")
+    if (model_type := read_raw(directory).get("model_type")) not in known:
+        raise CheckpointError(
+            f"{directory}/config.json has model_type {model_type!r}; expected one of {', '.join(known)}"
+        )
     register()
     options: dict[str, Any] = {DTYPE_ARGUMENT: dtype, "output_loading_info": True, "local_files_only": True}
     options |= {
@@ -61,7 +63,8 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto") -> PreT
         "ignore_mismatched_sizes": True,
     }  # the info has them, we raise
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(directory, **options)
+        with config_errors(directory):
+            loaded = AutoModelForCausalLM.from_pretrained(directory, **options)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{directory} cannot be loaded: {error}") from error
     model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
@@ -74,32 +77,19 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model directory.
 
     Raises:
-        CheckpointError: there is none, or it cannot be read.
+        CheckpointError: no model directory, no tokenizer in it, or it cannot be read.
     """
+    read_raw(Path(directory))
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(  # type: ignore[no-untyped-call]
             directory, local_files_only=True
         )
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{directory} has no tokenizer that transformers can read: {error}") from error
+        raise CheckpointError(
+            f"{directory} has no tokenizer that transformers can read ({str(error).splitlines()[0]}); copy the model's "
+            "tokenizer files there"
+        ) from error
     return tokenizer
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """The object in config.json.
-
-    Raises:
-        CheckpointError: no such directory, no config.json, or it is not a JSON object.
-    """
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory} is not a directory; give a local Hugging Face model directory")
-    try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory / 'config.json'} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{directory / 'config.json'} is not a JSON object; restore it from its source")
-    return config
 
 
 def check_finite(model: torch.nn.Module) -> None:

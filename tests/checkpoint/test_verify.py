@@ -114,5 +114,5 @@ def test_moved_neurons_are_compared_at_their_old_place(pair):
 
 
 def test_not_a_directory(tmp_path):
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="is not a directory"):
         verify(tmp_path / "nowhere")

@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from nxdi_svd_plugin.checkpoint.layout import index_json, plan_shards, tensor_bytes
-from nxdi_svd_plugin.checkpoint.names import carried_files
-from nxdi_svd_plugin.checkpoint.writer import UNFINISHED, Writer, prepare_output
+from nxdi_svd_plugin.checkpoint.names import UNFINISHED, carried_files
+from nxdi_svd_plugin.checkpoint.writer import Writer, prepare_output
 from nxdi_svd_plugin.errors import CheckpointError
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])

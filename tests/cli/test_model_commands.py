@@ -133,3 +133,46 @@ def test_verify_exits_1_when_a_check_fails(tiny_svd_llama, tiny_llama, tmp_path,
     assert code == 0 and result["ok"] and all(check["ok"] for check in result["checks"])
     assert main(["verify", str(directory)]) == 0
     assert capsys.readouterr().out.count("ok  ") == 5
+
+
+COMMANDS = {
+    "plan": ["plan", "--block", "2", "--model"],
+    "compress": ["compress", "--block", "2", "--output", "out", "--model"],
+    "evaluate": ["evaluate", "--max-tokens", "40", "--window", "20", "--model"],
+    "generate": ["generate", "--prompt", "a", "--model"],
+    "inspect": ["inspect"],
+    "verify": ["verify"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_directory_that_is_none_or_unfinished_is_one_line(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*COMMANDS[command], "nowhere"]) == 1
+    error = capsys.readouterr().err
+    assert "nowhere is not a directory; give a local" in error and error.count("\n") == 1
+    (tmp_path / "half" / ".unfinished").mkdir(parents=True)
+    assert main([*COMMANDS[command], "half"]) == 1
+    error = capsys.readouterr().err
+    assert "half is unfinished; run its command again with --resume" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "changes",
+    [{"head_dim": 0}, {"num_attention_heads": "4"}, {"hidden_size": []}, {"hidden_act": "silly"}, {"model_type": {}}],
+    ids=str,
+)
+def test_a_config_of_no_model_is_one_line_and_no_traceback(
+    command, changes, tiny_llama, tiny_svd_llama, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    directory = shutil.copytree(tiny_llama if command in ("plan", "compress") else tiny_svd_llama, tmp_path / "model")
+    (directory / "report.json").write_text("{}")
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, **changes}))
+    code, error = main([*COMMANDS[command], "model"]), capsys.readouterr().err
+    if command == "inspect" and code == 0 and not {"head_dim", "hidden_act"}.isdisjoint(changes):  # unread
+        return
+    assert code == 1 and "config.json" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
