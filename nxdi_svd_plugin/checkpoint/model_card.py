@@ -32,6 +32,7 @@ BODY = """\
 
 | | |
 |---|---|
+| licence | {licence} |
 | ratio asked | {asked} of the {target} parameters |
 | ratio reached | {mlp} of the MLP, {model} of the model |
 | ranks | {ranks} |
@@ -109,6 +110,7 @@ def model_card(report: Mapping[str, Any], config: Mapping[str, Any], source_card
         tp=tp,
         fit=fit,
         **{key: calibration[key] for key in ("text", "sha256", "tokens", "samples", "seed")},
+        licence=licence(source),
         versions=", ".join(f"{name} {version}" for name, version in report["versions"].items()),
         recovery=recovery_text(report.get("recovery")),
         evaluation=evaluation_text(report.get("evaluation")),
@@ -150,6 +152,15 @@ def llama_name(source: Mapping[str, Any], base: str) -> str:
         if licence.startswith(f"llama{version}"):
             return f"Llama {version}"
     return ""
+
+
+def licence(source: Mapping[str, Any]) -> str:
+    """The licence that the source's card states, or that it states none."""
+    name = str(source.get("license_name") or source.get("license") or "")
+    if not name:
+        return "not stated by the source: the base model's terms apply"
+    link = source.get("license_link")
+    return f"{name}, as the base model" + (f" ({link})" if link else "")
 
 
 def rank_summary(matrices: list[dict[str, Any]]) -> str:

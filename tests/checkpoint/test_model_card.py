@@ -117,6 +117,12 @@ def test_recovery_is_told():
     assert "factors were trained" in card and "factors were trained" not in model_card(REPORT, CONFIG)
 
 
+def test_the_licence_is_stated_even_when_there_is_none():
+    assert "| licence | not stated by the source" in model_card(REPORT, CONFIG)
+    llama = "---\nlicense: other\nlicense_name: llama3.2\nlicense_link: LICENSE.txt\n---\n"
+    assert "| licence | llama3.2, as the base model (LICENSE.txt) |" in model_card(REPORT, CONFIG, llama)
+
+
 def test_recording_without_a_report_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="no report"):
         record_evaluation(tmp_path, EVALUATION)
