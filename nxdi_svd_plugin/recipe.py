@@ -3,7 +3,7 @@
     ratio: 0.10            # share of the parameters to save
     ratio_of: mlp          # of the MLP weights, or of the whole "model"
     block: 128             # ranks are multiples of it (Eq. 5)
-    tau: 0.5               # rounding threshold of Eq. 5
+    tau: 0.5               # rounding threshold of Eq. 5, for allocation uniform
     ranks: {down_proj: 384, 0.gate_proj: 512}
     dense: [0, 31.down_proj]
     form: interpolative    # or pair
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.svd_config import PROJECTIONS
 
 DEFAULT_RATIO = 0.10
+DEFAULT_TAU = 0.5
+DEFAULT_DAMPING = 0.1
 DEFAULT_SAMPLES = 56
 FORMS = ("pair", "interpolative")
 OBJECTIVES = ("input", "two_sided", "two_sided_diagonal")
@@ -81,13 +84,13 @@ class Recipe:
     ratio: float | None = None
     ratio_of: str = "mlp"
     block: int = 128
-    tau: float = 0.5
+    tau: float = DEFAULT_TAU
     ranks: Mapping[str, int] = field(default_factory=dict)
     dense: tuple[str, ...] = ()
     form: str = "pair"
     objective: str = "input"
     allocation: str = "uniform"
-    damping: float = 0.1
+    damping: float = DEFAULT_DAMPING
     max_patterns: int = 0
     calibration: Calibration = field(default_factory=Calibration)
     dtype: str = "source"
@@ -116,15 +119,28 @@ class Recipe:
         _one_of("allocation", self.allocation, ALLOCATIONS)
         _check("damping", self.damping, float)
         _check("max_patterns", self.max_patterns, int)
-        if self.damping <= 0 or self.max_patterns < 0:
+        if not 0 < self.damping < math.inf or self.max_patterns < 0:
             raise RecipeError(
                 f"damping is {self.damping}, max_patterns {self.max_patterns}; damping must be above 0, "
                 "max_patterns at least 0 (no limit)"
             )
+        self._check_unused()
+
+    def _check_unused(self) -> None:
+        """Values that the method would silently not use."""
         if self.allocation == "global" and self.objective == "input":
             raise RecipeError(
                 "allocation global needs losses that compare across matrices, which objective input does not give; use "
                 "objective two_sided or allocation uniform"
+            )
+        if self.tau != DEFAULT_TAU and self.allocation == "global":
+            raise RecipeError(
+                f"tau is {self.tau}, which rounds the ranks of Eq. 5; allocation global does not use it: remove tau "
+                "or use allocation uniform"
+            )
+        if self.damping != DEFAULT_DAMPING and self.objective == "input":
+            raise RecipeError(
+                f"damping is {self.damping}, which objective input does not use; remove it or use objective two_sided"
             )
         if self.max_patterns and self.allocation == "uniform":
             raise RecipeError("max_patterns limits what allocation global chooses; remove it, uniform has one pattern")
@@ -218,7 +234,11 @@ def from_yaml(path: str | Path) -> Recipe:
         raise RecipeError(f"recipe {path} is not valid YAML: {error}") from error
     if not isinstance(raw, Mapping):
         raise RecipeError(f"recipe {path} holds {type(raw).__name__}; expected keys such as ratio and block")
-    raw = raw["recipe"] if "recipe" in raw and isinstance(raw["recipe"], Mapping) else raw
+    if isinstance(raw.get("recipe"), Mapping):
+        beside = sorted({str(key) for key in raw} & {item.name for item in dataclasses.fields(Recipe)})
+        if beside:
+            raise RecipeError(f"recipe {path} has {', '.join(beside)} beside the object recipe; move them into it")
+        raw = raw["recipe"]
     try:
         return from_dict(raw)
     except RecipeError as error:

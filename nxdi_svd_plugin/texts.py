@@ -56,7 +56,10 @@ def read_text(source: str) -> Text:
         ) from error
     if path.suffix == ".jsonl":
         content = "\n\n".join(
-            _jsonl_text(path, i, line) for i, line in enumerate(content.splitlines(), 1) if line.strip()
+            # not splitlines, which also cuts at the line separators of Unicode that JSON allows in a string
+            _jsonl_text(path, i, line)
+            for i, line in enumerate(content.split("\n"), 1)
+            if line.strip()
         )
     if not content.strip():
         raise CalibrationError(f"text {source} is empty; give a text with enough tokens for all samples")

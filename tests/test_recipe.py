@@ -87,7 +87,11 @@ def test_ratio_lies_between_0_and_1(ratio):
         ({"block": True}, "block is True; expected int"),
         ({"tau": 0}, "tau is 0; it must be above 0"),
         ({"tau": 1.01}, "tau is 1.01"),
+        ({"damping": math.nan}, "damping is nan"),
+        ({"damping": math.inf}, "damping is inf"),
         ({"shard_size": 0}, "shard_size 0"),
+        ({"tau": 1.0}, "tau is 1.0, .* allocation global does not use it: remove tau or use allocation uniform"),
+        ({"recipe": "paper", "damping": 0.2}, "damping is 0.2, which objective input does not use; remove it"),
         ({"ratio_of": "models"}, "did you mean 'model'"),
         ({"ranks": {"down_proj": 0}}, "a rank is an integer of at least 1"),
         ({"ranks": {"down_proj": 2.5}}, "a rank is an integer of at least 1"),
@@ -135,6 +139,7 @@ def test_the_most_specific_selector_wins():
         (b"- 0.1", "holds list; expected keys"),
         (b"", "holds NoneType; expected keys"),
         (b"ratio: 2", "recipe.yaml: ratio is 2"),
+        (b"recipe: {block: 2}\nratio: 0.3\nneuron: {}", "has ratio beside the object recipe; move them into it"),
         (b"ratoi: 0.1", "recipe.yaml: unknown key ratoi; did you mean 'ratio'"),
     ],
 )
@@ -146,7 +151,7 @@ def test_files_that_are_no_recipe(tmp_path, content, message):
     assert str(tmp_path) in str(caught.value)
 
 
-@pytest.mark.parametrize("entry", ["down_proj", "down_proj=", "down_proj=x", "=3", "down_proj=-1"])
+@pytest.mark.parametrize("entry", ["down_proj", "down_proj=", "down_proj=x", "=3", "down_proj=-1", "down_proj=²"])
 def test_a_rank_flag_is_selector_equals_rank(entry):
     with pytest.raises(RecipeError):
         from_flags("--rank", entry)

@@ -1,6 +1,7 @@
 """Texts: the built-in texts share nothing, files and JSON lines are read, and what cannot be used is named."""
 
 import hashlib
+import json
 
 import pytest
 
@@ -25,6 +26,14 @@ def test_a_text_file_and_its_hash(tmp_path):
 def test_json_lines_are_joined_by_blank_lines(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "one", "id": 1}\n\n{"text": "two"}\n"three"\n')
     assert read_text(str(tmp_path / "a.jsonl")).content == "one\n\ntwo\n\nthree"
+
+
+def test_line_separators_of_unicode_inside_a_json_string_end_no_line(tmp_path):
+    """json.dumps(ensure_ascii=False) writes them as they are, and web text has them."""
+    texts = ["a\u2028b", "c\u0085d\u2029e", "f"]
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert read_text(str(tmp_path / "a.jsonl")).content == "\n\n".join(texts)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import yaml
 
 from nxdi_svd_plugin.checkpoint.atomic import write_bytes, write_json
-from nxdi_svd_plugin.checkpoint.names import CONFIG, REPORT
+from nxdi_svd_plugin.checkpoint.names import CONFIG, REPORT, read_json
 from nxdi_svd_plugin.checkpoint.serving import serving
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.svd_config import PROJECTIONS
@@ -206,17 +205,27 @@ def evaluation_text(evaluation: Mapping[str, Any] | None) -> str:
     )
 
 
+def recordable(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """report.json and config.json of a directory that an evaluation can be recorded in.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    try:
+        return read_json(directory / REPORT), read_json(directory / CONFIG)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{directory} has no report to record the evaluation in ({error}); --record is for compressed directories"
+        ) from error
+
+
 def record_evaluation(directory: Path, evaluation: Mapping[str, Any]) -> None:
     """Put measured perplexities into report.json and the card of a compressed directory.
 
     Raises:
         CheckpointError: no readable report.json or config.json.
     """
-    try:
-        report = json.loads((directory / REPORT).read_text(encoding="utf-8"))
-        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory} has no report to record the evaluation in: {error}") from error
+    report, config = recordable(directory)
     report["evaluation"] = {**evaluation, "model": directory.resolve().name}
     if "base" in evaluation:
         report["evaluation"]["base"] = {**evaluation["base"], "model": Path(evaluation["base"]["model"]).resolve().name}

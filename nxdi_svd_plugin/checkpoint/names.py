@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from nxdi_svd_plugin.svd_config import PROJECTIONS
 
@@ -75,7 +76,7 @@ def is_sentencepiece(path: Path) -> bool:
     return len(head) == 3 and head[0] == 0x0A and head[2] == 0x0A
 
 
-def read_json(path: Path) -> dict[str, object]:
+def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; errors are the caller's."""
     loaded = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(loaded, dict):

@@ -18,7 +18,7 @@ import torch
 
 from nxdi_svd_plugin.checkpoint.atomic import disk_errors, sync_directory, write_bytes, write_json
 from nxdi_svd_plugin.checkpoint.layout import Entries, index_json, plan_shards
-from nxdi_svd_plugin.checkpoint.names import CONFIG, INDEX, UNFINISHED
+from nxdi_svd_plugin.checkpoint.names import CONFIG, INDEX, UNFINISHED, read_json
 from nxdi_svd_plugin.errors import CheckpointError
 
 REMOVED = ".removed"
@@ -49,16 +49,12 @@ def check_output(output: Path, source: Path, *, resume: bool, overwrite: bool) -
         raise CheckpointError(f"{output} has no unfinished compression to resume but other files; run without it")
     if output.is_dir() and any(output.iterdir()) and not resume:
         if not overwrite:
-            state = (
-                "an unfinished compression: add --resume to continue it"
-                if unfinished.is_dir()
-                else "files already: add"
-            )
+            raise CheckpointError(f"output {output} {_occupied(output)}")
+        if not _replaceable(output):
             raise CheckpointError(
-                f"output {output} holds {state}, --overwrite to replace it, or give another directory"
+                f"output {output} holds no compressed model, and --overwrite deletes nothing else; "
+                "give another directory"
             )
-        if not (output / CONFIG).is_file() and not unfinished.is_dir():
-            raise CheckpointError(f"{output} does not look like a model directory; --overwrite will not delete it")
     existing = output
     while not existing.exists():
         existing = existing.parent
@@ -66,6 +62,25 @@ def check_output(output: Path, source: Path, *, resume: bool, overwrite: bool) -
         raise CheckpointError(
             f"cannot write output {output}: {existing} is not a writable directory; choose another place"
         )
+
+
+def _occupied(output: Path) -> str:
+    """What an output that is not empty holds, and what to do."""
+    if (output / UNFINISHED).is_dir():
+        return "holds an unfinished compression; add --resume to continue it or --overwrite to begin again"
+    if _replaceable(output):
+        return "holds a compressed model already; add --overwrite to replace it, or give another directory"
+    return "holds files already; give another directory"
+
+
+def _replaceable(output: Path) -> bool:
+    """Whether --overwrite may delete what an output holds: a compressed model, finished or not."""
+    if (output / UNFINISHED).is_dir():
+        return True
+    try:
+        return "svd_config" in read_json(output / CONFIG)
+    except (OSError, ValueError):
+        return False
 
 
 def prepare_output(output: Path, source: Path, *, resume: bool, overwrite: bool) -> None:

@@ -34,6 +34,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compress, and print ranks, errors and ratios."""
+    from nxdi_svd_plugin.compress.distributed import prints_results
     from nxdi_svd_plugin.compress.pipeline import compress
 
     recipe = recipe_from(args)
@@ -48,16 +49,19 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         progress=not args.quiet,
     )
-    emit(args, report.to_dict(), report.to_text())
+    if prints_results():
+        emit(args, report.to_dict(), report.to_text())
     return 0
 
 
 def dry_run(args: argparse.Namespace, recipe: Any) -> int:
     """Every check that compress makes before the first layer, and the plan; nothing is written."""
+    from nxdi_svd_plugin.compress.distributed import prints_results
     from nxdi_svd_plugin.compress.pipeline import check
     from nxdi_svd_plugin.compress.summary import make_plan, plan_text
 
     check(args.model, args.output, recipe, resume=args.resume, overwrite=args.overwrite)
     plan = make_plan(args.model, recipe)
-    emit(args, plan, plan_text(plan) + "\nall checks passed; nothing was written (--dry-run)")
+    if prints_results():
+        emit(args, plan, plan_text(plan) + "\nall checks passed; nothing was written (--dry-run)")
     return 0

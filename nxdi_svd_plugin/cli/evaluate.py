@@ -31,7 +31,9 @@ def add_parser(subparsers: Any) -> None:
     text = parser.add_argument_group("text")
     text.add_argument("--text", default="builtin-heldout", metavar="FILE", help="UTF-8 text or .jsonl file")
     text.add_argument("--max-tokens", type=positive, metavar="N", help="use only the first N tokens (default: all)")
-    text.add_argument("--window", type=positive, metavar="N", help="tokens per window (default: 1024)")
+    text.add_argument(
+        "--window", type=positive, metavar="N", help="tokens per window (default: 1024, at most its longest)"
+    )
     text.add_argument("--stride", type=positive, metavar="N", help="tokens between windows (default: the window)")
     text.add_argument(
         "--layers",
@@ -51,6 +53,10 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
+    if args.record:
+        from nxdi_svd_plugin.checkpoint.model_card import recordable
+
+        recordable(Path(args.model))  # before the measuring
     if args.tasks and not args.layers:
         return run_tasks(args)
     if args.layers:
@@ -126,16 +132,26 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         raise CheckpointError(
             f"{args.model} and {args.base} split the text into different tokens; their perplexities cannot be compared"
         )
+    window = args.window or min(WINDOW, *(longest_window(directory) for directory in directories))
     measured = []
     for directory in directories:  # one at a time: two models need not fit in memory together
         model = load_model(directory, args.dtype)
-        measured.append(measure(model, ids[0], args.window or WINDOW, args.stride, progress=not args.quiet).to_dict())
+        measured.append(measure(model, ids[0], window, args.stride, progress=not args.quiet).to_dict())
         del model
     result = {"model": args.model, **measured[0], "text": {"name": text.name, "sha256": text.sha256}}
     if args.base:
         result["base"] = {"model": args.base, **measured[1]}
         result["relative"] = measured[0]["perplexity"] / measured[1]["perplexity"]
     return result
+
+
+def longest_window(directory: str) -> int:
+    """The positions of a model, as far as its config.json says."""
+    from nxdi_svd_plugin.checkpoint.source import read_raw
+    from nxdi_svd_plugin.evaluate.perplexity import WINDOW
+
+    positions = read_raw(Path(directory)).get("max_position_embeddings")
+    return positions if isinstance(positions, int) else WINDOW
 
 
 def to_text(result: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +39,19 @@ def inspect(directory: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: not a compressed directory, or files that cannot be read.
     """
-    from nxdi_svd_plugin.checkpoint.names import REPORT, projection_prefix
+    from nxdi_svd_plugin.checkpoint.names import REPORT, projection_prefix, read_json
     from nxdi_svd_plugin.checkpoint.reader import Reader
     from nxdi_svd_plugin.checkpoint.verify import compressed_config
+    from nxdi_svd_plugin.errors import CheckpointError
     from nxdi_svd_plugin.svd_config import PROJECTIONS, parse_layers, projection_dims
 
     config = compressed_config(directory)
     svd_config, report = config["svd_config"], {}
     if (directory / REPORT).is_file():
-        report = json.loads((directory / REPORT).read_text(encoding="utf-8"))
+        try:
+            report = read_json(directory / REPORT)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{directory / REPORT} cannot be read ({error}); restore or delete it") from error
     records = {(m["layer"], m["projection"]): m for m in report.get("matrices", [])}
     sizes = {n: info.dtype.itemsize * product(info.shape) for n, info in Reader(directory).tensors.items()}
     rows = []

@@ -96,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SvdError as error:
         return fail(args, error, exit_code(error))
     except KeyboardInterrupt:
-        print("nxdi-svd: interrupted", file=sys.stderr)
+        again = "; the same command with --resume continues" if hasattr(args, "resume") else ""
+        print(f"nxdi-svd {args.command}: interrupted{again}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our stdout has gone; Python would complain once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

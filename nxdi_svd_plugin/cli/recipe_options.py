@@ -36,7 +36,7 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--ratio", type=float, help="share of the parameters to save, in (0, 1) (default: 0.10)")
     group.add_argument("--ratio-of", choices=("mlp", "model"), help="what the ratio is a share of (default: mlp)")
     group.add_argument("--block", type=int, help="ranks are multiples of it (default: 128)")
-    group.add_argument("--tau", type=float, help="rounding threshold of Eq. 5: 0.5 nearest, 1 down (default: 0.5)")
+    group.add_argument("--tau", type=float, help="rounding of Eq. 5 (allocation uniform): 0.5 nearest, 1 down (0.5)")
     group.add_argument(
         "--rank", action="append", metavar="SELECTOR=R", help="explicit rank, e.g. down_proj=384, 0.up_proj=512"
     )
@@ -72,6 +72,6 @@ def recipe_from(args: argparse.Namespace) -> Recipe:
 
 def _rank(entry: str) -> tuple[str, int]:
     selector, equals, rank = entry.partition("=")
-    if not equals or not rank.isdigit():
+    if not equals or not (rank.isascii() and rank.isdigit()):
         raise RecipeError(f"--rank {entry!r}; expected SELECTOR=R such as down_proj=384")
     return selector, int(rank)

@@ -95,6 +95,11 @@ def leave(world: World) -> None:
         dist.destroy_process_group()
 
 
+def prints_results() -> bool:
+    """Whether this process prints what a command returns: process 0 of torchrun, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def pick_device(name: str) -> torch.device:
     """The torch device for "auto" (a GPU where torch sees one, one per local process), or the named one.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from nxdi_svd_plugin.compress.plan import Ratios, reached
 from nxdi_svd_plugin.compress.report import Report, peak_memory
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.svd_config import ARCHITECTURES, FORMAT_VERSION, MODEL_TYPES, layers_to_json
+
+logger = logging.getLogger(__name__)
 
 
 def finish(job: Job, output: Path, writer: Writer, state: Manifest, device: torch.device) -> Report:
@@ -55,6 +58,7 @@ def completed(job: Job, output: Path) -> Report | None:
             "--overwrite or another directory"
         )
     remove_unfinished(output)
+    logger.info("%s is complete already; nothing was left to do", output)
     return report
 
 

@@ -65,8 +65,18 @@ def check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
     """
     changed = [key for key in sorted({*saved, *now}) if saved.get(key) != now.get(key)]
     if changed:
-        details = "; ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in changed)
+        before, after = _flat(saved), _flat(now)
+        names = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+        details = "; ".join(f"{name} was {before.get(name)!r}, is {after.get(name)!r}" for name in names)
         raise CheckpointError(
             f"cannot resume, the {', '.join(changed)} changed since the run began ({details}); restore it or start "
             "again with --overwrite"
         )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested objects as one, with names such as "recipe.ratio"."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -73,9 +73,14 @@ def check(model_dir: str | Path, output_dir: str | Path, recipe: Recipe, *, resu
     Raises:
         SvdError: as `compress`.
     """
+    from nxdi_svd_plugin.compress.two_pass import check_disk
+    from nxdi_svd_plugin.compress.two_pass_cost import needed
+
     job = prepare(Path(model_dir), recipe)
     check_output(Path(output_dir), job.config.directory, resume=resume, overwrite=overwrite)
     check_space(job, Path(output_dir), 1)
+    if needed(recipe):
+        check_disk(job, Path(output_dir))
     job.reader.check_finite()
 
 

@@ -211,7 +211,7 @@ def write(
         writer.write(name, factors[name].to(dtype) if name in factors else reader.get(name))
     writer.sync(entries)
     config, report = read_json(model_dir / CONFIG), read_report(model_dir)
-    config["svd_config"] = {**dict(config["svd_config"]), "recovery": summary(record)}  # type: ignore[call-overload]
+    config["svd_config"] = {**dict(config["svd_config"]), "recovery": summary(record)}
     report = {key: value for key, value in report.items() if key not in OF_THE_INPUT} | {"recovery": record}
     report["files"] = {shard.name: file_sha256(output / UNFINISHED / shard.name) for shard in writer.shards}
     order = [ORDER] if (model_dir / ORDER).is_file() else []

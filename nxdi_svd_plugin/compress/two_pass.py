@@ -24,12 +24,13 @@ import torch
 from safetensors.torch import load_file, save
 
 from nxdi_svd_plugin.checkpoint.atomic import disk_errors, write_bytes
+from nxdi_svd_plugin.checkpoint.layout import tensor_bytes
 from nxdi_svd_plugin.checkpoint.names import ORDER, projection_prefix
 from nxdi_svd_plugin.checkpoint.writer import Writer, remove_unfinished
 from nxdi_svd_plugin.compress import backward, calibrate
 from nxdi_svd_plugin.compress.allocation import global_ranks
 from nxdi_svd_plugin.compress.finish import finish
-from nxdi_svd_plugin.compress.job import entries, factor_dtype
+from nxdi_svd_plugin.compress.job import Job, entries, factor_dtype
 from nxdi_svd_plugin.compress.layer_factors import LayerFactors, factor_layer, layer_spectrum
 from nxdi_svd_plugin.compress.pipeline import Run
 from nxdi_svd_plugin.compress.progress import Progress
@@ -39,6 +40,27 @@ from nxdi_svd_plugin.compress.two_pass_cost import disk_needs, statistics_shapes
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.factorize.two_sided import Spectrum
 from nxdi_svd_plugin.svd_config import PROJECTIONS, Layers, Projection, tensor_shapes
+
+
+def check_disk(job: Job, output: Path) -> None:
+    """Refuse an output disk that is too small for a two-pass run: statistics, hidden states, result.
+
+    Raises:
+        CheckpointError: says what is needed and what is free.
+    """
+    states, statistics = disk_needs(job.config, job.recipe, job.samples.numel())
+    weights = sum(tensor_bytes(*entry) for entry in entries(job).values())
+    needs = statistics + max(states, weights)  # the states are gone when the weights come
+    existing = output
+    while not existing.exists():
+        existing = existing.absolute().parent
+    free = shutil.disk_usage(existing).free
+    if needs > free:
+        raise CheckpointError(
+            f"{output} needs {needs / 1e9:.2f} GB (statistics {statistics / 1e9:.2f} and, one after the other, "
+            f"hidden states {states / 1e9:.2f} and the result {weights / 1e9:.2f}), {free / 1e9:.2f} GB are free; free "
+            "some space, use fewer calibration tokens or `recipe: paper`"
+        )
 
 
 class TwoPassRun(Run):
@@ -52,24 +74,11 @@ class TwoPassRun(Run):
     def start(self, *, resume: bool, overwrite: bool) -> None:
         """Make or reopen the output; the shards are made when the ranks are known."""
         if not resume:
-            self._check_disk()
+            check_disk(self.job, self.output)
         self.state = self.world.on_first(lambda: self._open(resume, overwrite))
         shape = (self.job.samples.shape[1], self.config.hidden)
         self.gradients = backward.Gradients(self.folder, self.world.rank, shape)
         self.tokens = self.job.samples.numel()
-
-    def _check_disk(self) -> None:
-        states, statistics = disk_needs(self.config, self.job.recipe, self.job.samples.numel())
-        existing = self.output
-        while not existing.exists():
-            existing = existing.absolute().parent
-        free = shutil.disk_usage(existing).free
-        if states + statistics > free:
-            raise CheckpointError(
-                f"{self.output} needs {(states + statistics) / 1e9:.2f} GB to run (hidden states {states / 1e9:.2f}, "
-                f"statistics {statistics / 1e9:.2f}), {free / 1e9:.2f} GB are free; free some space, use fewer "
-                "calibration tokens or `recipe: paper`"
-            )
 
     def all_layers(self, show: bool) -> Report:
         """Every step that is left, then the complete directory."""

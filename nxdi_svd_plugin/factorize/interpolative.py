@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nxdi_svd_plugin.errors import RecipeError, SvdError
+from nxdi_svd_plugin.factorize.rank import check_block
 
 PANEL = 64  # pivots chosen between two updates of the whole residual
 POOL = 4  # candidates per pivot of a panel
@@ -43,15 +44,16 @@ def interpolative_rank(fan_in: int, fan_out: int, ratio: float, block: int, tau:
 
     r = b floor(r0 / b + 1 - tau), r0 the smaller root.
     Raises:
-        RecipeError: no multiple of the block lies between 1 and min(m, n) - 1.
+        RecipeError: the block is larger than the matrix, or Eq. 5 gives no multiple of it from 1 to min(m, n) - 1.
     """
+    check_block(block, fan_in, fan_out)
     total = fan_in + fan_out
     exact = (total - math.sqrt(total**2 - 4 * (1 - ratio) * fan_in * fan_out)) / 2
     rank = math.floor(exact / block + 1 - tau) * block
     if not 0 < rank < min(fan_in, fan_out):
         raise RecipeError(
-            f"ratio {ratio:.4g} with block {block} rounds to rank {rank} for a {fan_in} x {fan_out} matrix; a rank of "
-            f"at least {block} and less than {min(fan_in, fan_out)} saves something: change block or ratio"
+            f"ratio {ratio:.4g} with block {block} rounds to rank {rank} for a {fan_in} x {fan_out} matrix, "
+            f"where ranks of 1 to {min(fan_in, fan_out) - 1} save something; use a smaller block or another ratio"
         )
     return rank
 

@@ -18,10 +18,7 @@ def block_rank(ratio: float, m: int, n: int, block: int, tau: float = 0.5) -> in
     Raises:
         RecipeError: the block is larger than the matrix, or no multiple of it saves anything.
     """
-    if block > min(m, n):
-        raise RecipeError(
-            f"block {block} is larger than the smaller side of a {m} x {n} matrix; use a block of at most {min(m, n)}"
-        )
+    check_block(block, m, n)
     rank = block * math.floor((1 - ratio) * m * n / ((m + n) * block) + 1 - tau)
     if rank < 1:
         raise RecipeError(
@@ -34,6 +31,14 @@ def block_rank(ratio: float, m: int, n: int, block: int, tau: float = 0.5) -> in
             f"(break-even is {m * n / (m + n):.0f}); use a smaller block, a larger tau or a larger ratio"
         )
     return rank
+
+
+def check_block(block: int, m: int, n: int) -> None:
+    """Raises RecipeError for a block that is larger than an m x n matrix."""
+    if block > min(m, n):
+        raise RecipeError(
+            f"block {block} is larger than the smaller side of a {m} x {n} matrix; use a block of at most {min(m, n)}"
+        )
 
 
 def break_even(m: int, n: int) -> float:

@@ -134,16 +134,21 @@ def test_outputs_that_are_refused(tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("x")
-    refused(mine, source, "--overwrite to replace it, or give another directory")
-    refused(mine, source, "does not look like a model directory", overwrite=True)
+    refused(mine, source, "holds files already; give another directory")
+    refused(mine, source, "holds no compressed model", overwrite=True)
     refused(mine, source, "no unfinished compression to resume", resume=True)
+    (mine / "config.json").write_text('{"model_type": "llama"}')  # somebody's dense model, or another program's config
+    refused(mine, source, "holds no compressed model, and --overwrite deletes nothing else", overwrite=True)
+    (mine / "config.json").write_text("{")
+    refused(mine, source, "holds no compressed model", overwrite=True)
     assert (mine / "thesis.tex").read_text() == "x"
 
 
 def test_overwrite_replaces_a_model_and_an_unfinished_one(tmp_path):
     output = tmp_path / "out"
     (output / "sub").mkdir(parents=True)
-    (output / "config.json").write_text("{}")
+    (output / "config.json").write_text('{"svd_config": {}}')
+    refused(output, tmp_path / "source", "holds a compressed model already; add --overwrite to replace it")
     prepare_output(output, tmp_path / "source", resume=False, overwrite=True)
     assert [p.name for p in output.iterdir()] == [UNFINISHED]
     refused(output, tmp_path / "source", "an unfinished compression.* add --resume to continue it")

@@ -31,7 +31,7 @@ def fake(monkeypatch):
 
 
 def raising(error):
-    def run(args):
+    def run(*_args, **_options):
         raise error
 
     return run
@@ -46,7 +46,14 @@ def test_exit_code_of_an_error(fake, capsys, error, code):
     assert cli.main(["fake"]) == code
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == ("nxdi-svd: interrupted\n" if code == 130 else "nxdi-svd fake: error: no\n")
+    assert err == ("nxdi-svd fake: interrupted\n" if code == 130 else "nxdi-svd fake: error: no\n")
+
+
+def test_an_interrupted_command_says_how_to_continue(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("nxdi_svd_plugin.compress.pipeline.compress", raising(KeyboardInterrupt()))
+    assert cli.main(["compress", "--model", "a", "--output", str(tmp_path / "out")]) == 130
+    error = "nxdi-svd compress: interrupted; the same command with --resume continues\n"
+    assert capsys.readouterr().err == error
 
 
 def test_a_bug_is_not_hidden(fake):

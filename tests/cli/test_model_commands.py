@@ -42,12 +42,15 @@ def test_evaluate_takes_the_built_in_text_by_default(tiny_qwen3, capsys):
     assert code == 0 and result["text"]["name"] == "builtin-heldout" and result["tokens"] == 98
 
 
-def test_evaluate_records_into_report_and_card(tiny_svd_llama, text, tmp_path, capsys):
+def test_evaluate_records_into_report_and_card(tiny_svd_llama, text, tmp_path, capsys, monkeypatch):
     directory = tmp_path / "svd"
     shutil.copytree(tiny_svd_llama, directory)
     argv = ["evaluate", "--model", directory, "--text", text, "--window", 64, "--record"]
     code, result = run_json(capsys, *argv)
     assert code == 1 and "no report" in result["error"]
+    with monkeypatch.context() as patch:  # before anything is measured
+        patch.setattr("nxdi_svd_plugin.modeling.load.load_model", lambda *_: pytest.fail("measured first"))
+        assert run_json(capsys, *argv)[0] == 1
     report = {
         "source": {"name": "tiny"},
         "ratio": {"asked": 0.1, "target": "mlp", "mlp": 0.1, "model": 0.05},
@@ -114,6 +117,19 @@ def test_inspect_shows_rank_bytes_and_error(tiny_svd_llama, tmp_path, capsys):
     assert found["mlp_bytes"] == 4 * (8 * 20 * 134 + 44 * 90)
     assert main(["inspect", str(directory)]) == 0
     assert "12.50 %   1.10 %" in capsys.readouterr().out
+
+
+def test_the_default_window_is_no_longer_than_the_model_takes(tiny_svd_llama, tiny_llama, text, capsys):
+    code, result = run_json(capsys, "evaluate", "--model", tiny_svd_llama, "--base", tiny_llama, "--text", text)
+    assert code == 0 and result["window"] == result["base"]["window"] == 512
+
+
+def test_inspect_of_a_damaged_report_is_one_line(tiny_svd_llama, tmp_path, capsys):
+    directory = shutil.copytree(tiny_svd_llama, tmp_path / "svd")
+    (directory / "report.json").write_text('{"matrices": [')
+    assert main(["inspect", str(directory)]) == 1
+    error = capsys.readouterr().err
+    assert "report.json cannot be read" in error and error.count("\n") == 1
 
 
 def test_inspect_of_a_dense_directory_fails(tiny_llama, capsys):

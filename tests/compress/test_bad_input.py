@@ -149,6 +149,10 @@ RECIPES = {
     "ratio 0": ({"ratio": 0.0}, "between 0 and 1"),
     "ratio 1": ({"ratio": 1.0}, "between 0 and 1"),
     "large block": ({"block": 64}, "block 64 is larger than the smaller side of a 44 x 90 matrix"),
+    "large block of the default recipe": (
+        {"block": 64, "form": "interpolative", "objective": "two_sided", "allocation": "global"},
+        "block 64 is larger than the smaller side of a 44 x 90 matrix",
+    ),
     "saves nothing": ({"block": 40, "ratio": 0.02, "tau": 0.1}, "saves nothing"),
     "rank too large": ({"ranks": {"up_proj": 45}}, "rank 45 for 0.up_proj is more than its full rank 44"),
     "no such layer": ({"dense": ("3",)}, "has layers 0 to 2"),
@@ -178,7 +182,7 @@ def test_a_non_empty_output(tiny_llama, tmp_path):
     (tmp_path / "out" / "notes.txt").write_text("mine")
     with pytest.raises(SvdError, match="holds files already"):
         compress(tiny_llama, tmp_path / "out", recipe())
-    with pytest.raises(SvdError, match="does not look like a model directory; --overwrite will not delete it"):
+    with pytest.raises(SvdError, match="holds no compressed model, and --overwrite deletes nothing else"):
         compress(tiny_llama, tmp_path / "out", recipe(), overwrite=True)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["notes.txt"]
 

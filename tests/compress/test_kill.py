@@ -55,13 +55,15 @@ def test_killed_at_many_random_moments(tiny_qwen3, tmp_path, recipe):
 RECIPE = Recipe(ratio=0.2, block=2, calibration=Calibration(samples=2, length=16))
 
 
-def test_resume_of_a_complete_output_is_done_and_of_an_absent_one_begins(tiny_llama, tmp_path):
+def test_resume_of_a_complete_output_is_done_and_of_an_absent_one_begins(tiny_llama, tmp_path, caplog):
     """A run may be killed after its last step, or before its first."""
     output = tmp_path / "out"
     first = compress(tiny_llama, output, RECIPE, resume=True)
     before = {p: p.stat().st_mtime_ns for p in output.iterdir()}
+    caplog.set_level("INFO")
     assert compress(tiny_llama, output, RECIPE, resume=True).to_dict() == first.to_dict()
     assert {p: p.stat().st_mtime_ns for p in output.iterdir()} == before
+    assert "is complete already; nothing was left to do" in caplog.text
 
 
 def test_resume_of_a_complete_output_of_another_recipe_is_refused(tiny_llama, tmp_path):

@@ -115,11 +115,20 @@ def test_ratio_of_the_whole_model(tiny_llama):
     assert plan["ratio"]["mlp"] > 0.15
 
 
-def test_dry_run_checks_and_writes_nothing(tiny_llama, tmp_path, capsys):
+def test_dry_run_checks_and_writes_nothing(tiny_llama, tmp_path, capsys, monkeypatch):
     options = ["--ratio", "0.2", "--block", "2", "--samples", "4", "--length", "32", "--dry-run"]
     assert main(["compress", "--model", str(tiny_llama), "--output", str(tmp_path / "out"), *options]) == 0
     assert "all checks passed; nothing was written" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+    with monkeypatch.context() as patch:
+        usage = shutil.disk_usage(tmp_path)._replace(free=450_000)  # enough for the result, or for the states
+        patch.setattr(shutil, "disk_usage", lambda _: usage)
+        assert main(["compress", "--model", str(tiny_llama), "--output", str(tmp_path / "out"), *options]) == 1
+        assert "GB (statistics 0.00 and, one after the other, hidden states" in capsys.readouterr().err
+        patch.setenv("RANK", "1")
+        patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**12))
+        assert main(["compress", "--model", str(tiny_llama), "--output", str(tmp_path / "out"), *options]) == 0
+        assert capsys.readouterr().out == "", "only process 0 of torchrun prints"
     broken = shutil.copytree(tiny_llama, tmp_path / "in")
     (broken / "tokenizer.json").unlink()
     assert main(["compress", "--model", str(broken), "--output", str(tmp_path / "out"), *options]) == 1

@@ -110,6 +110,8 @@ def test_a_rank_that_saves_nothing_is_refused():
         interpolative_rank(576, 1536, 0.01, 64, tau=0.1)
     with pytest.raises(RecipeError, match="rounds to rank 0"):
         interpolative_rank(576, 1536, 0.99, 128)
+    with pytest.raises(RecipeError, match="block 577 is larger than the smaller side of a 576 x 1536 matrix"):
+        interpolative_rank(576, 1536, 0.1, 577)
 
 
 def three_sets(width, block, ranks, seed):
