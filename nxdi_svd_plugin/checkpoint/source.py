@@ -103,8 +103,14 @@ def read_raw(directory: Path) -> dict[str, Any]:
 
 
 def check_sizes(directory: Path, raw: dict[str, Any]) -> None:
-    """Raises CheckpointError for a size in config.json that is not a positive integer."""
-    for key in SIZES:
+    """Raises CheckpointError for a size in config.json that is no positive integer.
+
+    Its longest context and its epsilon, which have defaults, are checked where they are given.
+    """
+    eps = raw.get("rms_norm_eps", 1e-6)
+    if not isinstance(eps, (int, float)) or isinstance(eps, bool) or eps <= 0:
+        raise CheckpointError(f"{directory / CONFIG} has rms_norm_eps = {eps!r}; expected a positive number")
+    for key in (*SIZES, *(["max_position_embeddings"] if "max_position_embeddings" in raw else [])):
         if not isinstance(raw.get(key), int) or isinstance(raw[key], bool) or raw[key] < 1:
             raise CheckpointError(f"{directory / CONFIG} has {key} = {raw.get(key)!r}; expected a positive integer")
 
@@ -120,7 +126,7 @@ def config_errors(directory: Path) -> Iterator[None]:
         yield
     except SvdError:
         raise
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         said = " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"{directory / CONFIG} describes no model that transformers can build ({type(error).__name__}: {said}); "

@@ -49,6 +49,13 @@ def make_plan(model_dir: str | Path, recipe: Recipe) -> dict[str, Any]:
             "model": total - config.mlp_parameters + kept,
             "mlp_per_layer": [_layer(config, layer) for layer in layers.values()],
         },
+        "mlp_bytes_per_layer": [
+            sum(
+                projection_parameters(config, name, p) * (size if p == DENSE else DTYPE_BYTES.get(recipe.dtype, size))
+                for name, p in layer.items()
+            )
+            for layer in layers.values()
+        ],
         "bytes": {
             "dense": total * size,
             "compressed": (total - config.mlp_parameters) * size + kept * DTYPE_BYTES.get(recipe.dtype, size),
@@ -103,8 +110,11 @@ def _notes(config: SourceConfig, recipe: Recipe, layers: Layers, got: float) -> 
 
 def plan_text(plan: dict[str, Any]) -> str:
     """The plan for people: layers with the same ranks in one line."""
-    lines, previous, first = ["layers     " + "  ".join(f"{name:>10}" for name in PROJECTIONS)], None, 0
-    rows = [tuple(str(layer[p].get("rank", "dense")) for p in PROJECTIONS) for layer in plan["layers"].values()]
+    lines, previous, first = ["layers     " + "  ".join(f"{name:>10}" for name in (*PROJECTIONS, "MLP MB"))], None, 0
+    rows = [
+        (*(str(layer[p].get("rank", "dense")) for p in PROJECTIONS), f"{size / 1e6:.3f}")
+        for layer, size in zip(plan["layers"].values(), plan["mlp_bytes_per_layer"], strict=True)
+    ]
     for i, row in enumerate([*rows, None]):
         if row != previous:
             if previous is not None:
@@ -119,6 +129,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"peak memory of the compression about {plan['peak_memory']['bytes'] / 2**30:.1f} GiB (modelled)",
         f"calibration {work['flop'] / 1e12:.1f} TFLOP ({work['flop'] / work['flop_paper']:.1f} x the paper's recipe), "
         f"disk {(work['disk_hidden_states'] + work['disk_statistics']) / 1e9:.2f} GB while it runs",
+        "the output error of each layer is known once the calibration text has run: report.json, `nxdi-svd inspect`",
         *plan["notes"],
     ]
     return "\n".join(lines)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +13,7 @@ from packaging.version import Version
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from nxdi_svd_plugin.checkpoint.source import config_errors, read_raw
+from nxdi_svd_plugin.checkpoint.source import check_sizes, config_errors, read_raw
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.modeling.auto import register
 from nxdi_svd_plugin.modeling.strict import check_loading_info, some
@@ -52,10 +54,12 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto") -> PreT
     """
     directory = Path(directory)
     known = (*MODEL_TYPES, *MODEL_TYPES.values())
-    if (model_type := read_raw(directory).get("model_type")) not in known:
+    config = read_raw(directory)
+    if (model_type := config.get("model_type")) not in known:
         raise CheckpointError(
             f"{directory}/config.json has model_type {model_type!r}; expected one of {', '.join(known)}"
         )
+    check_sizes(directory, config)
     register()
     options: dict[str, Any] = {DTYPE_ARGUMENT: dtype, "output_loading_info": True, "local_files_only": True}
     options |= {
@@ -63,7 +67,7 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto") -> PreT
         "ignore_mismatched_sizes": True,
     }  # the info has them, we raise
     try:
-        with config_errors(directory):
+        with config_errors(directory), transformers_errors_only():  # what it warns of, we raise
             loaded = AutoModelForCausalLM.from_pretrained(directory, **options)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{directory} cannot be loaded: {error}") from error
@@ -71,6 +75,17 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto") -> PreT
     check_loading_info(info)
     check_finite(model)
     return model
+
+
+@contextmanager
+def transformers_errors_only() -> Iterator[None]:
+    """transformers logs errors only: its advice to train a model whose weights are missing is not ours."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:

@@ -132,6 +132,10 @@ def test_old_rotary_buffers_and_a_stored_tied_head_are_no_fault(tiny_qwen3, tmp_
         ({"vocab_size": -1}, "vocab_size = -1"),
         ({"intermediate_size": 40}, "intermediate_size 40 below hidden_size 44"),
         ({"mlp_bias": True}, "has MLP biases"),
+        ({"hidden_act": "gelu"}, "has hidden_act 'gelu'; only SiLU MLPs"),
+        ({"max_position_embeddings": None}, "max_position_embeddings = None; expected a positive integer"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps = '1e-6'; expected a positive number"),
+        ({"quantization_config": "int4"}, r"is quantized \(int4\)"),
     ],
 )
 def test_configs_that_are_refused(single, changes, message):

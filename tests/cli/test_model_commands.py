@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -173,10 +175,29 @@ def test_a_directory_that_is_none_or_unfinished_is_one_line(command, tmp_path, c
     assert "half is unfinished; run its command again with --resume" in error and error.count("\n") == 1
 
 
+def test_a_missing_tensor_is_one_error_without_transformers_warnings(tiny_svd_llama, tmp_path):
+    """As a program: transformers' logger writes to the stderr that it found when it was imported."""
+    directory = shutil.copytree(tiny_svd_llama, tmp_path / "svd")
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "attention_bias": True}))
+    argv = ["generate", "--model", str(directory), "--prompt", "a"]
+    done = subprocess.run(
+        [sys.executable, "-m", "nxdi_svd_plugin.cli.main", *argv], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and "missing: model.layers.0" in done.stderr and done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
     "changes",
-    [{"head_dim": 0}, {"num_attention_heads": "4"}, {"hidden_size": []}, {"hidden_act": "silly"}, {"model_type": {}}],
+    [
+        {"head_dim": 0},
+        {"num_attention_heads": "4"},
+        {"hidden_size": []},
+        {"hidden_act": "silly"},
+        {"model_type": {}},
+        {"vocab_size": 0},
+    ],
     ids=str,
 )
 def test_a_config_of_no_model_is_one_line_and_no_traceback(

@@ -47,6 +47,8 @@ def test_the_plan_is_what_compress_writes(tiny_llama, tmp_path, capsys):
     assert plan["ratio"] == report["ratio"] == config["ratio"]
     assert plan["parameters"]["model"] == sum(t.numel() for t in tensors.values())
     assert plan["bytes"]["compressed"] == sum(t.numel() * t.element_size() for t in tensors.values())
+    mlp = [sum(t.nbytes for n, t in tensors.items() if n.startswith(f"model.layers.{i}.mlp.")) for i in range(3)]
+    assert plan["mlp_bytes_per_layer"] == mlp
     assert abs(plan["ratio"]["mlp"] - 0.2) < 0.02
     assert config["layers"]["1"]["up_proj"] == {"form": "dense"}
     assert config["layers"]["0"]["up_proj"] == plan["layers"]["0"]["up_proj"]
@@ -59,7 +61,8 @@ def test_a_real_model_needs_config_json_alone(tmp_path):
     assert plan["ratio"]["mlp"] == pytest.approx(0.1161, abs=1e-4)
     assert plan["bytes"]["dense"] == 2 * 8_030_261_248
     assert plan["peak_memory"]["bytes"] < 10 * 2**30
-    assert "0 to 31" in plan_text(plan)
+    shown = next(line for line in plan_text(plan).splitlines() if line.startswith("  0 to 31"))
+    assert shown.split()[3:] == ["2816", "2816", "2816", f"{3 * 2816 * (4096 + 14336) * 2 / 1e6:.3f}"]
 
 
 def test_memory_does_not_grow_with_layers(tmp_path):
