@@ -136,6 +136,11 @@ def _files(directory: Path) -> tuple[list[str], dict[str, str] | None]:
         for file in index.values():
             if Path(file).name != file or file in ("", ".."):
                 raise CheckpointError(f"{directory / INDEX} names {file!r}, which is outside the model directory")
+        if (directory / SINGLE_FILE).is_file() and SINGLE_FILE not in index.values():
+            raise CheckpointError(
+                f"{directory} holds two sets of weights, {SINGLE_FILE} and the shards of {INDEX}; transformers reads "
+                "the first. Remove one of them"
+            )
         return sorted(set(index.values())), index
     if (directory / SINGLE_FILE).is_file():
         return [SINGLE_FILE], None

@@ -206,6 +206,13 @@ def test_an_index_that_is_wrong_about_a_tensor(sharded):
         opened(sharded)
 
 
+def test_two_sets_of_weights(sharded):
+    """transformers reads the single file, so taking the shards would compress other weights than the user runs."""
+    save_file({"model.norm.weight": torch.ones(2)}, sharded / SINGLE)
+    with pytest.raises(CheckpointError, match=f"two sets of weights, {SINGLE} and the shards of {INDEX}"):
+        Reader(sharded)
+
+
 def test_an_index_that_leaves_out_a_shard(sharded):
     last = sorted(path.name for path in sharded.glob("*.safetensors"))[-1]
 
