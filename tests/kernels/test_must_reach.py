@@ -57,7 +57,7 @@ def test_deepseek_up_proj(tokens, transposed):
     assert trace.pe_cycles <= 1.05 * minimum
 
 
-@pytest.mark.parametrize("chain", mlp_chains(2048), ids=name)
+@pytest.mark.parametrize("chain", list(mlp_chains(2048)), ids=name)
 def test_mlp_prefill_traffic(chain):
     trace = count(chain.kernel, chain.tokens, chain.inputs, chain.ranks, chain.outputs)
     assert trace.hbm_bytes == sum(hbm_bytes(chain, choose(chain))) <= 1.02 * least_hbm_bytes(chain)
