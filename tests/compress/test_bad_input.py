@@ -52,6 +52,11 @@ def write_index(directory, file="model.safetensors", **extra):
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def lose_shard(directory):
+    write_index(directory, "model-00001-of-00001.safetensors")
+    (directory / "model.safetensors").unlink()
+
+
 def truncate(directory):
     path = directory / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
@@ -93,10 +98,8 @@ DAMAGE = {
         lambda d: edit_weights(d, lambda t: t.update({UP: t[UP].to(torch.int8)})),
         "stored as I8; expected float32",
     ),
-    "index names a missing file": (
-        lambda d: write_index(d, "model-00001-of-00001.safetensors"),
-        "missing or truncated",
-    ),
+    "index names a missing file": (lose_shard, "missing or truncated"),
+    "two sets of weights": (lambda d: write_index(d, "model-00001-of-00001.safetensors"), "two sets of weights"),
     "index names a missing tensor": (lambda d: write_index(d, extra="model.safetensors"), "it is not there"),
     "index leaves the directory": (lambda d: write_index(d, "../in/model.safetensors"), "outside the model directory"),
     "index is no index": (lambda d: (d / "model.safetensors.index.json").write_text("[]"), "not a safetensors index"),
