@@ -50,11 +50,8 @@ def test_peak_memory_is_not_that_of_the_process_that_launched_it():
     assert 5e6 < int(done.stdout) < 2e8
 
 
-GROWS = "the default recipe grows by 1 to 2 MB a layer of 3.9 MB, cause not found: issue 2"
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["paper", pytest.param("default", marks=pytest.mark.xfail(reason=GROWS))])
+@pytest.mark.parametrize("recipe", ["paper", "default"])
 def test_peak_memory_does_not_grow_with_the_number_of_layers(tmp_path, recipe):
     """14 more layers are 47 MB of weights and 15 MB of float64 statistics; a tenth of that is the allocator's noise."""
     peaks = {}
