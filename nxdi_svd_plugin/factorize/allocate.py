@@ -3,7 +3,9 @@
     minimise sum_i loss_i(o_i)   subject to   sum_i cost_i(o_i) <= budget,   one option o_i for every matrix,
 
 where an option is a rank (a multiple of the block) or "dense" (loss 0, cost m n). Losses are in nats per token from the
-two-sided objective, so they compare across matrices. Solved exactly by dynamic programming over parameter units.
+two-sided objective, so they compare across matrices. Solved exactly by dynamic programming over parameter units, which
+keeps no table: the two halves of the matrices meet at the best share of the budget and are solved in the same way
+(Hirschberg 1975), so memory does not grow with the number of layers.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from nxdi_svd_plugin.errors import RecipeError
 
 MAX_UNITS = 400_000
 Floats = NDArray[np.float64]
+Priced = tuple[NDArray[np.int64], Floats]
+"""Cost in units of the budget, and loss, of the options of one matrix."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ def allocate(options: Sequence[Options], budget: int) -> list[int]:
     """The index of the option of every matrix with the least total loss within `budget` parameters.
 
     Exact while budget / gcd(costs) <= MAX_UNITS; beyond that costs are rounded up to a coarser unit, so the budget
-    still holds and at most len(options) / MAX_UNITS of it stays unused. Time O(units * total options).
+    still holds and at most len(options) / MAX_UNITS of it stays unused. Time O(units * total options), memory O(units).
     Raises:
         RecipeError: even the cheapest options do not fit.
     """
@@ -50,27 +54,30 @@ def allocate(options: Sequence[Options], budget: int) -> list[int]:
             "lower the ratio, the block or the number of dense projections"
         )
     unit = max(math.gcd(*(int(c) for o in options for c in o.cost)), math.ceil(budget / MAX_UNITS), 1)
-    units = budget // unit
-    best, picks = np.zeros(units + 1), np.zeros((len(options), units + 1), dtype=np.int16)
-    for row, option in zip(picks, options, strict=True):
+    return _divide([(-(-o.cost // unit), o.loss) for o in options], budget // unit)
+
+
+def _divide(priced: Sequence[Priced], units: int) -> list[int]:
+    """The best option of every matrix within `units`, which some choice fits into."""
+    if len(priced) == 1:
+        costs, losses = priced[0]
+        return [int(np.where(costs <= units, losses, np.inf).argmin())]
+    middle = len(priced) // 2
+    first, second = priced[:middle], priced[middle:]
+    share = int((_least(first, units) + _least(second, units)[::-1]).argmin())
+    return _divide(first, share) + _divide(second, units - share)
+
+
+def _least(priced: Sequence[Priced], units: int) -> Floats:
+    """The least total loss within 0, 1, ... `units`; infinite where nothing fits."""
+    best = np.zeros(units + 1)
+    for costs, losses in priced:
         new = np.full(units + 1, np.inf)
-        for index, (cost, loss) in enumerate(zip(-(-option.cost // unit), option.loss, strict=True)):
-            if cost > units:
-                continue
-            candidate = best[: units + 1 - cost] + loss
-            better = candidate < new[cost:]
-            new[cost:][better] = candidate[better]
-            row[cost:][better] = index
+        for cost, loss in zip(costs, losses, strict=True):
+            if cost <= units:
+                np.minimum(new[cost:], best[: units + 1 - cost] + loss, out=new[cost:])
         best = new
-    return _trace(picks, options, unit, int(best.argmin()))
-
-
-def _trace(picks: NDArray[np.int16], options: Sequence[Options], unit: int, at: int) -> list[int]:
-    chosen: list[int] = []
-    for row, option in zip(picks[::-1], options[::-1], strict=True):
-        chosen.append(int(row[at]))
-        at -= -(-int(option.cost[chosen[-1]]) // unit)
-    return chosen[::-1]
+    return best
 
 
 def total(options: Sequence[Options], chosen: Sequence[int]) -> tuple[int, float]:

@@ -53,14 +53,14 @@ def test_peak_memory_is_not_that_of_the_process_that_launched_it():
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["paper", "default"])
 def test_peak_memory_does_not_grow_with_the_number_of_layers(tmp_path, recipe):
-    """14 more layers are 47 MB of weights and 15 MB of float64 statistics; a tenth of that is the allocator's noise."""
+    """30 more layers are 118 MB of weights and more than that of statistics; an eighth is left to the allocator."""
     peaks = {}
-    for layers in (2, 16):
+    for layers in (2, 32):
         source = save_dense(tmp_path / f"in{layers}", "llama", num_hidden_layers=layers, shard="5MB", **WIDE)
         done = program("-c", CHILD, source, tmp_path / f"out{layers}", recipe)
         assert done.returncode == 0, done.stderr
         peaks[layers] = int(done.stdout)
-    assert peaks[16] - peaks[2] < 14 * LAYER_BYTES / 4, peaks
+    assert peaks[32] - peaks[2] < 30 * LAYER_BYTES / 8, peaks
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_FSIZE is POSIX")

@@ -1,6 +1,7 @@
 """Allocation against brute force, budget and block properties, and the limit on rank patterns."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -75,6 +76,23 @@ def test_a_coarse_unit_never_breaks_the_budget(monkeypatch):
     monkeypatch.setattr(module, "MAX_UNITS", 3000)
     cost, loss = total(flat, allocate(flat, budget))
     assert (1 - len(flat) / 3000) * budget <= cost <= budget and exact <= loss <= 1.05 * exact
+
+
+def peak_of_allocate(options, budget):
+    tracemalloc.start()
+    allocate(options, budget)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_memory_does_not_grow_with_the_number_of_layers():
+    """Six arrays of one float64 per unit of the budget are alive at most, for 2 layers as for 64."""
+    layers = [o for layer in smol_layers(16, layers=64) for o in layer]
+    for count in (6, 192):
+        budget = int(0.9 * count * 576 * 1536)
+        units = budget // max(np.gcd.reduce(layers[0].cost), -(-budget // module.MAX_UNITS))
+        assert 8 * units < peak_of_allocate(layers[:count], budget) < 6 * 8 * units + 1e5
 
 
 @pytest.mark.parametrize("limit", [1, 2, 4, 8])
