@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "benchmarks" / "data" / "accuracy.jsonl"
@@ -93,13 +94,18 @@ def compress_here(args: argparse.Namespace, method: str, ratio: float) -> None:
 
 
 def measured(directory: Path, contents: dict[str, str]) -> dict[str, dict]:
-    """Perplexity on the first WINDOWS windows of every text, weights and products in bfloat16."""
+    """`scores` of a directory in bfloat16."""
     import torch
 
-    from nxdi_svd_plugin.evaluate.perplexity import measure, token_ids
     from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
 
-    model, tokenizer = load_model(directory, dtype=torch.bfloat16).eval(), load_tokenizer(directory)
+    return scores(load_model(directory, dtype=torch.bfloat16).eval(), load_tokenizer(directory), contents)
+
+
+def scores(model: Any, tokenizer: Any, contents: dict[str, str]) -> dict[str, dict]:
+    """Perplexity on the first WINDOWS windows of every text, of a model whose weights and products are bfloat16."""
+    from nxdi_svd_plugin.evaluate.perplexity import measure, token_ids
+
     found = {}
     for name, content in contents.items():
         ids = token_ids(tokenizer, content, WINDOW * WINDOWS)

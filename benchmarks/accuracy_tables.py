@@ -11,6 +11,7 @@ NAMES = {
     "default": "default recipe",
     "pair": "default recipe, form: pair",
     "svd-llm": "SVD-LLM whitening (recipe: paper, block 1)",
+    "svd-llm-own": "SVD-LLM whitening, its authors' code",
 }
 
 
@@ -110,7 +111,7 @@ def figure(rows: list[dict], path: Path) -> None:
     texts = list(dict.fromkeys(text for _, _, text in found))
     fig, axes = plt.subplots(1, len(texts), figsize=(4 * len(texts), 3.2), sharey=True)
     for axis, text in zip(axes, texts, strict=True):
-        for method, name in NAMES.items():
+        for method, name in list(NAMES.items())[:3]:  # the peer's own code lies on the line of svd-llm
             points = sorted((r, x) for (m, r, t), (_, x) in found.items() if m == method and t == text)
             axis.plot([0, *(r for r, _ in points)], [1, *(x for _, x in points)], marker="o", label=name)
         if text != "generated":

@@ -1,0 +1,111 @@
+"""SVD-LLM's whitening by its authors' code, with the model, calibration tokens, texts and windows of accuracy.py.
+
+    python benchmarks/svd_llm.py --svd-llm CHECKOUT --model SMOLLM2 --news lee_background.cor [--ratios 0.05 0.10 0.20]
+
+CHECKOUT is a checkout of github.com/AIoT-MLSys-Lab/SVD-LLM (commit 1c1009a), not copied here. Its functions
+`profle_svdllm` and `whitening` and its class SVD_LlamaMLP run as they are, in float32 on the CPU; they see the MLP
+projections only, as this project factors no attention. Appends one row a ratio and text to
+benchmarks/data/accuracy.jsonl; `accuracy.py --figures` puts them into docs/accuracy.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from accuracy import ROOT, add, rows, scores, texts
+
+NOT_NEEDED = {  # what SVDLLM.py imports and the two functions do not use
+    "utils.data_utils": (),
+    "evaluater": (),
+    "component.svd_mistral": ("SVD_MistralAttention", "SVD_MistralMLP"),
+    "component.svd_opt": ("SVDOPTDecoderLayer",),
+}
+
+
+def load(checkout: Path) -> Any:
+    """The module SVDLLM of the checkout, which sees the MLP's linear layers only."""
+    for name, members in NOT_NEEDED.items():
+        sys.modules[name] = ModuleType(name)
+        for member in members:
+            setattr(sys.modules[name], member, None)
+    sys.path.insert(0, str(checkout))
+    import SVDLLM  # type: ignore[import-not-found]
+
+    every = SVDLLM.find_layers
+    SVDLLM.find_layers = lambda layer: {n: m for n, m in every(layer).items() if n.startswith("mlp.")}
+    SVDLLM.SVD_LlamaAttention = lambda **_: None
+    return SVDLLM
+
+
+def run(args: argparse.Namespace) -> None:
+    import torch
+    import transformers
+
+    from nxdi_svd_plugin.compress.job import prepare
+    from nxdi_svd_plugin.compress.report import peak_memory
+    from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+    from nxdi_svd_plugin.recipe import from_dict
+
+    have = {(row["method"], row["ratio"]) for row in rows()}
+    recipe = from_dict({"recipe": "paper", "block": 1})
+    samples = prepare(args.model, recipe).samples
+    peer, contents, tokenizer = load(args.svd_llm), texts(args.news), load_tokenizer(args.model)
+    dense = load_model(args.model, dtype=torch.float32).eval()
+    began, cpu = time.monotonic(), time.process_time()
+    profile = peer.profle_svdllm("llama", dense, [{"input_ids": ids[None]} for ids in samples], "cpu")
+    wall, cpu = time.monotonic() - began, time.process_time() - cpu
+    commit = subprocess.run(["git", "-C", args.svd_llm, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+    for ratio in args.ratios:
+        if ("svd-llm-own", ratio) in have:
+            continue
+        model, began, cpu_began = copy.deepcopy(dense), time.monotonic(), time.process_time()
+        peer.whitening("llama", model, profile, 1 - ratio, "cpu")
+        stored = sum(p.numel() for layer in model.model.layers for p in layer.mlp.parameters())
+        full = sum(p.numel() for layer in dense.model.layers for p in layer.mlp.parameters())
+        rank = model.model.layers[0].mlp.up_v_proj.out_features
+        base = {
+            "method": "svd-llm-own",
+            "ratio": ratio,
+            "model": "SmolLM2-135M-Instruct",
+            "mlp_parameters": stored,
+            "mlp_bytes_bf16": 2 * stored,
+            "mlp_multiply_adds_per_token": stored,
+            "ratio_reached": 1 - stored / full,
+            "seconds": wall + time.monotonic() - began,
+            "cpu_seconds": cpu + time.process_time() - cpu_began,
+            "threads": torch.get_num_threads(),
+            "peak_memory_bytes": peak_memory(),
+            "ranks": {"least": rank, "most": rank, "dense": 0},
+            "growth": 0.0,
+            "source": f"github.com/AIoT-MLSys-Lab/SVD-LLM {commit.strip()}",
+            "calibration": {**dataclasses.asdict(recipe.calibration), "tokens": samples.numel()},
+            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+            "machine": platform.machine(),
+            "measured": "CPU, torch, on a shared 2-core machine",
+        }
+        found = scores(model.to(torch.bfloat16), tokenizer, contents)
+        add([{**base, **result} for result in found.values()])
+        print(ratio, [(name, round(result["perplexity"], 2)) for name, result in found.items()], flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--svd-llm", type=Path, required=True, help="checkout of SVD-LLM")
+    parser.add_argument("--model", type=Path, required=True, help="SmolLM2 as demo/smollm2.py writes it")
+    parser.add_argument("--news", type=Path, required=True, help="lee_background.cor")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.05, 0.10, 0.20])
+    sys.path.insert(0, str(ROOT))
+    run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
