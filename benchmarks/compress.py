@@ -1,6 +1,6 @@
 """Seconds and peak memory of `nxdi-svd compress` against layer shape and number of layers, on random bf16 weights.
 
-    python benchmarks/compress.py --shape 8B --layers 2
+    python benchmarks/compress.py --shape 8B --layers 2 [--recipe default]
 
 Each run appends a row to benchmarks/data/compress.jsonl. The command runs in its own process, whose peak resident size
 is measured; CPU seconds stand beside wall seconds because a shared machine stretches the latter.
@@ -27,7 +27,7 @@ from tiny_models import save_tokenizer  # noqa: E402
 
 from nxdi_svd_plugin.checkpoint.source import expected_tensors, read_config  # noqa: E402
 from nxdi_svd_plugin.compress.memory import peak_memory_model  # noqa: E402
-from nxdi_svd_plugin.recipe import Calibration, Recipe  # noqa: E402
+from nxdi_svd_plugin.recipe import PRESETS, from_dict  # noqa: E402
 
 DATA = ROOT / "benchmarks" / "data" / "compress.jsonl"
 # hidden, intermediate, heads, key/value heads, vocabulary: Llama-3.2-1B and Llama-3.1-8B
@@ -75,30 +75,30 @@ def random_weight(size: tuple[int, ...], generator: torch.Generator) -> torch.Te
     return torch.randn(size, generator=generator, dtype=torch.float32).mul_(size[1] ** -0.5).to(torch.bfloat16)
 
 
-def measure(shape: str, layers: int, samples: int) -> dict[str, object]:
+def measure(shape: str, layers: int, recipe: str, samples: int) -> dict[str, object]:
     """Compress once in a subprocess and return the row."""
     with tempfile.TemporaryDirectory() as folder:
         model = write_model(Path(folder) / "model", shape, layers)
         command = [sys.executable, "-m", "nxdi_svd_plugin.cli.main", "compress", "--json"]
-        command += ["--model", str(model), "--output", f"{folder}/out", "--recipe", "paper", "--ratio", str(RATIO)]
+        command += ["--model", str(model), "--output", f"{folder}/out", "--recipe", recipe, "--ratio", str(RATIO)]
         command += ["--samples", str(samples), "--length", str(LENGTH)]
         report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=ROOT).stdout)
-        recipe = Recipe(ratio=RATIO, calibration=Calibration(samples=samples, length=LENGTH))
-        modelled = peak_memory_model(read_config(model), recipe).peak
-    cost = report["cost"]
+        asked = from_dict({"recipe": recipe, "ratio": RATIO, "calibration": {"samples": samples, "length": LENGTH}})
+        modelled = peak_memory_model(read_config(model), asked).peak
+    cost, factored = report["cost"], [record for record in report["matrices"] if record["form"] != "dense"]
     return {
         "shape": shape,
         "hidden": SHAPES[shape][0],
         "intermediate": SHAPES[shape][1],
         "layers": layers,
         "weights": "random bfloat16",
-        "recipe": "paper",
+        "recipe": recipe,
         "ratio": RATIO,
-        "ranks": sorted({record["rank"] for record in report["matrices"]}),
+        "ranks": sorted({record["rank"] for record in factored}),
         "calibration_tokens": samples * LENGTH,
         "wall_seconds_per_layer": round(cost["wall_seconds"] / layers, 1),
         "cpu_seconds_per_layer": round(cost["cpu_seconds"] / layers, 1),
-        "factor_wall_seconds": [round(record["seconds"], 1) for record in report["matrices"]],
+        "factor_wall_seconds": [round(record["seconds"], 1) for record in factored],
         "peak_gib": round(cost["peak_bytes"] / 2**30, 2),
         "modelled_peak_gib": round(modelled / 2**30, 2),
         "threads": cost["threads"],
@@ -123,9 +123,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="1B")
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--recipe", choices=tuple(PRESETS), default="paper")
     parser.add_argument("--samples", type=int, default=10, help="windows of 512 tokens")
     args = parser.parse_args()
-    row = measure(args.shape, args.layers, args.samples)
+    row = measure(args.shape, args.layers, args.recipe, args.samples)
     DATA.parent.mkdir(parents=True, exist_ok=True)
     with open(DATA, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
