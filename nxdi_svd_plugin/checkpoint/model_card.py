@@ -45,7 +45,7 @@ BODY = """\
 
 ## How to load it
 
-On a CPU, with transformers 4.51 or newer and `pip install nxdi-svd-plugin`:
+On a CPU, with transformers 4.51 or newer and nxdi-svd-plugin (`pip install .` in its source; it is not on PyPI):
 
 ```python
 import nxdi_svd_plugin
