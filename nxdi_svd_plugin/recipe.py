@@ -229,7 +229,9 @@ def from_yaml(path: str | Path) -> Recipe:
     try:
         raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise RecipeError(f"recipe {path} cannot be read ({error.strerror})") from error
+        raise RecipeError(
+            f"recipe {path} cannot be read ({error.strerror}); give a file, or one of {', '.join(PRESETS)}"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {path} is not valid YAML: {error}") from error
     if not isinstance(raw, Mapping):
