@@ -72,10 +72,11 @@ def interpolate(v: Tensor, classes: Sequence[Tensor], block: int, bound: float =
     label = torch.empty(width, dtype=torch.long, device=v.device)
     for i, members in enumerate(classes):
         label[members] = i
-    free = [rank] * len(classes)
-    counts = torch.bincount(label[_pivoted_qr(v, rank, label, free)], minlength=len(classes)).tolist()
+    pivots = _pivoted_qr(v, rank, label, [rank] * len(classes))
+    counts = torch.bincount(label[pivots], minlength=len(classes)).tolist()
     quota = block_quotas(counts, [len(c) for c in classes], rank, block)
-    pivots = _pivoted_qr(v, rank, label, quota)
+    if quota != counts:
+        pivots = _pivoted_qr(v, rank, label, quota)
     return _swap(v, pivots, label, bound)
 
 
