@@ -6,7 +6,7 @@ from nxdi_svd_plugin.kernels import stages
 from nxdi_svd_plugin.kernels.checks import planned
 from nxdi_svd_plugin.kernels.nki import jit, nisa, nl
 from nxdi_svd_plugin.kernels.packing import interleaved
-from nxdi_svd_plugin.kernels.tiling.blocks import holding
+from nxdi_svd_plugin.kernels.tiling.blocks import holding, stored_rows
 from nxdi_svd_plugin.kernels.tiling.pivots import Runs
 
 
@@ -53,7 +53,8 @@ def up_gate_kernel(
                 stages.project(u, xt, chain.inputs, blocks.buffers, ts, part)
         factors = [(v_gate, gates, chain.ranks[0]), (v_up, ups, chain.ranks[1])]
         interleave, segments = interleaved(chain.outputs), chain.segments
-        stages.expand_transposed(factors, out, first, blocks.buffers, swiglu, interleave, segments)
+        rows = stored_rows(chain, blocks.buffers, sizes)
+        stages.expand_transposed(factors, out, first, rows, blocks.buffers.v_tiles, swiglu, interleave, segments)
 
     stages.for_strips(blocks.groups, one_strip)
     return out

@@ -5,7 +5,7 @@ from typing import Any
 from nxdi_svd_plugin.kernels import stages
 from nxdi_svd_plugin.kernels.checks import planned
 from nxdi_svd_plugin.kernels.nki import jit, nl
-from nxdi_svd_plugin.kernels.tiling.blocks import holding
+from nxdi_svd_plugin.kernels.tiling.blocks import holding, stored_rows
 
 
 def xuv_kernel(x: Any, u: Any, v: Any, transposed_output: bool = False, strip: tuple[int, ...] | None = None) -> Any:
@@ -35,7 +35,8 @@ def xuv_kernel(x: Any, u: Any, v: Any, transposed_output: bool = False, strip: t
             stages.project(u, xt, chain.inputs, blocks.buffers, ts, part)
         if transposed_output:
             factors = [(v, ts, chain.ranks[0])]
-            stages.expand_transposed(factors, out, first, blocks.buffers, _evict, False, chain.segments)
+            rows = stored_rows(chain, blocks.buffers, sizes)
+            stages.expand_transposed(factors, out, first, rows, blocks.buffers.v_tiles, _evict, False, chain.segments)
         else:
             stages.expand(v, ts, chain.ranks[0], out, first, 128, blocks.buffers)
 

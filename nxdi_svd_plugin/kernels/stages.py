@@ -13,7 +13,7 @@ from typing import Any
 
 from nxdi_svd_plugin.kernels.nki import nisa, nl
 from nxdi_svd_plugin.kernels.packing import interleaved
-from nxdi_svd_plugin.kernels.tiling.blocks import Buffers, spans
+from nxdi_svd_plugin.kernels.tiling.blocks import Buffers, row_tokens, spans
 from nxdi_svd_plugin.kernels.tiling.limits import MOVING, PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.tiling.pivots import Segment
 
@@ -184,7 +184,8 @@ def expand_transposed(
     factors: list[tuple[Tensor, list[Tensor], int]],
     out: Tensor,
     first: Any,
-    buffers: Buffers,
+    rows: list[list[tuple[int, int, int]]],
+    step: int,
     evict: Callable[[Tensor, list[Tensor]], Tensor],
     interleave: bool,
     segments: list[Segment],
@@ -192,10 +193,9 @@ def expand_transposed(
     """Columns `first`... of out [outputs, S]: Yᵀ = Vᵀ·T for every (v packed, t of each sub-strip, rank) in `factors`.
 
     `evict` turns the tiles [rows, tiles, tokens] of all factors into one SBUF tile: fp32 PSUM, or T itself where the
-    segment is the factor's pivots. A V load makes `v_tiles` output tiles, which share a PSUM bank if there is more than
-    one (few tokens).
+    segment is the factor's pivots. A V load makes `step` output tiles, which share a PSUM bank if there is more than
+    one (few tokens). `rows` are the tokens that are stored together (tiling.blocks.stored_rows).
     """
-    tokens = sum(t.shape[2] for t in factors[0][1])
 
     def group(segment: Segment, tile: Any, count: int, width: int) -> None:
         """Output tiles segment.start + `tile`..."""
@@ -205,31 +205,27 @@ def expand_transposed(
             else None
             for (v, _, rank), pivot, begin in zip(factors, segment.pivots, segment.others, strict=True)
         ]
-        block = nl.ndarray((PARTITIONS, count, tokens), dtype=out.dtype, buffer=nl.sbuf)
-        done = 0
-        for part in range_of(factors[0][1]):
-            for start, size in spans(factors[0][1][part].shape[2], MOVING // buffers.v_tiles):
+        stored = first
+        for row in rows:
+            block = nl.ndarray((PARTITIONS, count, row_tokens(row)), dtype=out.dtype, buffer=nl.sbuf)
+            done = 0
+            for part, start, size in row:
                 made = []
                 for weights, (_, ts, rank), pivot in zip(loaded, factors, segment.pivots, strict=True):
                     if pivot is None:
                         made.append(_expanded(weights, ts[part], rank, count, width, start, size))
                     else:
                         made.append(ts[part][0:width, nl.ds(pivot + tile, count), nl.ds(start, size)])
-                block[0:width, 0:count, nl.ds(done + start, size)] = evict(block, made)
-            done += factors[0][1][part].shape[2]
-        store_rows(out, block, segment.start + tile, count, width, first, interleave)
+                block[0:width, 0:count, nl.ds(done, size)] = evict(block, made)
+                done += size
+            store_rows(out, block, segment.start + tile, count, width, stored, interleave)
+            stored += done
 
     for segment in segments:
         full = min(segment.stop, out.shape[0] // PARTITIONS) - segment.start
-        step = buffers.v_tiles
         for_tiles(full, step, lambda g, count: group(segment, g * step, count, PARTITIONS))  # noqa: B023 (called at once)
     if out.shape[0] % PARTITIONS:
         group(segments[-1], full, 1, out.shape[0] % PARTITIONS)
-
-
-def range_of(items: list[Any]) -> list[int]:
-    """The positions of a Python list, for a loop that is unrolled while tracing."""
-    return [position for position, _ in enumerate(items)]
 
 
 def _expanded(weights: Tensor, t: Tensor, rank: int, count: int, width: int, start: int, size: int) -> Tensor:

@@ -150,7 +150,7 @@ def test_the_traffic_of_llama_8b_shapes(tokens, tp):
     ):
         trace, blocks = counted(chain), choose(chain)
         assert sum(hbm_bytes(chain, blocks)) == trace.hbm_read_bytes + trace.hbm_write_bytes
-        assert sum(hbm_bytes(chain, blocks)) <= 1.02 * least_hbm_bytes(chain)
+        assert sum(hbm_bytes(chain, blocks)) <= 1.02 * least_hbm_bytes(chain, overlap=True)
         if tokens == 2048:
             assert trace.pe_cycles - transpose_cycles(chain, blocks) <= 1.02 * minimum_pe_cycles(chain)
         else:

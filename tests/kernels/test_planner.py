@@ -14,24 +14,19 @@ from nxdi_svd_plugin.kernels.tiling.limits import SBUF_BYTES
 from nxdi_svd_plugin.kernels.tiling.mlp import plan_mlp
 from nxdi_svd_plugin.kernels.tiling.planner import IN_FLIGHT, choose, fill, forced
 
-chains = st.builds(
-    lambda kernel, tokens, inputs, rank, outputs, itemsize, transposed: Chain(
-        kernel,
-        tokens,
-        inputs,
-        (rank, rank) if kernel == "up_gate" else (rank,),
-        outputs,
-        itemsize,
-        transposed and kernel == "xuv",
-    ),
-    st.sampled_from(["xuv", "up_gate", "down"]),
-    st.integers(1, 3000),
-    st.integers(1, 5000),
-    st.integers(1, 3000),
-    st.integers(1, 5000),
-    st.sampled_from([2, 4]),
-    st.booleans(),
-)
+
+def chains(tokens, ranks, extents, itemsizes):
+    def chain(kernel, tokens, inputs, rank, outputs, itemsize, transposed):
+        ranks = (rank, rank) if kernel == "up_gate" else (rank,)
+        return Chain(kernel, tokens, inputs, ranks, outputs, itemsize, transposed and kernel == "xuv")
+
+    kernels = st.sampled_from(["xuv", "up_gate", "down"])
+    return st.builds(chain, kernels, tokens, extents, ranks, extents, itemsizes, st.booleans())
+
+
+def up_to(most):
+    """Every other one below one tile, where the kernels have no loops."""
+    return st.one_of(st.integers(1, 127), st.integers(1, most))
 
 
 def simulated(chain):
@@ -40,36 +35,25 @@ def simulated(chain):
     return count(chain.kernel, chain.tokens, chain.inputs, chain.ranks, chain.outputs, dtype, **options)
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
-@given(chains)
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(chains(up_to(3000), up_to(3000), up_to(5000), st.sampled_from([2, 4])))
 def test_predictions_are_what_the_simulator_counts(chain):
     blocks, trace = choose(chain), simulated(chain)
     assert blocks.tokens == chain.tokens
     assert hbm_bytes(chain, blocks) == (trace.hbm_read_bytes, trace.hbm_write_bytes)
     assert trace.sbuf_peak_bytes <= sbuf_bytes(chain, blocks)
-    if (
-        min(chain.inputs, chain.outputs, *chain.ranks) >= 128
-    ):  # below one tile the kernel has no loops, and tiles die earlier
-        assert sbuf_bytes(chain, blocks) <= 1.15 * trace.sbuf_peak_bytes
+    assert sbuf_bytes(chain, blocks) <= 1.15 * trace.sbuf_peak_bytes
     assert sbuf_bytes(chain, blocks, IN_FLIGHT) <= SBUF_BYTES
     assert matmul_cycles(chain, blocks) + transpose_cycles(chain, blocks) == trace.pe_cycles
     assert trace.psum_peak_banks <= 8
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
-@given(chains.filter(lambda chain: chain.tokens * chain.u_bytes > 1e10))  # where strips are a choice at all
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(chains(st.integers(1500, 3000), st.integers(1500, 3000), st.integers(2000, 5000), st.just(2)))  # several strips
 def test_the_traffic_is_within_2_percent_of_the_exhaustive_search(chain):
-    least = least_hbm_bytes(chain)
+    least = least_hbm_bytes(chain, overlap=True)
     assert least is not None
     assert sum(hbm_bytes(chain, choose(chain))) <= 1.02 * least
-
-
-@pytest.mark.parametrize(("tokens", "percent"), [(1024, 0), (2048, 12), (4096, 6), (8192, 3)])
-def test_what_room_for_a_second_load_costs_is_what_the_page_says(tokens, percent):
-    chain = Chain("xuv", tokens, 7168, (4096,), 18432, transposed_output=True)
-    single = least_hbm_bytes(chain, unit=32, in_flight=1)
-    assert single is not None
-    assert round(100 * (1 - single / sum(hbm_bytes(chain, choose(chain))))) == percent
 
 
 def test_a_hand_made_plan():

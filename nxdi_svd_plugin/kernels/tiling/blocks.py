@@ -7,7 +7,7 @@ which holds its part of Xᵀ while U is streamed once. So U is read once per sub
 from dataclasses import dataclass
 
 from nxdi_svd_plugin.kernels.tiling.chain import Chain, column_tile
-from nxdi_svd_plugin.kernels.tiling.limits import MOVING, PARTITIONS, tiles
+from nxdi_svd_plugin.kernels.tiling.limits import LONG_RUN, MOVING, PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.tiling.pivots import Segment
 
 
@@ -110,16 +110,20 @@ def output_bytes(chain: Chain, buffers: Buffers, strip: tuple[int, ...]) -> int:
 
 def _segment_output_bytes(chain: Chain, buffers: Buffers, strip: tuple[int, ...], segment: Segment) -> int:
     group = min(buffers.v_tiles, segment.stop - segment.start)
-    piece = max(spans(size, MOVING // buffers.v_tiles)[0][1] for size in strip)
+    rows = stored_rows(chain, buffers, strip)
+    piece = max(size for row in rows for *_, size in row)
     swiglu = 4 * group * piece if chain.kernel == "up_gate" else 0
-    return chain.itemsize * group * sum(strip) + swiglu
+    return chain.itemsize * group * max(map(row_tokens, rows)) + swiglu
 
 
 def expansion_bytes(chain: Chain, buffers: Buffers, strip: tuple[int, ...], in_flight: int) -> int:
-    """SBUF bytes per partition of the second phase beside (X·U)ᵀ: V loads and the output block.
+    """SBUF bytes per partition of the second phase: (X·U)ᵀ, V loads and the output block.
 
-    They do not overlap where one V load makes one output tile: its sums wait in PSUM while V dies.
+    V and the block do not overlap where one V load makes one output tile: its sums wait in PSUM while V dies. Nor does
+    (X·U)ᵀ with the block if that is the only tile.
     """
+    t_strip = chain.itemsize * chain.rank_tiles * sum(strip)
+    width = column_tile(chain.kernel, chain.ranks[0])
     if chain.writes_transposed:
         single = len(strip) == 1 and strip[0] <= MOVING // buffers.v_tiles
         streams = [
@@ -127,10 +131,34 @@ def expansion_bytes(chain: Chain, buffers: Buffers, strip: tuple[int, ...], in_f
             for segment in chain.segments
         ]
     else:
-        single = sum(strip) <= PARTITIONS and chain.outputs < column_tile(chain.kernel, chain.ranks[0])
+        single = sum(strip) <= PARTITIONS and chain.outputs < width
         streams = [(v_load_bytes(chain, buffers), output_bytes(chain, buffers, strip))]
-    overlap = not (single and in_flight == 1)
-    return max(in_flight * load + block if overlap else max(load, block) for load, block in streams)
+    if not single or in_flight > 1:
+        return t_strip + max(in_flight * load + block for load, block in streams)
+    if chain.outputs < width:
+        return max(max(t_strip + load, block) for load, block in streams)
+    return t_strip + max(max(load, block) for load, block in streams)
+
+
+def stored_rows(chain: Chain, buffers: Buffers, strip: tuple[int, ...]) -> list[list[tuple[int, int, int]]]:
+    """How the tokens of a transposed output are stored: rows of pieces (sub-strip, first token in it, tokens).
+
+    A piece is what is summed in one PSUM tile. A row is stored at once: as many whole pieces as make DMA runs of about
+    2 KiB, in rows of about the same length.
+    """
+    total, run, done = sum(strip), LONG_RUN // chain.itemsize, 0
+    rows: list[list[tuple[int, int, int]]] = [[] for _ in range(max(1, (2 * total + run) // (2 * run)))]
+    for part, size in enumerate(strip):
+        for start, tokens in spans(size, MOVING // buffers.v_tiles):
+            middle = 2 * done + tokens
+            rows[middle * len(rows) // (2 * total)].append((part, start, tokens))
+            done += tokens
+    return [row for row in rows if row]
+
+
+def row_tokens(row: list[tuple[int, int, int]]) -> int:
+    """Tokens of one row of `stored_rows`."""
+    return sum(size for *_, size in row)
 
 
 def constant_bytes(chain: Chain) -> int:
@@ -139,28 +167,45 @@ def constant_bytes(chain: Chain) -> int:
 
 
 def strip_sbuf_bytes(
-    chain: Chain, buffers: Buffers, strip: tuple[int, ...], in_flight: int = 1, last: bool = False, align: int = 0
+    chain: Chain, buffers: Buffers, strip: tuple[int, ...], in_flight: int = 1, last: bool = False
 ) -> int:
     """Peak SBUF bytes per partition of one strip with `in_flight` copies of what is streamed (Eq. 11, refined).
 
     Sub-strip k holds its Xᵀ, the (X·U)ᵀ of sub-strips 1..k and the U loads; the expansion holds the whole (X·U)ᵀ, the
     V loads and the output block. After the transposes of the `last` strip the identity matrix is dead.
-    `align` overrides the alignment of the (X·U)ᵀ tensors.
     """
-    s, total, done, peak = chain.itemsize, sum(strip), 0, 0
-    align = align or chain.token_align
-    constants = constant_bytes(chain)
-    dead = 4 * PARTITIONS if chain.needs_identity and last else 0
-    rows = 0 if chain.transposed_input else s * min(buffers.x_tiles * PARTITIONS, chain.inputs)
+    total, done, peak = sum(strip), 0, 0
     for position, size in enumerate(strip):
-        x_strip = s * chain.input_tiles * size
-        loading = s * chain.rank_tiles * held_tokens(done, total, align) + x_strip + in_flight * rows
+        dead = 4 * PARTITIONS if chain.needs_identity and last and position == len(strip) - 1 else 0
+        held, new = held_tokens(done, total, chain.token_align), held_tokens(done + size, total, chain.token_align)
+        t_strip = chain.itemsize * chain.rank_tiles * held
+        loading = t_strip + _loading_bytes(chain, buffers, size, in_flight, dead)
+        projecting = t_strip + _projecting_bytes(chain, buffers, size, new - held, in_flight)
         done += size
-        held = held_tokens(done, total, align)
-        projecting = s * chain.rank_tiles * held + x_strip + in_flight * u_load_bytes(chain, buffers)
-        peak = max(peak, loading, projecting - (dead if position == len(strip) - 1 else 0))
-    expanding = s * chain.rank_tiles * done + expansion_bytes(chain, buffers, strip, in_flight)
-    return constants + max(peak, expanding - dead)
+        peak = max(peak, loading, projecting - dead)
+    return constant_bytes(chain) + max(peak, expansion_bytes(chain, buffers, strip, in_flight) - dead)
+
+
+def _loading_bytes(chain: Chain, buffers: Buffers, size: int, in_flight: int, dead: int) -> int:
+    """Xᵀ of a sub-strip and the rows of X that it is made of.
+
+    If there is but one tile of them, they die first, and `dead` bytes of an identity matrix that is needed no more.
+    """
+    x_strip = chain.itemsize * chain.input_tiles * size
+    if chain.transposed_input:
+        return x_strip
+    rows = in_flight * chain.itemsize * min(buffers.x_tiles * PARTITIONS, chain.inputs)
+    return max(x_strip - dead, rows) if max(chain.inputs, size) < PARTITIONS else x_strip + rows
+
+
+def _projecting_bytes(chain: Chain, buffers: Buffers, size: int, new: int, in_flight: int) -> int:
+    """Xᵀ of a sub-strip, U loads and the `new` tokens of (X·U)ᵀ, which follow Xᵀ if they are less than a tile high."""
+    x_strip, t_strip, peak = chain.itemsize * chain.input_tiles * size, 0, 0
+    for rank in chain.ranks:
+        own = chain.itemsize * tiles(rank) * new
+        peak = max(peak, t_strip + (0 if rank < PARTITIONS else own) + x_strip)
+        t_strip += own
+    return max(peak + in_flight * u_load_bytes(chain, buffers), t_strip)
 
 
 def sbuf_bytes(chain: Chain, blocks: Blocks, in_flight: int = 1) -> int:

@@ -1,47 +1,75 @@
 """The least HBM traffic of any choice of strips: an exhaustive search, the reference that the planner is held to.
 
-It shares the planner's cost of a strip in SBUF (blocks.strip_sbuf_bytes) but none of its reasoning: strips of a call
-may all differ, sub-strips of a strip may all differ, in steps of `unit` tokens, with every streamed-load size.
+It shares nothing with the planner or its cost of a strip, and asks for less room: a strip is feasible here if Xᵀ and
+(X·U)ᵀ leave place for one 128 x 128 tile of U, and (X·U)ᵀ for one column tile of V and one tile of the output, with
+nothing loaded ahead. Strips of a call may all differ, sub-strips of a strip may all differ.
 """
 
-from nxdi_svd_plugin.kernels.tiling.blocks import Buffers, strip_sbuf_bytes
-from nxdi_svd_plugin.kernels.tiling.chain import Chain
-from nxdi_svd_plugin.kernels.tiling.limits import SBUF_BYTES
-from nxdi_svd_plugin.kernels.tiling.planner import IN_FLIGHT, MAX_SUB_STRIP, buffer_choices
+from nxdi_svd_plugin.kernels.tiling.chain import Chain, column_tile
+from nxdi_svd_plugin.kernels.tiling.limits import MOVING, PARTITIONS, PSUM_BANKS, SBUF_BYTES, tiles
+
+RUN = 1024
+"""Bytes per partition of a DMA run where loads and stores are to overlap with compute."""
 
 
-def least_hbm_bytes(chain: Chain, unit: int = 16, in_flight: int = IN_FLIGHT) -> int | None:
+def least_hbm_bytes(chain: Chain, unit: int = 8, overlap: bool = False) -> int | None:
     """HBM bytes (read and written) of the best strips for `chain`; None if nothing fits.
 
-    `in_flight`: loads of every streamed operand that must fit beside a strip; 2 as in the planner, so that DMA can
-    overlap with compute; with 1 longer strips fit, and the tensor engine waits for every load.
+    X is read and the output written once, U once per sub-strip, V once per strip. `unit`: tokens between the lengths
+    that are tried. `overlap`: leave the room that DMA and eviction need to run beside the tensor engine: two loads of U
+    and of V in half of PSUM, in DMA runs of 1 KiB, and an output block in such runs.
     """
     unit = min(unit, chain.tokens)
     steps = -(-chain.tokens // unit)
-    totals = []
-    for buffers in set(buffer_choices(chain)):
-        fewest = _fewest_sub_strips(chain, buffers, steps, unit, in_flight)
-        best: list[float] = [0.0] + [float("inf")] * steps
-        for covered in range(1, steps + 1):
-            for strip, reads in fewest.items():
-                if strip <= covered:
-                    cost = best[covered - strip] + chain.v_bytes + reads * chain.u_bytes
-                    best[covered] = min(best[covered], cost)
-        totals.append(best[steps])
-    least = min(totals)
-    return None if least == float("inf") else chain.activation_bytes + int(least)
+    fewest = _fewest_sub_strips(chain, steps, unit, overlap)
+    strips = {length: chain.v_bytes + reads * chain.u_bytes for length, reads in fewest.items()}
+    best: list[float] = [0.0] + [float("inf")] * steps
+    for covered in range(1, steps + 1):
+        costs = (best[covered - length] + cost for length, cost in strips.items() if length <= covered)
+        best[covered] = min(costs, default=best[covered])
+    return None if best[steps] == float("inf") else chain.activation_bytes + int(best[steps])
 
 
-def _fewest_sub_strips(chain: Chain, buffers: Buffers, steps: int, unit: int, in_flight: int) -> dict[int, int]:
+def _fewest_sub_strips(chain: Chain, steps: int, unit: int, overlap: bool) -> dict[int, int]:
     """{strip length: fewest sub-strips that fill it}, lengths in steps, by trying every next sub-strip."""
-    found: dict[int, tuple[int, ...]] = {0: ()}
+    found = {0: 0}
     for done in range(steps):
-        if done not in found:
-            continue
-        for size in range(1, min(steps - done, MAX_SUB_STRIP // unit) + 1):
-            strip = (*found[done], size * unit)
-            if strip_sbuf_bytes(chain, buffers, strip, in_flight, align=1) > SBUF_BYTES:
+        for size in range(1, steps - done + 1):
+            if done not in found or not _fits(chain, done * unit, size * unit, overlap):
                 break
-            if done + size not in found or len(strip) < len(found[done + size]):
-                found[done + size] = strip
-    return {length: len(strip) for length, strip in found.items() if length}
+            found[done + size] = min(found.get(done + size, steps), found[done] + 1)
+    return {length: reads for length, reads in found.items() if length}
+
+
+def _fits(chain: Chain, done: int, size: int, overlap: bool) -> bool:
+    """True if a sub-strip of `size` tokens can follow `done` tokens of its strip: in SBUF, and its sums in PSUM."""
+    held = chain.itemsize * chain.rank_tiles * (done + size) + (4 * PARTITIONS if chain.needs_identity else 0)
+    x_strip = chain.itemsize * chain.input_tiles * size
+    first, second = _overlapping(chain, done + size) if overlap else _single(chain)
+    sums = MOVING * PSUM_BANKS // (2 if overlap else 1)
+    return max(held + x_strip + first, held + second) <= SBUF_BYTES and size <= sums
+
+
+def _single(chain: Chain) -> tuple[int, int]:
+    """SBUF bytes per partition beside the strips, by phase: a tile of U; a column of V and a tile of the output."""
+    tile = chain.itemsize * PARTITIONS
+    return tile, _depth(chain) * tile + tile
+
+
+def _overlapping(chain: Chain, tokens: int) -> tuple[int, int]:
+    """The same with two loads of 1 KiB runs in flight, and output blocks of such runs."""
+    width = chain.itemsize * min(column_tile(chain.kernel, chain.ranks[0]), chain.outputs)
+    load = min(RUN, chain.itemsize * PARTITIONS * chain.input_tiles)
+    if chain.writes_transposed:
+        block = min(RUN, chain.itemsize * tokens) + (4 * min(MOVING, tokens) if chain.kernel == "up_gate" else 0)
+    else:
+        block = tiles(tokens) * min(-(-RUN // width) * width, chain.itemsize * chain.outputs)
+    return 2 * load, 2 * _depth(chain) * width + block
+
+
+def _depth(chain: Chain) -> int:
+    """Tiles of the deepest column of V: all sums of an output tile end together, so its whole column is held."""
+    if not chain.writes_transposed:
+        return chain.rank_tiles
+    factors = [zip(chain.ranks, segment.pivots, strict=True) for segment in chain.segments]
+    return max(sum(tiles(rank) for rank, pivot in each if pivot is None) for each in factors)

@@ -12,6 +12,8 @@ SBUF_TOTAL_BYTES = 192 * 1024
 PE_HZ, VECTOR_HZ, SCALAR_HZ = 2.8e9, 1.12e9, 1.4e9
 DMA_BYTES_PER_SECOND = 190e9
 """HBM bandwidth used for planning: what AWS's own profile of its matmul kernel reaches with 2-4 KiB rows."""
+LONG_RUN = 2048
+"""Contiguous bytes per partition below which Trn1's DMA engines become slow (AWS architecture guide)."""
 INTENSITY_THRESHOLD = 222.0
 """flop/byte above which the paper calls a bf16 kernel compute-bound (section 4.2.1)."""
 

@@ -18,24 +18,24 @@ from nxdi_svd_plugin.kernels.tiling.blocks import (
 )
 from nxdi_svd_plugin.kernels.tiling.chain import Chain, column_tile
 from nxdi_svd_plugin.kernels.tiling.engines import matmul_cycles
-from nxdi_svd_plugin.kernels.tiling.limits import MOVING, PARTITIONS, SBUF_BYTES, tiles
+from nxdi_svd_plugin.kernels.tiling.limits import LONG_RUN, MOVING, PARTITIONS, SBUF_BYTES, tiles
 
 IN_FLIGHT = 2
 """Loads of each streamed operand that the plan leaves room for: one in use, the next on its way."""
 MAX_SUB_STRIP = 2048
 """Tokens whose fp32 accumulators take half of PSUM, so that the next accumulation can start during the eviction."""
-_LEAST_RUN = 2048
-"""Contiguous bytes per partition below which Trn1's DMA engines become slow (AWS architecture guide)."""
+_SHORTEST_RUN, _SAVING = 1024, 1.01
+"""U loads with runs shorter than `LONG_RUN`, down to 1 KiB, are taken where they save more than 1 % of the traffic."""
 _LARGEST_LOAD = 32 * 1024
 _WASTE = 1.02
 """Plans within 2 % of the least traffic and of the fewest tensor-engine cycles are preferred, if there are any."""
 _TIE = 1.003
 """Plans within 0.3 % of the best count as equal; the one with the longest loads is taken."""
-_FINE = 16
+_FINE = 8
 
 
 def buffer_choices(chain: Chain) -> list[Buffers]:
-    """The streamed-load sizes worth trying, every one with DMA runs of at least 2 KiB where the shape allows it."""
+    """The streamed-load sizes worth trying, with DMA runs of at least 2 KiB (1 KiB for U) where the shape allows it."""
     return [
         Buffers(u_rows, u_tiles, v_tiles, x_tiles)
         for u_rows, u_tiles in _u_choices(chain)
@@ -49,9 +49,10 @@ def _u_choices(chain: Chain) -> list[tuple[int, int]]:
     rows_of_u = tiles(chain.u_rows)
     column = chain.itemsize * rows_of_u * PARTITIONS
     group = min(_LARGEST_LOAD // column, MOVING // min(chain.tokens, MOVING), min(chain.ranks) // PARTITIONS)
-    least = min(rows_of_u, _LEAST_RUN // (chain.itemsize * PARTITIONS))
-    parts = {least, *(-(-rows_of_u // split) for split in (1, 2, 3, 4, 7))}
-    split = [(rows, 1) for rows in parts if rows >= least]
+    tile = chain.itemsize * PARTITIONS
+    least, shortest = LONG_RUN // tile, _SHORTEST_RUN // tile
+    parts = {*range(shortest, least + 1), *(-(-rows_of_u // split) for split in (1, 2, 3, 4, 7))}
+    split = [(rows, 1) for rows in parts if min(shortest, rows_of_u) <= rows <= rows_of_u]
     return sorted({(rows_of_u, max(1, group)), *split})
 
 
@@ -62,7 +63,8 @@ def _v_choices(chain: Chain) -> list[int]:
         load = chain.itemsize * chain.rank_tiles * width
         return [max(1, min(_LARGEST_LOAD // load, MOVING // min(chain.tokens, MOVING), chain.outputs // PARTITIONS))]
     columns = -(-chain.outputs // width)
-    return sorted({min(columns, -(-cut // width)) for cut in (512, 1024, 2048)})
+    runs = (_SHORTEST_RUN, LONG_RUN, 2 * LONG_RUN)
+    return sorted({min(columns, -(-run // (chain.itemsize * width))) for run in runs})
 
 
 def largest_sub_strip(chain: Chain, buffers: Buffers, done: int, total: int, limit: int) -> int:
@@ -202,8 +204,8 @@ def choose(chain: Chain) -> Blocks:
     """The blocks for `chain`.
 
     The least product of HBM bytes and tensor-engine cycles (strips that end inside a stationary tile waste cycles);
-    among equals the largest streamed loads (long DMA runs, few instructions). Every plan leaves room for two loads of
-    each streamed operand.
+    among equals the largest streamed loads (long DMA runs, few instructions). Runs of U loads are shorter than 2 KiB
+    only where longer ones cost 1 %. Every plan leaves room for two loads of each streamed operand.
     Raises KernelError if not even a few tokens fit into 176 KiB per partition.
     """
     steps = (_FINE,) if chain.writes_transposed else (PARTITIONS, 64, 32, _FINE)
@@ -219,8 +221,16 @@ def choose(chain: Chain) -> Blocks:
     least, fewest = min(traffic.values()), min(cycles.values())
     good = [plan for plan in found if traffic[plan] <= _WASTE * least and cycles[plan] <= _WASTE * fewest] or found
     score = {plan: traffic[plan] * cycles[plan] for plan in good}
+    enough = _SAVING * min(score.values())
+    good = [plan for plan in good if _long_runs(chain, plan.buffers) and score[plan] <= enough] or good
+    score = {plan: score[plan] for plan in good}
     close = [plan for plan in good if score[plan] <= _TIE * min(score.values())]
     return max(close, key=lambda plan: _load_bytes(chain, plan.buffers))
+
+
+def _long_runs(chain: Chain, buffers: Buffers) -> bool:
+    """True if no U load is cut into runs shorter than 2 KiB."""
+    return buffers.u_rows * PARTITIONS * chain.itemsize >= LONG_RUN or buffers.u_rows == tiles(chain.u_rows)
 
 
 def _load_bytes(chain: Chain, buffers: Buffers) -> int:
