@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,11 +11,12 @@ from numpy.typing import NDArray
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, parameters, projections
 from nxdi_svd_plugin.compress.plan import DENSE, fixed_projection, planned, projection_parameters
 from nxdi_svd_plugin.errors import RecipeError
-from nxdi_svd_plugin.factorize.allocate import Options
+from nxdi_svd_plugin.factorize.allocate import Options, total
 from nxdi_svd_plugin.factorize.rank_patterns import allocate_layers
 from nxdi_svd_plugin.recipe import Recipe
 from nxdi_svd_plugin.svd_config import PROJECTIONS, Layers, Projection
 
+LOG = logging.getLogger(__name__)
 Energies = Mapping[tuple[int, str], NDArray[np.float64]]
 
 
@@ -37,6 +39,8 @@ def global_ranks(config: SourceConfig, recipe: Recipe, energies: Energies) -> La
         for i in range(config.layers)
     ]
     rows = allocate_layers(options, budget(config, recipe), recipe.max_patterns)
+    used, _ = total([o for layer in options for o in layer], [chosen for row in rows for chosen in row])
+    _warn_if_unused(used / budget(config, recipe), recipe)
     found = {
         i: {name: offered[i, name][chosen] for name, chosen in zip(PROJECTIONS, row, strict=True)}
         for i, row in enumerate(rows)
@@ -48,6 +52,16 @@ def global_ranks(config: SourceConfig, recipe: Recipe, energies: Energies) -> La
             f"{len(wrong)} in all); raise max_patterns, lower the ratio, or fix fewer projections of single layers"
         )
     return found
+
+
+def _warn_if_unused(share: float, recipe: Recipe) -> None:
+    if share < 0.999:
+        limit = f" in {recipe.max_patterns} different layers at most" if recipe.max_patterns else ""
+        LOG.warning(
+            "the ranks use %.2f %% of the parameters that the ratio leaves: multiples of %d%s come no nearer. "
+            "Use a smaller block%s for the ratio asked for",
+            *(100 * share, recipe.block, limit, " or a larger max_patterns" if recipe.max_patterns else ""),
+        )
 
 
 def _common(allowed: Mapping[tuple[int, str], list[Projection]]) -> dict[tuple[int, str], list[Projection]]:

@@ -18,7 +18,7 @@ from nxdi_svd_plugin.errors import SvdError
 from nxdi_svd_plugin.factorize.intermediate_order import cells, common_order, indices
 from nxdi_svd_plugin.factorize.interpolative import Interpolation, interpolate
 from nxdi_svd_plugin.factorize.two_sided import Spectrum, output_error, spectrum, truncate
-from nxdi_svd_plugin.svd_config import PROJECTIONS, Projection
+from nxdi_svd_plugin.svd_config import PROJECTIONS, Projection, Ranges
 
 UNDAMPED = 1e-12
 """Damping of the input objective: the paper's whitening has none; the ridge only grows where Cholesky needs it."""
@@ -106,8 +106,8 @@ def factor_layer(
             done[name] = projections[name]
             continue
         done[name] = Projection("interpolative", projections[name].rank, ranges)
-        records[name]["growth"] = found[name].growth
-        for key, tensor in _interpolative(name, pairs[name], order, ranges).items():
+        records[name] |= _growth_record(found[name], records[name]["relative_error"])
+        for key, tensor in _interpolative(name, pairs[name], found[name], order, ranges).items():
             tensors[f"{name}.{key}"] = tensor
     return LayerFactors(done, tensors, order, records)
 
@@ -129,14 +129,16 @@ def _choose_pivots(
     return found, sets
 
 
-def _interpolative(name: str, pair: tuple[Tensor, Tensor], order: Tensor, ranges: Any) -> dict[str, Tensor]:
+def _interpolative(
+    name: str, pair: tuple[Tensor, Tensor], found: Interpolation, order: Tensor, ranges: Ranges
+) -> dict[str, Tensor]:
     """u, c or c, v with the intermediate dimension in the stored order."""
-    near, coordinates = pair[0], pair[1][:, order.to(pair[1].device)]
-    kept = torch.zeros(coordinates.shape[1], dtype=torch.bool, device=coordinates.device)
-    kept[indices(ranges).to(coordinates.device)] = True
-    columns = coordinates[:, kept]
-    c = torch.linalg.solve(columns, coordinates[:, ~kept])
-    return {"c": c.T, "v": (near @ columns).T} if name == "down_proj" else {"u": near @ columns, "c": c}
+    near, coordinates = pair
+    kept = torch.zeros(len(order), dtype=torch.bool)
+    kept[indices(ranges)] = True
+    pivots, others = order[kept].to(coordinates.device), order[~kept].to(coordinates.device)
+    c, columns = found.in_order(others, pivots), near @ coordinates[:, pivots]
+    return {"c": c.T, "v": columns.T} if name == "down_proj" else {"u": columns, "c": c}
 
 
 def _balanced(name: str, near: Tensor, coordinates: Tensor) -> dict[str, Tensor]:
@@ -149,6 +151,13 @@ def _balanced(name: str, near: Tensor, coordinates: Tensor) -> dict[str, Tensor]
 def _hidden_by_intermediate(name: str, weight: Tensor) -> Tensor:
     """The weight as float64 [H, I]: gate and up are stored [I, H], down [H, I]."""
     return (weight if name == "down_proj" else weight.T).to(torch.float64)
+
+
+def _growth_record(found: Interpolation, error: float | None) -> dict[str, float | None]:
+    """Growth, and what limiting it has changed; that adds to the output error in quadrature (of the kept output)."""
+    if error is not None:
+        error = (error**2 + found.limited**2 * max(0.0, 1 - error**2)) ** 0.5
+    return {"growth": found.growth, "limited": found.limited, "relative_error": error}
 
 
 def _record(rank: int, spec: Spectrum) -> dict[str, Any]:

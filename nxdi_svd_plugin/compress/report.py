@@ -23,7 +23,8 @@ class Report:
     matrices: one record per projection: layer, projection, form, rank, relative output error on the calibration tokens,
         discarded and total energy of the objective, relative ridge on the covariance, seconds. The two-sided recipes
         add `predicted_loss` in nats per token and `bf16_error`, the relative output error of the stored form in
-        bfloat16 against the same factors in float64; the interpolative form adds `growth`, its largest coefficient.
+        bfloat16 against the same factors in float64; the interpolative form adds `growth`, its largest coefficient, and
+        `limited`, how far the limit of that has changed the matrix (0 as a rule).
     calibration: text, sha256, samples, length, tokens, seed.
     cost: wall and CPU seconds, peak memory of this process, threads, processes, device.
     files: sha256 of every weight file.

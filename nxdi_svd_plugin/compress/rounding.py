@@ -47,15 +47,20 @@ def bf16_errors(made: LayerFactors, weights: Callable[[str], Tensor], inputs: Te
     return found
 
 
-def warn(layer: int, errors: Mapping[str, float]) -> None:
-    """Say which projections lose more than LIMIT in bfloat16, and what to do about it."""
-    for name, error in errors.items():
+def warn(layer: int, records: Mapping[str, Mapping[str, Any]]) -> None:
+    """Say which projections lose more than LIMIT in bfloat16 or have had their growth limited, and what to do."""
+    for name, record in records.items():
+        error, limited = record.get("bf16_error", 0.0), record.get("limited", 0.0)
+        found = []
         if error > LIMIT:
+            found.append(f"bfloat16 adds an output error of {error:.1%}, more than {LIMIT:.0%}")
+        if limited > 0:
+            found.append(f"the limit of max abs C changes its matrix by {limited:.2%}")
+        if found:
             LOG.warning(
-                "layer %d %s: bfloat16 adds an output error of %.1f %%, more than %.0f %%: the factors are badly "
-                "conditioned. Keep it dense (--dense %d.%s), lower its rank or the "
-                "block, or use --form pair",
-                *(layer, name, 100 * error, 100 * LIMIT, layer, name),
+                "layer %d %s: %s: the factors are badly conditioned. Keep it dense (--dense %d.%s), lower its rank or "
+                "the block, or use --form pair",
+                *(layer, name, " and ".join(found), layer, name),
             )
 
 

@@ -252,9 +252,9 @@ class TwoPassRun(Run):
         if spectra:
             inputs = load_file(self._statistics(layer))["inputs"].to(self.device) / self.tokens
             errors = bf16_errors(made, partial(self._weight, layer), inputs)
-            warn(layer, errors)
             for name, error in errors.items():
                 made.records[name]["bf16_error"] = error
+            warn(layer, made.records)
         for record in made.records.values():
             record["seconds"] = (time.monotonic() - began) / len(made.records)
         return made

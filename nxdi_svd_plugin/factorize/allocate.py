@@ -39,38 +39,46 @@ class Options:
             raise RecipeError("a predicted loss is not finite or a cost is negative")
 
 
-def allocate(options: Sequence[Options], budget: int) -> list[int]:
+def allocate(options: Sequence[Options], budget: int, least: int = 0) -> list[int]:
     """The index of the option of every matrix with the least total loss within `budget` parameters.
 
     Exact while budget / gcd(costs) <= MAX_UNITS; beyond that costs are rounded up to a coarser unit, so the budget
     still holds and at most len(options) / MAX_UNITS of it stays unused. Time O(units * total options), memory O(units).
+
+    Args:
+        least: parameters to be used at least, if any choice does.
     Raises:
         RecipeError: even the cheapest options do not fit.
     """
-    least = sum(int(o.cost.min()) for o in options)
-    if least > budget:
+    smallest = sum(int(o.cost.min()) for o in options)
+    if smallest > budget:
         raise RecipeError(
-            f"the budget is {budget} parameters but the smallest allowed ranks need {least}; "
+            f"the budget is {budget} parameters but the smallest allowed ranks need {smallest}; "
             "lower the ratio, the block or the number of dense projections"
         )
     unit = max(math.gcd(*(int(c) for o in options for c in o.cost)), math.ceil(budget / MAX_UNITS), 1)
-    return _divide([(-(-o.cost // unit), o.loss) for o in options], budget // unit)
+    priced = [(-(-o.cost // unit), o.loss) for o in options]
+    losses = _losses(priced, budget // unit)
+    low = -(-least // unit)
+    used = low + int(losses[low:].argmin()) if np.isfinite(losses[low:]).any() else int(losses.argmin())
+    return _divide(priced, used)
 
 
 def _divide(priced: Sequence[Priced], units: int) -> list[int]:
-    """The best option of every matrix within `units`, which some choice fits into."""
+    """The best option of every matrix that together cost `units`, which some choice does."""
     if len(priced) == 1:
         costs, losses = priced[0]
-        return [int(np.where(costs <= units, losses, np.inf).argmin())]
+        return [int(np.where(costs == units, losses, np.inf).argmin())]
     middle = len(priced) // 2
     first, second = priced[:middle], priced[middle:]
-    share = int((_least(first, units) + _least(second, units)[::-1]).argmin())
+    share = int((_losses(first, units) + _losses(second, units)[::-1]).argmin())
     return _divide(first, share) + _divide(second, units - share)
 
 
-def _least(priced: Sequence[Priced], units: int) -> Floats:
-    """The least total loss within 0, 1, ... `units`; infinite where nothing fits."""
-    best = np.zeros(units + 1)
+def _losses(priced: Sequence[Priced], units: int) -> Floats:
+    """The least total loss at a cost of 0, 1, ... `units`; infinite where no choice costs that."""
+    best = np.full(units + 1, np.inf)
+    best[0] = 0.0
     for costs, losses in priced:
         new = np.full(units + 1, np.inf)
         for cost, loss in zip(costs, losses, strict=True):

@@ -4,7 +4,9 @@ A rank-r matrix W' = u v with u [m, r], v [r, n] equals W'[:, J] [I | C] up to a
 C = v[:, J]^-1 v[:, rest]. It stores r (m + n - r) numbers instead of r (m + n), exactly. How much rounding it costs
 depends on the pivots J: the error of the kept columns is multiplied by C, so J is chosen by column-pivoted QR and then
 improved by swaps until no coefficient between exchangeable columns exceeds a bound (Gu and Eisenstat 1996, maximum
-volume). The largest coefficient is the `growth` of the result. Source: paper-notes.md, last section.
+volume). Between columns that may not change places no exact choice of J bounds C, so a coefficient above GROWTH_LIMIT
+is fixed at it and the rest of its column fitted again: the only case in which W' changes. The largest coefficient is
+the `growth` of the result. Source: paper-notes.md, last section.
 """
 
 from __future__ import annotations
@@ -22,16 +24,27 @@ from nxdi_svd_plugin.factorize.rank import check_block
 PANEL = 64  # pivots chosen between two updates of the whole residual
 POOL = 4  # candidates per pivot of a panel
 GROWTH_BOUND = 1.5  # swaps stop when no exchangeable coefficient is larger
+GROWTH_LIMIT = 16.0  # no coefficient is ever larger
 MAX_SWAPS = 400
 
 
 @dataclass(frozen=True)
 class Interpolation:
-    """The pivots J (ascending, [r]), the coefficients C ([r, n - r], other columns ascending) and max |C|."""
+    """The pivots J (ascending, [r]), the coefficients C ([r, n - r], other columns ascending) and max |C|.
+
+    limited: |v - v[:, J] [I | C]| / |v|, Frobenius: what GROWTH_LIMIT has changed; 0 where it never acted.
+    """
 
     pivots: Tensor
     coefficients: Tensor
     growth: float
+    limited: float = 0.0
+
+    def in_order(self, columns: Tensor, kept: Tensor) -> Tensor:
+        """C with its rows in the order of `kept` (the pivots) and its columns in that of `columns` (the others)."""
+        others = columns.sort().values
+        rows, places = torch.searchsorted(self.pivots, kept), torch.searchsorted(others, columns)
+        return self.coefficients[rows][:, places]
 
 
 def interpolative_cost(fan_in: int, fan_out: int, rank: int) -> int:
@@ -155,7 +168,32 @@ def _swap(v: Tensor, pivots: Tensor, label: Tensor, bound: float) -> Interpolati
         c = _exchange(c, i, j)
     pivots, rest = pivots.sort().values, rest.sort().values
     c = _coefficients(v, pivots, rest)
-    return Interpolation(pivots, c, float(c.abs().max()) if c.numel() else 0.0)
+    limited = limit_growth(v[:, pivots], c, GROWTH_LIMIT)
+    change = float((v[:, pivots] @ (limited - c)).norm() / v.norm()) if limited is not c else 0.0
+    return Interpolation(pivots, limited, float(limited.abs().max()) if c.numel() else 0.0, change)
+
+
+def limit_growth(kept: Tensor, c: Tensor, limit: float) -> Tensor:
+    """`c` with no coefficient larger than `limit`; the same tensor where none is.
+
+    In a column that has one, the largest is fixed at the limit and the others are chosen by least squares in
+    |kept (c - c')|, kept [r, r], until all hold. With H = (keptᵀ kept)⁻¹, fixed rows F and their targets t that is
+    c' = c - H[:, F] H[F, F]⁻¹ (c - t)[F].
+    """
+    wrong = torch.nonzero((c.abs() > limit).any(0)).flatten().tolist()
+    if not wrong:
+        return c
+    inverse = torch.linalg.inv(kept)
+    gram, result = inverse @ inverse.T, c.clone()
+    for j in wrong:
+        at: list[int] = []
+        while float(result[:, j].abs().max()) > limit:
+            at.append(int(result[:, j].abs().argmax()))
+            target = result[at, j].clamp(-limit, limit)
+            step = torch.linalg.solve(gram[at][:, at], c[at, j] - target)
+            result[:, j] = c[:, j] - gram[:, at] @ step
+            result[at, j] = target
+    return result
 
 
 def _coefficients(v: Tensor, pivots: Tensor, rest: Tensor) -> Tensor:

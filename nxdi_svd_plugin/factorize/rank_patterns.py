@@ -8,6 +8,7 @@ of the budget), where layers and projections separate.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,8 +24,9 @@ def allocate_layers(layers: Sequence[Sequence[Options]], budget: int, max_patter
     All layers must offer the same options in the same order. Groups are runs, found by dynamic programming, of two
     orderings (position, and what the unlimited solution spends on a layer), refined by reassignment. Of the groupings
     into 1 to `max_patterns` groups, the one with the least loss that fills the budget to 0.1 %, and the one with the
-    least loss, are improved by moving single layers; the better of both that fills the budget is taken. Exact without
-    a limit, a heuristic with one; one or two patterns may be too coarse for 0.1 %.
+    least loss, are improved by moving single layers. Against both stand all cuts of the orderings into two groups; the
+    best that fills the budget is taken. Exact without a limit, a heuristic with one. A single pattern is too coarse to
+    fill the budget to 0.1 %: a block more in one projection is one more in every layer.
     Raises:
         RecipeError: even the cheapest options do not fit into `budget` parameters.
     """
@@ -45,8 +47,11 @@ def allocate_layers(layers: Sequence[Sequence[Options]], budget: int, max_patter
                 groups = _refine(layers, segments, price)
                 found.append((_rating(layers, _solve_groups(layers, groups, budget), budget), groups))
     starts = min(found), min(found, key=lambda candidate: candidate[0][1])
-    moved = [_moved(layers, groups, budget) for _, groups in starts]
-    return min((_solve_groups(layers, groups, budget) for groups in moved), key=lambda r: _rating(layers, r, budget))
+    results = [_solve_groups(layers, _moved(layers, groups, budget), budget) for _, groups in starts]
+    if max_patterns > 1:
+        halves = [(order[:cut], order[cut:]) for order in orders for cut in range(1, len(order))]
+        results += [_solve_groups(layers, groups, budget, _filled(budget)) for groups in halves]
+    return min(results, key=lambda rows: _rating(layers, rows, budget))
 
 
 def price_of_a_parameter(options: Sequence[Options], budget: int) -> float:
@@ -126,9 +131,11 @@ def _refine(layers: Sequence[Sequence[Options]], groups: list[list[int]], price:
     return groups
 
 
-def _solve_groups(layers: Sequence[Sequence[Options]], groups: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
+def _solve_groups(
+    layers: Sequence[Sequence[Options]], groups: Sequence[Sequence[int]], budget: int, least: int = 0
+) -> list[list[int]]:
     width = len(layers[0])
-    chosen = allocate([o for group in groups for o in _merged(layers, group)], budget)
+    chosen = allocate([o for group in groups for o in _merged(layers, group)], budget, least)
     rows: list[list[int]] = [[] for _ in layers]
     for number, group in enumerate(groups):
         for i in group:
@@ -138,4 +145,9 @@ def _solve_groups(layers: Sequence[Sequence[Options]], groups: Sequence[Sequence
 
 def _rating(layers: Sequence[Sequence[Options]], rows: list[list[int]], budget: int) -> tuple[bool, float]:
     cost, loss = total([o for layer in layers for o in layer], [c for row in rows for c in row])
-    return cost < 0.999 * budget, loss
+    return cost < _filled(budget), loss
+
+
+def _filled(budget: int) -> int:
+    """The least cost that fills the budget to 0.1 %."""
+    return math.ceil(0.999 * budget)

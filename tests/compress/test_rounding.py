@@ -62,9 +62,11 @@ def test_a_singular_pivot_set_shows(caplog):
         x = torch.randn(100, 24, generator=gen, dtype=torch.float64)
         errors[name] = bf16_error(stored_layer(made, "gate_proj", 24, 64), x)
     assert errors["chosen"] < 0.015 and errors["forced"] > 0.1
-    warn(3, {"gate_proj": errors["forced"], "up_proj": errors["chosen"]})
-    (message,) = caplog.messages
-    assert "layer 3 gate_proj" in message and "--dense 3.gate_proj" in message
+    records = {"gate_proj": errors["forced"], "up_proj": errors["chosen"], "down_proj": errors["chosen"]}
+    warn(3, {name: {"bf16_error": e, "limited": 0.02 * (name == "down_proj")} for name, e in records.items()})
+    message, limited = caplog.messages
+    assert "layer 3 gate_proj: bfloat16 adds" in message and "--dense 3.gate_proj" in message
+    assert "layer 3 down_proj: the limit of max abs C changes its matrix by 2.00%" in limited
 
 
 def test_every_compressed_projection_has_its_error_in_the_report(tiny_llama, tmp_path):

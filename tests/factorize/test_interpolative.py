@@ -9,10 +9,12 @@ from nxdi_svd_plugin.errors import RecipeError, SvdError
 from nxdi_svd_plugin.factorize.intermediate_order import cells, common_order, complement, indices, split_evenly
 from nxdi_svd_plugin.factorize.interpolative import (
     GROWTH_BOUND,
+    GROWTH_LIMIT,
     block_quotas,
     interpolate,
     interpolative_cost,
     interpolative_rank,
+    limit_growth,
 )
 
 
@@ -89,6 +91,56 @@ def test_swaps_reach_the_bound_where_greedy_pivoting_does_not():
     wide = kahan[: n - 1]
     assert float(torch.linalg.solve(wide[:, : n - 1], wide[:, n - 1]).abs().max()) > 100
     assert interpolate(wide, [torch.arange(n)], 1).growth <= GROWTH_BOUND
+
+
+def forced(thin):
+    """Two classes that ask for 5 and 3 pivots and must give 4 each: one lies in the other's space up to `thin`."""
+    gen = torch.Generator().manual_seed(7)
+    first, second = (torch.randn(8, 24, generator=gen, dtype=torch.float64) for _ in range(2))
+    first[5:] = 0.0
+    second[:5] *= thin
+    return torch.cat([first, second], 1), [torch.arange(24), torch.arange(24, 48)]
+
+
+@pytest.mark.parametrize("thin", [1e-2, 1e-4, 1e-6])
+def test_growth_never_exceeds_the_limit(thin):
+    v, classes = forced(thin)
+    found = interpolate(v, classes, 4)
+    kept = v[:, found.pivots]
+    rest = torch.ones(48, dtype=torch.bool)
+    rest[found.pivots] = False
+    assert float(torch.linalg.solve(kept, v[:, rest]).abs().max()) > 2 * GROWTH_LIMIT
+    assert found.growth == GROWTH_LIMIT == float(found.coefficients.abs().max())
+    error = (kept @ rebuild(v, found) - v).norm() / v.norm()
+    assert found.limited == pytest.approx(float(error), rel=1e-6) and 0.01 < found.limited < 0.5
+
+
+def test_exact_factors_are_not_limited():
+    found = interpolate(low_rank(64, 160), [torch.arange(160)], 16)
+    assert found.limited == 0.0
+    c = found.coefficients
+    assert limit_growth(low_rank(64, 160)[:, found.pivots], c, GROWTH_LIMIT) is c
+
+
+def test_limited_coefficients_are_the_constrained_least_squares():
+    """The conditions of Karush, Kuhn and Tucker: no gradient where free, and at the limit it points outwards."""
+    gen = torch.Generator().manual_seed(0)
+    left, _, right = torch.linalg.svd(torch.randn(20, 20, generator=gen, dtype=torch.float64))
+    kept = left * torch.logspace(0, -1.5, 20, dtype=torch.float64) @ right
+    c = torch.linalg.solve(kept, torch.randn(20, 8, generator=gen, dtype=torch.float64))
+    limited = limit_growth(kept, c, 16.0)
+    gradient, free = kept.T @ (kept @ (limited - c)), limited.abs() < 16.0
+    assert float(c.abs().max()) > 30 and float(limited.abs().max()) == 16.0
+    assert float(gradient[free].abs().max()) < 1e-9
+    assert bool((gradient[~free] * limited[~free] < 0).all())
+
+
+def test_coefficients_in_another_order():
+    v = low_rank(6, 15)
+    found = interpolate(v, [torch.arange(15)], 1)
+    rest = torch.tensor([i for i in range(15) if i not in found.pivots])
+    kept, columns = found.pivots.flip(0), rest.roll(2)
+    torch.testing.assert_close(v[:, kept] @ found.in_order(columns, kept), v[:, columns])
 
 
 @settings(max_examples=60, deadline=None)
