@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nxdi_svd_plugin.cli.options import add_dtype_option, positive
+from nxdi_svd_plugin.cli.options import add_dtype_option, not_negative, positive
 from nxdi_svd_plugin.cli.output import emit
 
 EPILOG = """\
@@ -44,7 +44,9 @@ def add_parser(subparsers: Any) -> None:
     tasks = parser.add_argument_group("tasks (lm-eval; needs --base and the extra eval)")
     tasks.add_argument("--tasks", metavar="A,B", help='lm-eval tasks, or "paper" for those of the paper')
     tasks.add_argument("--limit", type=positive, default=0, metavar="N", help="first N documents of each task")
-    tasks.add_argument("--fewshot", type=int, default=0, metavar="N", help="examples in the prompt (default: 0)")
+    tasks.add_argument(
+        "--fewshot", type=not_negative, default=0, metavar="N", help="examples in the prompt (default: 0)"
+    )
     tasks.add_argument("--batch", type=positive, default=1, metavar="N", help="sequences at once (default: 1)")
     tasks.add_argument("--include-path", type=Path, metavar="DIR", help="folder of further task YAML files")
     tasks.add_argument("--task-data", type=Path, metavar="DIR", help="TASK.jsonl files instead of the hub's data sets")

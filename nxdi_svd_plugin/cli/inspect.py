@@ -80,6 +80,7 @@ def inspect(directory: Path) -> dict[str, Any]:
         "model_bytes": sum(sizes.values()),
         "calibration": report.get("calibration"),
         "evaluation": report.get("evaluation"),
+        "recovered": not (svd_config.get("recovery") or {"kept_input": True})["kept_input"],
         "matrices": rows,
     }
 
@@ -112,4 +113,6 @@ def to_text(found: dict[str, Any]) -> str:
             f"{row['layer']:>5}  {row['projection']:<10}  {row['form']:<13}  {row.get('rank', ''):>5}  "
             f"{row['bytes']:>12}  {errors[0]:>12}  {errors[1]:>7}  {growth:>5}".rstrip()
         )
+    if found["recovered"]:
+        lines += ["", "the output errors are those of the compression, before recovery"]
     return "\n".join(lines)

@@ -56,11 +56,10 @@ def global_ranks(config: SourceConfig, recipe: Recipe, energies: Energies) -> La
 
 def _warn_if_unused(share: float, recipe: Recipe) -> None:
     if share < 0.999:
-        limit = f" in {recipe.max_patterns} different layers at most" if recipe.max_patterns else ""
         LOG.warning(
-            "the ranks use %.2f %% of the parameters that the ratio leaves: multiples of %d%s come no nearer. "
-            "Use a smaller block%s for the ratio asked for",
-            *(100 * share, recipe.block, limit, " or a larger max_patterns" if recipe.max_patterns else ""),
+            "the ranks found use %.2f %% of the parameters that the ratio leaves, so the model is smaller than asked. "
+            "To come nearer use a smaller block than %d%s",
+            *(100 * share, recipe.block, " or a larger max_patterns" if recipe.max_patterns else ""),
         )
 
 

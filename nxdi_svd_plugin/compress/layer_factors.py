@@ -106,7 +106,7 @@ def factor_layer(
             done[name] = projections[name]
             continue
         done[name] = Projection("interpolative", projections[name].rank, ranges)
-        records[name] |= _growth_record(found[name], records[name]["relative_error"])
+        records[name] |= {"growth": found[name].growth, "limited": found[name].limited}
         for key, tensor in _interpolative(name, pairs[name], found[name], order, ranges).items():
             tensors[f"{name}.{key}"] = tensor
     return LayerFactors(done, tensors, order, records)
@@ -151,13 +151,6 @@ def _balanced(name: str, near: Tensor, coordinates: Tensor) -> dict[str, Tensor]
 def _hidden_by_intermediate(name: str, weight: Tensor) -> Tensor:
     """The weight as float64 [H, I]: gate and up are stored [I, H], down [H, I]."""
     return (weight if name == "down_proj" else weight.T).to(torch.float64)
-
-
-def _growth_record(found: Interpolation, error: float | None) -> dict[str, float | None]:
-    """Growth, and what limiting it has changed; that adds to the output error in quadrature (of the kept output)."""
-    if error is not None:
-        error = (error**2 + found.limited**2 * max(0.0, 1 - error**2)) ** 0.5
-    return {"growth": found.growth, "limited": found.limited, "relative_error": error}
 
 
 def _record(rank: int, spec: Spectrum) -> dict[str, Any]:

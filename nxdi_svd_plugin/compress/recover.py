@@ -17,7 +17,15 @@ from typing import Any
 import torch
 
 from nxdi_svd_plugin.checkpoint.model_card import CARD, model_card, read_card
-from nxdi_svd_plugin.checkpoint.names import CONFIG, ORDER, REPORT, UNFINISHED, carried_files, read_json
+from nxdi_svd_plugin.checkpoint.names import (
+    CONFIG,
+    ORDER,
+    REPORT,
+    UNFINISHED,
+    carried_files,
+    projection_prefix,
+    read_json,
+)
 from nxdi_svd_plugin.checkpoint.reader import Reader, file_sha256
 from nxdi_svd_plugin.checkpoint.writer import Writer, prepare_output
 from nxdi_svd_plugin.compress import lora
@@ -26,6 +34,7 @@ from nxdi_svd_plugin.compress.recovery_settings import Settings
 from nxdi_svd_plugin.compress.train import State, Trainer, validation_perplexity
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
 from nxdi_svd_plugin.evaluate.perplexity import check_window
+from nxdi_svd_plugin.factorize.interpolative import GROWTH_LIMIT
 from nxdi_svd_plugin.modeling.load import load_model, load_pretrained, load_tokenizer
 
 LOG = logging.getLogger(__name__)
@@ -161,8 +170,13 @@ def choose(
     validation: torch.Tensor,
     state: State,
 ) -> dict[str, float]:
-    """Leave the better of the trained and the input's factors in the model, as stored; both perplexities."""
+    """Leave the better of the trained and the input's factors in the model, as stored; both perplexities.
+
+    As stored: rounded to the stored dtype, C within the limit of its growth.
+    """
     for name, parameter in factors.items():
+        if name.endswith(".c"):
+            parameter.clamp_(-GROWTH_LIMIT, GROWTH_LIMIT)
         parameter.copy_(parameter.to(reader.tensors[name].dtype))
     trained = validation_perplexity(model, validation)
     candidate = {name: p.detach().clone() for name, p in factors.items()}
@@ -213,6 +227,8 @@ def write(
     config, report = read_json(model_dir / CONFIG), read_report(model_dir)
     config["svd_config"] = {**dict(config["svd_config"]), "recovery": summary(record)}
     report = {key: value for key, value in report.items() if key not in OF_THE_INPUT} | {"recovery": record}
+    if not record["kept_input"]:
+        report["matrices"] = [remeasured(matrix, factors) for matrix in report.get("matrices", [])]
     report["files"] = {shard.name: file_sha256(output / UNFINISHED / shard.name) for shard in writer.shards}
     order = [ORDER] if (model_dir / ORDER).is_file() else []
     carried = {name: (model_dir / name).read_bytes() for name in (*carried_files(model_dir), *order)}
@@ -220,6 +236,13 @@ def write(
         carried[CARD] = model_card(report, config, read_card(model_dir)).encode()
     carried[REPORT] = (json.dumps(report, indent=2) + "\n").encode()
     writer.finish(carried, config)
+
+
+def remeasured(matrix: Mapping[str, Any], factors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """The record of one projection with the growth of the new C, and without what was measured on the old one."""
+    found = {key: value for key, value in matrix.items() if key not in ("bf16_error", "limited")}
+    name = f"{projection_prefix(matrix['layer'], matrix['projection'])}c"
+    return found | ({"growth": float(factors[name].abs().max())} if name in factors else {})
 
 
 def summary(record: Mapping[str, Any]) -> dict[str, Any]:

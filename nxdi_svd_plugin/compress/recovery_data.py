@@ -88,11 +88,13 @@ def read_documents(path: Path) -> Iterator[str]:
 
 def records(file: Any, path: Path) -> Iterator[tuple[int, Any]]:
     """(line number, record) of JSON lines, or of one JSON array as alpaca_data_cleaned.json is."""
+    first = True
     for number, line in enumerate(file, 1):
-        if number == 1 and line.lstrip().startswith("["):
+        if first and line.lstrip().startswith("["):
             yield from enumerate(parse(line + file.read(), path, 1), 1)
         elif line.strip():
             yield number, parse(line, path, number)
+        first = first and not line.strip()
 
 
 def parse(text: str, path: Path, number: int) -> Any:

@@ -27,8 +27,11 @@ LIMIT = 0.04
 """More than this is said aloud; about twice the worst projection of SmolLM2 at ratio 0.20."""
 
 
-def bf16_errors(made: LayerFactors, weights: Callable[[str], Tensor], inputs: Tensor) -> dict[str, float]:
-    """Relative output error of every factored projection in bfloat16 against the same factors in float64.
+def stored_errors(made: LayerFactors, weights: Callable[[str], Tensor], inputs: Tensor) -> dict[str, dict[str, float]]:
+    """What storing adds to every factored projection's record.
+
+    `bf16_error`: the relative output error in bfloat16 against the same factors in float64. `relative_error`: that of
+    the stored factors against the dense weight, where the limit of growth acted (elsewhere it is known exactly).
 
     Gate and up read seeded Gaussian inputs that have the covariance of the calibration inputs, down reads what the
     dense gate and up make of them.
@@ -38,12 +41,18 @@ def bf16_errors(made: LayerFactors, weights: Callable[[str], Tensor], inputs: Te
     """
     x = probes(inputs)
     inner = functional.silu(x @ weights("gate_proj").to(x).T) * (x @ weights("up_proj").to(x).T)
-    inner = inner if made.order is None else inner[:, made.order.to(inner.device)]
-    found = {}
+    order = slice(None) if made.order is None else made.order.to(inner.device)
+    found: dict[str, dict[str, float]] = {}
     for name, projection in made.projections.items():
-        if projection.form != "dense":
-            read, other = (inner, x) if name == "down_proj" else (x, inner)
-            found[name] = bf16_error(stored_layer(made, name, read.shape[1], other.shape[1]), read)
+        if projection.form == "dense":
+            continue
+        down, found[name] = name == "down_proj", {}
+        read, other = (inner[:, order], x) if down else (x, inner)
+        layer = stored_layer(made, name, read.shape[1], other.shape[1])
+        if made.records.get(name, {}).get("limited"):
+            dense = inner @ weights(name).to(x).T if down else (x @ weights(name).to(x).T)[:, order]
+            found[name]["relative_error"] = float((layer(read).detach() - dense).norm() / dense.norm())
+        found[name]["bf16_error"] = bf16_error(layer, read)
     return found
 
 

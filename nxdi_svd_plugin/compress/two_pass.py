@@ -35,7 +35,7 @@ from nxdi_svd_plugin.compress.layer_factors import LayerFactors, factor_layer, l
 from nxdi_svd_plugin.compress.pipeline import Run
 from nxdi_svd_plugin.compress.progress import Progress
 from nxdi_svd_plugin.compress.report import Report
-from nxdi_svd_plugin.compress.rounding import bf16_errors, warn
+from nxdi_svd_plugin.compress.rounding import stored_errors, warn
 from nxdi_svd_plugin.compress.two_pass_cost import disk_needs, statistics_shapes
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.factorize.two_sided import Spectrum
@@ -251,9 +251,8 @@ class TwoPassRun(Run):
         made = factor_layer(partial(self._weight, layer), spectra, planned, self.job.recipe.block)
         if spectra:
             inputs = load_file(self._statistics(layer))["inputs"].to(self.device) / self.tokens
-            errors = bf16_errors(made, partial(self._weight, layer), inputs)
-            for name, error in errors.items():
-                made.records[name]["bf16_error"] = error
+            for name, errors in stored_errors(made, partial(self._weight, layer), inputs).items():
+                made.records[name] |= errors
             warn(layer, made.records)
         for record in made.records.values():
             record["seconds"] = (time.monotonic() - began) / len(made.records)

@@ -24,15 +24,16 @@ def allocate_layers(layers: Sequence[Sequence[Options]], budget: int, max_patter
     All layers must offer the same options in the same order. Groups are runs, found by dynamic programming, of two
     orderings (position, and what the unlimited solution spends on a layer), refined by reassignment. Of the groupings
     into 1 to `max_patterns` groups, the one with the least loss that fills the budget to 0.1 %, and the one with the
-    least loss, are improved by moving single layers. Against both stand all cuts of the orderings into two groups; the
-    best that fills the budget is taken. Exact without a limit, a heuristic with one. A single pattern is too coarse to
-    fill the budget to 0.1 %: a block more in one projection is one more in every layer.
+    least loss, are improved by moving single layers. Against both stand what one pattern less gives and, for two, all
+    cuts of the orderings; the best that fills the budget to 0.1 % is taken, or the best where none does. Exact without
+    a limit, a heuristic with one. A single pattern is too coarse to fill the budget: a block more in one projection is
+    one more in every layer.
     Raises:
         RecipeError: even the cheapest options do not fit into `budget` parameters.
     """
     flat = [o for layer in layers for o in layer]
     width = len(layers[0])
-    free = allocate(flat, budget)
+    free = allocate(flat, budget, _filled(budget))
     rows = [free[i : i + width] for i in range(0, len(free), width)]
     if not max_patterns or len({tuple(row) for row in rows}) <= max_patterns:
         return rows
@@ -48,9 +49,11 @@ def allocate_layers(layers: Sequence[Sequence[Options]], budget: int, max_patter
                 found.append((_rating(layers, _solve_groups(layers, groups, budget), budget), groups))
     starts = min(found), min(found, key=lambda candidate: candidate[0][1])
     results = [_solve_groups(layers, _moved(layers, groups, budget), budget) for _, groups in starts]
-    if max_patterns > 1:
+    if max_patterns == 2:
         halves = [(order[:cut], order[cut:]) for order in orders for cut in range(1, len(order))]
         results += [_solve_groups(layers, groups, budget, _filled(budget)) for groups in halves]
+    if max_patterns > 2:
+        results.append(allocate_layers(layers, budget, max_patterns - 1))
     return min(results, key=lambda rows: _rating(layers, rows, budget))
 
 

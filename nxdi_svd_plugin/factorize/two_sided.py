@@ -83,7 +83,8 @@ def spectrum(near: Tensor, projected: Tensor, gram: Tensor, far_trace: float, da
         near: [H, H] covariance of the near side, per token.
         projected: [H, H] P = W far W^T (gate, up) or W^T far W (down), per token.
         gram: [H, H] W W^T or W^T W, what the far side's ridge multiplies.
-        far_trace: mean diagonal of the far side, per token; 0 stands for "no signal": far becomes the identity.
+        far_trace: mean diagonal of the far side, per token. Where it or `near` is zero the projection changes no loss:
+            the basis is that of an identity on that side, and the energy is zero.
         damping: relative ridge of both sides, the larger the closer to plain SVD.
     """
     near, projected, gram = (t.to(PRECISION) for t in (near, projected, gram))
@@ -93,7 +94,8 @@ def spectrum(near: Tensor, projected: Tensor, gram: Tensor, far_trace: float, da
     energy, basis = torch.linalg.eigh((kernel + kernel.T) / 2)
     mean = float(near.diagonal().mean())
     relative = ridge / mean if mean > 0 else None
-    return Spectrum(energy.flip(0).clamp_min(0.0), basis.flip(1), root, ridge, far_ridge, relative)
+    energy = energy.flip(0).clamp_min(0.0) * (mean > 0.0 and far_trace > 0.0)
+    return Spectrum(energy, basis.flip(1), root, ridge, far_ridge, relative)
 
 
 def truncate(weight: Tensor, spec: Spectrum, rank: int) -> tuple[Tensor, Tensor]:

@@ -14,11 +14,13 @@ from tiny_models import save_dense
 
 from nxdi_svd_plugin.checkpoint.writer import Writer
 from nxdi_svd_plugin.cli.main import main
+from nxdi_svd_plugin.compress.pipeline import compress
 from nxdi_svd_plugin.compress.recover import recover
 from nxdi_svd_plugin.compress.recovery_settings import Settings
 from nxdi_svd_plugin.compress.train import WORST, batch, schedule
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError, RecipeError
 from nxdi_svd_plugin.modeling.load import load_pretrained
+from nxdi_svd_plugin.recipe import from_dict
 
 pytest.importorskip("peft")
 QUICK = {"steps": 30, "batch": 4, "window": 32, "evaluate_every": 10, "validation_windows": 4, "lora_rank": 8}
@@ -209,8 +211,26 @@ def test_a_recovered_directory_passes_verify_and_its_card_says_so(tiny_llama, da
     assert (second / "mlp_order.npy").read_bytes() == (first / "mlp_order.npy").read_bytes()
     assert main(["verify", str(second), "--base", str(tiny_llama)]) == 0, capsys.readouterr()
     after = json.loads((second / "report.json").read_text())
-    assert "evaluation" not in after and after["matrices"] == report["matrices"] and after["files"] != report["files"]
+    assert "evaluation" not in after and after["files"] != report["files"]
+    tensors = {k: t for path in second.glob("*.safetensors") for k, t in load_file(path).items()}
+    for old, new in zip(report["matrices"], after["matrices"], strict=True):
+        c = tensors.get(f"model.layers.{new['layer']}.mlp.{new['projection']}.c")
+        assert new.get("growth") == (None if c is None else float(c.abs().max()))
+        assert "bf16_error" not in new and new.get("relative_error") == old.get("relative_error")
+    assert main(["inspect", str(second)]) == 0
+    assert "output errors are those of the compression, before recovery" in capsys.readouterr().out
     assert "Then the factors were trained (lora, next token, 30 steps" in (second / "README.md").read_text()
+
+
+def test_recovery_keeps_the_growth_within_its_limit(tiny_llama, data, tmp_path, monkeypatch):
+    """With a limit that training would cross, the stored C ends at it and is what was measured."""
+    recipe = from_dict({"ratio": 0.3, "block": 4, "calibration": {"samples": 4, "length": 40}})
+    compress(tiny_llama, tmp_path / "first", recipe, progress=False)
+    monkeypatch.setattr("nxdi_svd_plugin.compress.recover.GROWTH_LIMIT", 0.5)
+    record = recover(tmp_path / "first", data / "plain.txt", tmp_path / "second", Settings(**QUICK, learning_rate=3e-3))
+    assert not record["kept_input"]
+    growths = [m.get("growth", 0.0) for m in json.loads((tmp_path / "second" / "report.json").read_text())["matrices"]]
+    assert max(growths) == 0.5
 
 
 def test_a_teacher_of_another_vocabulary_is_refused(tiny_svd_llama, data, tmp_path):

@@ -42,7 +42,7 @@ def test_alpaca_lines_become_prompts_joined_by_the_end_token(tmp_path):
 
 def test_an_array_as_published_reads_like_lines(tmp_path):
     rows = [{"instruction": "a", "input": "", "output": str(i)} for i in range(3)]
-    (tmp_path / "a.json").write_text(json.dumps(rows, indent=1))
+    (tmp_path / "a.json").write_text("\n\n" + json.dumps(rows, indent=1))
     lines = load_windows(write(tmp_path / "a.jsonl", *rows), Letters(), 7).tokens
     assert torch.equal(load_windows(tmp_path / "a.json", Letters(), 7).tokens, lines)
 

@@ -221,6 +221,24 @@ def test_zero_gradients_and_dead_channels_still_give_a_model(tiny_llama, tmp_pat
     assert torch.isfinite(logits(tmp_path / "out")).all()
 
 
+def test_a_projection_that_changes_no_loss_takes_no_budget(tiny_llama, tmp_path):
+    """With down exactly zero, gate and up have no gradient: the other layers get what these do not need."""
+    import shutil
+
+    from safetensors.torch import save_file
+
+    shutil.copytree(tiny_llama, tmp_path / "dead")
+    weights = load_file(tmp_path / "dead" / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][:] = 0.0
+    save_file(weights, tmp_path / "dead" / "model.safetensors", metadata={"format": "pt"})
+    recipe = from_dict({**SMALL, "ratio": 0.3, "dense": ["1.down_proj"]})
+    report = compress(tmp_path / "dead", tmp_path / "out", recipe, progress=False)
+    layers = {layer: [m for m in report.matrices if m["layer"] == layer] for layer in (1, 2)}
+    idle = [m for m in layers[1] if m["form"] != "dense"]
+    assert len(idle) == 2 and all(m["predicted_loss"] == 0.0 and m["rank"] <= 12 for m in idle)
+    assert all(m["form"] == "dense" or m["rank"] > 12 for m in layers[2])
+
+
 def test_the_plan_states_memory_disk_and_work(tiny_llama):
     plan = make_plan(tiny_llama, from_dict(SMALL))
     calibration = plan["calibration"]

@@ -99,13 +99,13 @@ def test_few_tokens_and_dead_channels_give_finite_factors():
     torch.testing.assert_close(u @ v, weight, rtol=0, atol=1e-6)
 
 
-def test_zero_gradients_fall_back_to_the_identity():
+def test_zero_gradients_fall_back_to_the_identity_and_cost_nothing():
     weight, near, _, _ = problem(8, 12, 30)
     zero = torch.zeros(8, 8, dtype=torch.float64)
     spec = spectrum(near, zero, weight @ weight.T, 0.0, 1e-2)
-    assert spec.far_ridge == 1.0 and float(spec.energy[0]) > 0
+    assert spec.far_ridge == 1.0 and spec.loss(0) == 0.0
     dead = spectrum(zero, weight @ weight.T, weight @ weight.T, 1.0, 1e-2)
-    assert dead.ridge == 1.0
+    assert dead.ridge == 1.0 and dead.loss(0) == 0.0
     u, v = truncate(weight, dead, 3)
     best = torch.linalg.svdvals(weight)[3:].square().sum()
     assert float((weight - u @ v).square().sum()) == pytest.approx(float(best), rel=1e-9)
