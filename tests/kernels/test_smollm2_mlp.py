@@ -1,38 +1,118 @@
-"""The kernels on a layer of SmolLM2: its weights, factored, and its activations, against numpy float64."""
+"""The simulated kernels on a layer of SmolLM2 as `compress` stores it, against transformers in float64."""
+
+import copy
+import dataclasses
 
 import ml_dtypes
-import numpy as np
 import pytest
 import torch
-from kernel_cases import assert_close, run
+from kernel_cases import assert_close
 
-LAYER, RANK = 7, 384
+from nxdi_svd_plugin.compress.layer_factors import factor_layer, layer_spectrum
+from nxdi_svd_plugin.compress.rounding import Bf16Results, stored_layer
+from nxdi_svd_plugin.evaluate.perplexity import token_ids
+from nxdi_svd_plugin.kernels.fused_down import down
+from nxdi_svd_plugin.kernels.fused_up_gate import up_gate
+from nxdi_svd_plugin.kernels.fused_xuv import xuv
+from nxdi_svd_plugin.kernels.packing import from_kernel_order, pack
+from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+from nxdi_svd_plugin.nxdi.fusion import tile_runs
+from nxdi_svd_plugin.simulator import simulate
+from nxdi_svd_plugin.svd_config import Projection
+from nxdi_svd_plugin.texts import HELDOUT, read_text
+
+LAYER, BLOCK, WINDOW = 7, 128, 512  # two windows are more tokens than the hidden dimension of 576
+RANKS = {"gate_proj": 384, "up_proj": 256, "down_proj": 512}
+KERNELS = {"gate_proj": "up_gate", "up_proj": "up_gate", "down_proj": "down"}
 
 
-def truncated(weight):
-    """u, v of the rank-RANK SVD of a torch weight [out, in]."""
-    left, values, right = np.linalg.svd(weight.T, full_matrices=False)
-    root = np.sqrt(values[:RANK])
-    return (left[:, :RANK] * root).astype(ml_dtypes.bfloat16), (root[:, None] * right[:RANK]).astype(ml_dtypes.bfloat16)
+@pytest.fixture(scope="module")
+def dense(smollm2):
+    """(MLP of the layer, what it reads on two windows of text [tokens, hidden])."""
+    model = load_model(smollm2, torch.float32).eval().model
+    model.layers, seen = model.layers[: LAYER + 1], []
+    mlp = model.layers[LAYER].mlp
+    hook = mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, 1)))
+    with torch.no_grad():
+        model(token_ids(load_tokenizer(smollm2), read_text(HELDOUT).content, 2 * WINDOW).view(2, WINDOW))
+    hook.remove()
+    return mlp, seen[0]
+
+
+@pytest.fixture(scope="module", params=["factored", "interpolative"])
+def stored(request, dense):
+    """The layer's factors as they are written in bfloat16 (held in float64)."""
+    mlp, x = dense
+    weights = {name: getattr(mlp, name).weight.detach() for name in RANKS}
+    with torch.no_grad():
+        x, y = x.double(), mlp(x).double()
+    sums = {"inputs": x.T @ x, "outputs": y.T @ y}
+    spectra = {name: layer_spectrum(name, w, sums, len(x), "input", 0.0, RANKS[name]) for name, w in weights.items()}
+    runs = {name: ((0, rank),) if request.param == "interpolative" else () for name, rank in RANKS.items()}
+    plan = {name: Projection(request.param, rank, runs[name]) for name, rank in RANKS.items()}
+    made = factor_layer(weights.__getitem__, spectra, plan, BLOCK)
+    return dataclasses.replace(made, tensors={key: t.bfloat16().double() for key, t in made.tensors.items()})
+
+
+def read_at(dense, tokens):
+    """The activations of the last `tokens` tokens, in bfloat16 (held in float64)."""
+    return dense[1][-tokens:].bfloat16().double()
+
+
+def bf16(tensor):
+    return tensor.float().numpy().astype(ml_dtypes.bfloat16)
+
+
+def packed(made, name, kernel):
+    """The two stored tensors of a projection in the kernel's layout."""
+    projection = made.projections[name]
+    first, second = (bf16(t) for key, t in made.tensors.items() if key.startswith(name))
+    return pack(first, second, kernel, interpolative=projection.form == "interpolative")
+
+
+@torch.no_grad()
+def of_transformers(mlp, made, x):
+    """{"gate_proj", "up_proj", "hidden", "y"}: what the model's own MLP makes of x with the stored projections."""
+    mlp, found = copy.deepcopy(mlp), {}
+    for name in RANKS:
+        fan_out, fan_in = getattr(mlp, name).weight.shape
+        setattr(mlp, name, stored_layer(made, name, fan_in, fan_out))
+        getattr(mlp, name).register_forward_hook(lambda _, args, out, name=name: found.update({name: out}))
+    mlp.down_proj.register_forward_pre_hook(lambda _, args: found.update(hidden=args[0]))
+    return found | {"y": mlp(x)}
+
+
+def truth_and_low(mlp, made, x):
+    """`of_transformers` in float64, and with every result rounded to bfloat16."""
+    single = dataclasses.replace(made, tensors={key: t.float() for key, t in made.tensors.items()})
+    with Bf16Results():
+        low = of_transformers(mlp, single, x.float())
+    truth = of_transformers(mlp, made, x)
+    return {key: t.numpy() for key, t in truth.items()}, {key: bf16(t) for key, t in low.items()}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tokens", [1, 8, 150])
-def test_the_mlp_of_a_layer_on_real_activations(smollm2, tokens):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+@pytest.mark.parametrize("tokens", [1, 150])
+def test_the_mlp_of_a_stored_layer_on_real_activations(dense, stored, tokens):
+    x = read_at(dense, tokens)
+    truth, low = truth_and_low(dense[0], stored, x)
+    interpolative = stored.projections["gate_proj"].form == "interpolative"
+    pivots = {name: tile_runs(p.pivots, truth["hidden"].shape[1]) for name, p in stored.projections.items()}
+    tiles = {name: sum(stop - start for start, stop in runs) for name, runs in pivots.items()}
+    assert tiles == {name: rank // 128 * interpolative for name, rank in RANKS.items()}
+    gate, up, lower = (packed(stored, name, kernel) for name, kernel in KERNELS.items())
+    h_t, _ = simulate(up_gate, bf16(x), *gate, *up, pivots=(pivots["gate_proj"], pivots["up_proj"]))
+    assert_close((from_kernel_order(h_t) if interpolative else h_t).T, truth["hidden"], low["hidden"])
+    y, _ = simulate(down, h_t, *lower, pivots=pivots["down_proj"])
+    assert_close(y, truth["y"], low["y"])
 
-    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
-    mlp, seen = model.model.layers[LAYER].mlp, []
-    mlp.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0]))
-    text = "The tensor engine multiplies matrices; everything else has to keep up with it. " * 20
-    with torch.no_grad():
-        model(AutoTokenizer.from_pretrained(smollm2)(text, return_tensors="pt").input_ids[:, :tokens])
-    x = seen[0].numpy().astype(ml_dtypes.bfloat16)
-    gate, up, down = (
-        truncated(getattr(mlp, f"{name}_proj").weight.detach().numpy()) for name in ("gate", "up", "down")
-    )
-    h_t, _, truth, low = run("up_gate", x, [gate, up])
-    assert_close(h_t, truth, low)
-    y, _, truth, low = run("down", h_t, [down])
-    assert_close(y, truth, low)
-    assert y.shape == (tokens, 576)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", [1, 150])
+@pytest.mark.parametrize("stored", ["factored"], indirect=True)
+def test_xuv_is_a_stored_pair_on_real_activations(dense, stored, tokens):
+    x = read_at(dense, tokens)
+    truth, low = truth_and_low(dense[0], stored, x)
+    for name in ("gate_proj", "up_proj"):
+        y, _ = simulate(xuv, bf16(x), *packed(stored, name, "xuv"))
+        assert_close(y, truth[name], low[name])
