@@ -113,6 +113,7 @@ def test_log_file_that_cannot_be_opened_is_wrong_usage(fake, tmp_path, capsys):
         (["doctor", "--jsn"], "unknown argument '--jsn'; did you mean --json?"),
         (["doctor", "--log-file"], "expected one argument"),
         (["doctor", "stray"], "unknown argument 'stray'"),
+        (["evaluate", "--tasks", "x", "--fewshot", "-1"], "-1 is less than 0"),
         ([], "required: COMMAND"),
     ],
 )
