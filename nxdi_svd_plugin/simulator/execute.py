@@ -62,10 +62,8 @@ class Machine:
             else:
                 self.run(loop.bodies[int(at)])
 
-    def region(self, operand: Operand, extents: Extents | None) -> tuple[Any, Array, Array | None]:
-        """Numpy views of an operand's data and written flags; with an index tile, flat addresses instead of
-        the data view.
-        """
+    def region(self, instr: Instr, operand: Operand, extents: Extents | None = None) -> tuple[Any, Array, Array | None]:
+        """Numpy views of an operand's data and written flags; with an index tile, flat addresses and the whole data."""
         view = operand.view
         data, written = self.memory[view.base]
         offset, shape = int(view.offset.evaluate(self.env)), view.shape
@@ -77,48 +75,52 @@ class Machine:
                     offset, narrowed[at] = offset + low * view.strides[at], high - low
             shape = tuple(narrowed)
         if view.indirect is not None:
-            return self._addresses(view, offset, shape), data, written
+            return self._addresses(instr, view, offset, shape), data, written
         size = data.itemsize
         values: Array = np.ndarray(shape, data.dtype, data, offset * size, [s * size for s in view.strides])
         if written is None:
             return None, values, None
         return None, values, np.ndarray(shape, np.bool_, written, offset, view.strides)
 
-    def _addresses(self, view: Any, offset: int, shape: tuple[int, ...]) -> Array:
-        tile, stride = view.indirect
-        axes = tuple(range(tile.ndim))
-        _, index, _ = self.region(Operand(tile, axes), None)
+    def _addresses(self, instr: Instr, view: Any, offset: int, shape: tuple[int, ...]) -> Array:
+        """Flat addresses; -1 where the index lies outside of its dimension, which `dma_copy` may be told to skip."""
+        tile, stride, size = view.indirect
+        _, index, known = self.region(instr, Operand(tile, tuple(range(tile.ndim))))
+        if known is not None and not known.all():
+            fail(f"{instr.op}: the index tile {tile!r} was never written", instr.place)
         column = index.reshape(index.shape[0], *[1] * (len(shape) - 1)).astype(np.int64)[: shape[0]]
+        inside = (column >= 0) & (column < size)
         flat: Array = offset + column * stride
         for at, (count, step) in enumerate(zip(shape, view.strides, strict=True)):
             flat = flat + (np.arange(count) * step).reshape([-1 if i == at else 1 for i in range(len(shape))])
-        return flat
+        if not inside.all() and not instr.info.get("skip"):
+            self.out_of_bounds(instr, int(column[~inside][0]), size, flat, self.memory[view.base][0].size)
+        return np.where(inside, flat, -1) if self.strict or instr.info.get("skip") else flat
 
     def read(self, instr: Instr, operand: Operand, extents: Extents | None) -> tuple[Array, Array | None]:
         """Values of an operand, and its written flags if some are missing."""
-        address, data, written = self.region(operand, extents)
+        address, data, written = self.region(instr, operand, extents)
         if address is not None:
+            inside = address >= 0
+            data = data[np.where(inside, address, 0)]
+            written = None if written is None else written[np.where(inside, address, 0)] | ~inside
             if instr.info.get("skip"):
-                inside = (address >= 0) & (address < data.size)
-                _, before, _ = self.region(instr.write, extents)
-                return np.where(inside, data[np.where(inside, address, 0)], before), None
-            try:
-                return data[address], None
-            except IndexError as error:
-                self.out_of_bounds(instr, error)
+                data = np.where(inside, data, self.region(instr, instr.write, extents)[1])
         if written is not None and not written.all():
             if self.strict or instr.info.get("product"):
                 fail(f"{instr.op} reads memory of {operand.view!r} that was never written", instr.place)
             return data, written
         return data, None
 
-    def out_of_bounds(self, instr: Instr, error: IndexError) -> None:
-        """A data-dependent address outside of the tensor: SimulatorError for our kernels, numpy's IndexError
-        for other people's.
+    def out_of_bounds(self, instr: Instr, index: int, size: int, flat: Array, total: int) -> None:
+        """An index tile that leaves its dimension: SimulatorError for our kernels; for other people's an IndexError
+        in numpy's words, and only where the address leaves the tensor.
         """
         if self.strict:
-            fail(f"{instr.op}: {error} (index tile)", instr.place)
-        raise error
+            fail(f"{instr.op}: index {index} is out of bounds of a dimension of {size} (index tile)", instr.place)
+        beyond = flat[(flat < 0) | (flat >= total)]
+        if beyond.size:
+            raise IndexError(f"index {int(beyond[0])} is out of bounds for axis 0 with size {total}")
 
     def step(self, instr: Instr) -> None:
         """Execute one instruction over the part of its space that the mask leaves."""
@@ -130,7 +132,7 @@ class Machine:
             return
         operands = [self.read(instr, operand, extents) for operand in instr.reads]
         values = rounded(np.asarray(instr.compute(*[data for data, _ in operands])), instr.dtype)
-        address, target, written = self.region(instr.write, extents)
+        address, target, written = self.region(instr, instr.write, extents)
         if address is not None:
             self.scatter(instr, address, target, written, values)
             return
@@ -162,16 +164,13 @@ class Machine:
 
     def scatter(self, instr: Instr, address: Array, data: Array, written: Array | None, values: Array) -> None:
         """Indirect store, optionally adding to what is there."""
-        values = np.broadcast_to(values, address.shape)
-        if instr.info.get("skip"):
-            inside = (address >= 0) & (address < data.size)
-            address, values = address[inside], values[inside]
-        try:
-            if instr.info.get("rmw"):
-                np.add.at(data, address, values)
-            else:
-                data[address] = rounded(values, instr.write.view.dtype)
-        except IndexError as error:
-            self.out_of_bounds(instr, error)
+        inside = address >= 0
+        values, address = np.broadcast_to(values, address.shape)[inside], address[inside]
+        if instr.info.get("rmw"):
+            if written is not None and not written[address].all():
+                fail(f"{instr.op} accumulates into memory that was never written", instr.place)
+            np.add.at(data, address, values)
+        else:
+            data[address] = rounded(values, instr.write.view.dtype)
         if written is not None:
             written[address] = True

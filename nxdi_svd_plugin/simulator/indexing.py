@@ -160,7 +160,9 @@ def _advanced(view: View, keys: list[Any]) -> View:
         if view.base.on_chip or len(indirect) > 1 or indirect[0][1].shape[1:] != (1,) * (indirect[0][1].ndim - 1):
             fail("indirect addressing takes one [P, 1] index tile, on a dimension of an HBM tensor")
         dim, tile = indirect[0]
-        shape[0], extra = tile.shape[0], (tile, view.strides[dim])
+        if tile.dtype.kind not in "iu":
+            fail(f"an index tile holds integers, found {tile.dtype.name}")
+        shape[0], extra = tile.shape[0], (tile, view.strides[dim], view.shape[dim])
     return builder.build(shape, strides, 0, extra)
 
 

@@ -21,7 +21,8 @@ class View:
 
     On chip, the first axis after the block dimensions is the partition axis and `start` the first partition.
     `checks` are index ranges
-    that only a mask can bring in bounds; `indirect` is an index tile and the stride of the dimension that it addresses.
+    that only a mask can bring in bounds; `indirect` is an index tile and the stride and size of the dimension that it
+    addresses.
     """
 
     __array_priority__ = 100
@@ -37,7 +38,7 @@ class View:
         blocks: int = 0,
         checks: tuple[tuple[Expr, int], ...] = (),
         mask: Condition | None = None,
-        indirect: tuple[View, int] | None = None,
+        indirect: tuple[View, int, int] | None = None,
     ) -> None:
         self.base, self.offset, self.shape, self.strides, self.start = base, offset, shape, strides, start
         self.blocks, self.checks, self.mask, self.indirect = blocks, checks, mask, indirect

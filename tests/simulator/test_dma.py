@@ -39,6 +39,48 @@ def test_addresses_outside_are_skipped_or_refused():
         simulate(gather, X, 3, nisa.oob_mode.error, strict=False)
 
 
+@pytest.mark.parametrize(
+    ("value", "by_column", "dtype", "message"),
+    [
+        (-1, False, nl.int32, "index -1 is out of bounds"),
+        (-1, False, nl.float32, "holds integers, found float32"),
+        (50, True, nl.int32, "index 50 is out of bounds of a dimension of 48"),
+        (None, False, nl.int32, "index tile .* never written"),
+    ],
+)
+def test_a_wrong_index_tile_is_refused(value, by_column, dtype, message):
+    """A negative index does not count from the end, a column index does not reach into the next row."""
+
+    def kernel(x):
+        out = nl.ndarray((30, 48), nl.float32, buffer=nl.shared_hbm)
+        index = nl.ndarray((30, 1), dtype, buffer=nl.sbuf)
+        if value is not None:
+            index[...] = nl.full((30, 1), value, dtype)
+        _, i_f = nl.mgrid[0:30, 0:48]
+        nl.store(out[:, 0:1] if by_column else out, nl.load(x[0, index] if by_column else x[index, i_f]))
+        return out
+
+    with pytest.raises(SimulatorError, match=message):
+        simulate(kernel, X)
+
+
+@pytest.mark.parametrize("accumulate", [True, False])
+def test_index_tiles_do_not_reach_unwritten_memory(accumulate):
+    def kernel(x):
+        out = nl.ndarray((60, 48), nl.float32, buffer=nl.shared_hbm)
+        scratch = nl.ndarray((60, 48), nl.float32, buffer=nl.hbm)
+        index = nisa.iota(2 * nl.arange(30)[:, None], dtype=nl.int32)
+        _, i_f = nl.mgrid[0:30, 0:48]
+        if accumulate:
+            nisa.dma_copy(dst=out[index, i_f], src=nl.load(x[0:30, :]), dst_rmw_op=np.add)
+        else:
+            nl.store(out[0:30, :], nl.load(scratch[index, i_f]))
+        return out
+
+    with pytest.raises(SimulatorError, match="never written.*test_dma.py"):
+        simulate(kernel, X)
+
+
 def test_scatter_and_accumulate():
     def kernel(x):
         out = nl.ndarray((60, 48), nl.float32, buffer=nl.shared_hbm)
