@@ -124,9 +124,8 @@ def load_columns(h_t: Tensor, first: Any, tokens: int, segments: list[Segment]) 
 
 def new_holders(ts: list[Tensor], part: list[Piece], sizes: list[int], rank: int, dtype: Any) -> None:
     """Append the t tensors that `part` is the first to need."""
-    for holder, *_ in part:
-        if holder == len(ts):
-            ts.append(nl.ndarray((PARTITIONS, tiles(rank), sizes[holder]), dtype=dtype, buffer=nl.sbuf))
+    new = [sizes[holder] for holder, *_ in part if holder >= len(ts)]
+    ts += [nl.ndarray((PARTITIONS, tiles(rank), size), dtype=dtype, buffer=nl.sbuf) for size in new]
 
 
 def project(
@@ -164,13 +163,12 @@ def project(
 
         for_tiles(inputs, buffers.u_rows * PARTITIONS, rows)
         for total, (t, offset, first, size) in zip(sums, pieces, strict=True):
-            made = total[0:width, 0:count, 0:size]
+            made, place = total[0:width, 0:count, 0:size], (slice(0, width), nl.ds(tile, count), nl.ds(offset, size))
             if pivot:
                 own = xt[0:width, nl.ds(height + tile, count), nl.ds(first, size)]
-                done = nisa.tensor_tensor(made, own, op=nl.add, dtype=t.dtype)
+                t[place] = nisa.tensor_tensor(made, own, op=nl.add, dtype=t.dtype)
             else:
-                done = nisa.tensor_copy(made, dtype=t.dtype, engine=nisa.vector_engine)
-            t[0:width, nl.ds(tile, count), nl.ds(offset, size)] = done
+                t[place] = nisa.tensor_copy(made, dtype=t.dtype, engine=nisa.vector_engine)
 
     full, tail = divmod(rank, PARTITIONS)
     step = buffers.u_tiles
@@ -210,12 +208,12 @@ def expand_transposed(
             block = nl.ndarray((PARTITIONS, count, row_tokens(row)), dtype=out.dtype, buffer=nl.sbuf)
             done = 0
             for part, start, size in row:
-                made = []
-                for weights, (_, ts, rank), pivot in zip(loaded, factors, segment.pivots, strict=True):
-                    if pivot is None:
-                        made.append(_expanded(weights, ts[part], rank, count, width, start, size))
-                    else:
-                        made.append(ts[part][0:width, nl.ds(pivot + tile, count), nl.ds(start, size)])
+                made = [
+                    _expanded(weights, ts[part], rank, count, width, start, size)
+                    if pivot is None
+                    else ts[part][0:width, nl.ds(pivot + tile, count), nl.ds(start, size)]
+                    for weights, (_, ts, rank), pivot in zip(loaded, factors, segment.pivots, strict=True)
+                ]
                 block[0:width, 0:count, nl.ds(done, size)] = evict(block, made)
                 done += size
             store_rows(out, block, segment.start + tile, count, width, stored, interleave)

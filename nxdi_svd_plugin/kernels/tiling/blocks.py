@@ -147,7 +147,7 @@ def stored_rows(chain: Chain, buffers: Buffers, strip: tuple[int, ...]) -> list[
     2 KiB, in rows of about the same length.
     """
     total, run, done = sum(strip), LONG_RUN // chain.itemsize, 0
-    rows: list[list[tuple[int, int, int]]] = [[] for _ in range(max(1, (2 * total + run) // (2 * run)))]
+    rows: list[list[tuple[int, int, int]]] = [[] for _ in [0] * max(1, (2 * total + run) // (2 * run))]
     for part, size in enumerate(strip):
         for start, tokens in spans(size, MOVING // buffers.v_tiles):
             middle = 2 * done + tokens
@@ -218,7 +218,10 @@ def sbuf_bytes(chain: Chain, blocks: Blocks, in_flight: int = 1) -> int:
 
 
 def spans(total: int, step: int) -> list[tuple[int, int]]:
-    """(start, size) of the fewest nearly equal pieces of `total` that are at most `step` long."""
+    """(start, size) of the fewest nearly equal pieces of `total` that are at most `step` long.
+
+    Without `range`, which NKI's front end turns into a device loop where kernels call this.
+    """
     count = -(-total // step)
     size = -(-total // count)
-    return [(start, min(size, total - start)) for start in range(0, total, size)]
+    return [(k * size, min(size, total - k * size)) for k, _ in enumerate([0] * -(-total // size))]
