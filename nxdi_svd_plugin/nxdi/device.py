@@ -2,7 +2,7 @@
 
 The kernels need a Trn1 device and SDK 2.26 to 2.28 (NxDI 0.6 to 0.8). On the CPU and on other platforms the same
 parameters go through PyTorch ops, which is logged once with the reason. Where a user asks for the kernels on Trn1 and
-they cannot run, that is an error, never a fallback.
+the SDK cannot run them, that is an error, never a fallback.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from neuronx_distributed.utils import cpu_mode
 from torch_neuronx.utils import get_platform_target
 
 from nxdi_svd_plugin.errors import NxdiError
-from nxdi_svd_plugin.kernels.tiling.limits import PARTITIONS
 from nxdi_svd_plugin.nxdi import upstream
 
 PLATFORM = "trn1"
@@ -72,16 +71,6 @@ def require_kernels() -> None:
         raise NxdiError(
             "mlp_impl='svd_fused' needs the Neuron compiler's NKI (neuronxcc.nki), which does not import here; install "
             "the Neuron SDK's neuronx-cc, unset NXDI_SVD_NKI, or use mlp_impl='svd'"
-        )
-
-
-def refuse_on_trn1(x: torch.Tensor, what: str) -> None:
-    """Raises NxdiError where the kernels' platform would run `what`, whose pivots have no kernel, under "svd_fused"."""
-    if plain_reason(x) is None:
-        raise NxdiError(
-            f"mlp_impl='svd_fused' has no kernel for {what}: the pivots are not whole tiles of {PARTITIONS} neurons on "
-            f"every rank. Compress with a block of {PARTITIONS} x tp_degree or with `--form pair`, or use "
-            "mlp_impl='svd'"
         )
 
 

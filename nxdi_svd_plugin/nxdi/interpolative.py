@@ -38,8 +38,9 @@ def announce() -> None:
     """Log once that `mlp_impl="svd_fused"` has no kernel for pivots like these."""
     logger.warning(
         "mlp_impl='svd_fused' runs interpolative projections as PyTorch ops, not as NKI kernels: on each rank their "
-        "pivots are not whole tiles of %d neurons, which the kernels need",
-        PARTITIONS,
+        "pivots are not whole tiles of %d neurons, which the kernels need. Compress with a block of %d x tp_degree or "
+        "with --form pair for the kernels",
+        *(PARTITIONS, PARTITIONS),
     )
 
 

@@ -117,14 +117,13 @@ class SvdMLP(torch.nn.Module):
         Returns:
             (y, None), y like x, summed over the ranks (and scattered over the sequence under sequence parallelism).
         Raises:
-            NxdiError: the layer leaves the norm or the residual to the MLP; `svd_fused` on trn1 where it cannot run.
+            NxdiError: the layer leaves the norm or the residual to the MLP; `svd_fused` on trn1 with an SDK that
+                cannot run the kernels.
         """
         if rmsnorm is not None or residual is not None:
             raise NxdiError(f"layer {self.index} leaves its norm or residual to the MLP; unset mlp_kernel_enabled")
         if self.sequence_parallel:
             x = gather_from_sequence_parallel_region(x, SEQUENCE_DIM, process_group=self.group)
-        if self.fusion.misfit:
-            device.refuse_on_trn1(x, f"{', '.join(self.fusion.misfit)} of layer {self.index}")
         if (self.fusion.up_gate or self.fusion.down) and device.runs_kernels(x):
             y = self._kernels(x.reshape(-1, x.shape[-1])).reshape(x.shape)
         else:
