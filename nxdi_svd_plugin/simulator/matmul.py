@@ -123,11 +123,19 @@ def _check_pe_tile(position: tuple[Any, ...], size: tuple[int, ...], k: int, m: 
 
 
 def nc_transpose(data: Any, *, mask: Any = None, dtype: Any = None, engine: Any = "unknown") -> View:
-    """[P, F] -> [F, P]. Tensor Engine: up to 128 x 128, SBUF to fp32 PSUM. Vector Engine: up to 32 x 32."""
+    """[P, F] -> [F, P]. Tensor Engine: up to 128 x 128, SBUF to fp32 PSUM. Vector Engine: up to 32 x 32.
+
+    PSUM data goes to the Vector Engine unless `engine` says otherwise.
+    """
     api = "nki.isa.nc_transpose"
     data = emit.need(data, api, "data", "sbuf", "psum")
     p, f = data.shape[0], prod(data.shape[1:])
-    vector = engine == "vector" or getattr(engine, "name", "") == "vector" or data.buffer == "psum"
+    name = str(getattr(engine, "name", engine))
+    if name not in ("unknown", "tensor", "vector") or (name == "tensor" and data.buffer == "psum"):
+        fail(
+            f"{api}: the {name} engine does not transpose data in {data.buffer}; use the Tensor (SBUF) or Vector Engine"
+        )
+    vector = name == "vector" or data.buffer == "psum"
     limit = VECTOR_TRANSPOSE if vector else PARTITIONS
     if p > limit or f > limit:
         fail(f"{api}: a tile of [{p}, {f}] exceeds {limit} x {limit} on the {'Vector' if vector else 'Tensor'} Engine")

@@ -89,6 +89,8 @@ def test_the_plan_of_an_mlp_says_what_bounds_it():
     assert {plan.bound for plan in decode.values()} == {"dma"}
     assert "no plan avoids it" in decode["down"].reason
     assert decode["down"].to_dict()["strips"] == [(1, [1])]
+    thin = plan_mlp(576, 1536, (384, 384, 384), 2048, tp=2)["down"]
+    assert thin.bound == "dma" and "reading the input and writing the output takes longer" in thin.reason
 
 
 def test_a_degree_that_does_not_divide_is_refused():

@@ -84,6 +84,14 @@ def transpose_result_not_fp32(x):
     nisa.nc_transpose(sbuf((128, 128), nl.bfloat16), dtype=nl.bfloat16)
 
 
+def transpose_on_the_scalar_engine(x):
+    nisa.nc_transpose(sbuf((32, 32)), engine=nisa.scalar_engine)
+
+
+def transpose_of_psum_on_the_tensor_engine(x):
+    nisa.nc_transpose(in_psum(x)[0:32, 0:32], engine=nisa.tensor_engine)
+
+
 def two_psum_operands(x):
     nisa.tensor_tensor(in_psum(x), in_psum(x), np.add)
 
@@ -426,6 +434,8 @@ REFUSED = [
     (transpose_too_large, "exceeds 128 x 128"),
     (vector_transpose_too_large, "exceeds 32 x 32"),
     (transpose_result_not_fp32, "fp32 in PSUM"),
+    (transpose_on_the_scalar_engine, "scalar engine does not transpose"),
+    (transpose_of_psum_on_the_tensor_engine, "tensor engine does not transpose data in psum"),
     (two_psum_operands, "two PSUM operands"),
     (gpsimd_reads_psum, "GpSimd Engine cannot access PSUM"),
     (gpsimd_scalar_operation_on_psum, "GpSimd Engine cannot access PSUM"),

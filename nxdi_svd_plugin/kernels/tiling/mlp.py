@@ -115,7 +115,9 @@ def _why(chain: Chain, blocks: Blocks, bound: str) -> str:
     if bound == "dma":
         once = (chain.u_bytes + chain.v_bytes + chain.activation_bytes) / DMA_BYTES_PER_SECOND
         if once >= minimum_pe_cycles(chain) / PE_HZ:
-            return "so few tokens that reading the weights once takes longer than computing; no plan avoids it"
+            few = "so few tokens that reading the weights once takes longer than computing"
+            thin = "the rank is so small that reading the input and writing the output takes longer than computing"
+            return f"{few if chain.u_bytes + chain.v_bytes > chain.activation_bytes else thin}; no plan avoids it"
         return "HBM is the bottleneck: strips long enough to hide the weights do not fit into SBUF; more shards help"
     return f"the {bound} engine is the bottleneck: the rank is too small to hide its passes over the output"
 
