@@ -130,7 +130,7 @@ def nc_transpose(data: Any, *, mask: Any = None, dtype: Any = None, engine: Any 
     api = "nki.isa.nc_transpose"
     data = emit.need(data, api, "data", "sbuf", "psum")
     p, f = data.shape[0], prod(data.shape[1:])
-    name = str(getattr(engine, "name", engine))
+    name = str(getattr(engine, "name", engine)).replace("pe", "tensor")
     if name not in ("unknown", "tensor", "vector") or (name == "tensor" and data.buffer == "psum"):
         fail(
             f"{api}: the {name} engine does not transpose data in {data.buffer}; use the Tensor (SBUF) or Vector Engine"
