@@ -12,7 +12,7 @@ from typing import Any
 from nxdi_svd_plugin.errors import KernelError
 from nxdi_svd_plugin.kernels.nki import jit, nisa, nl
 from nxdi_svd_plugin.kernels.stages import copy_on_scalar, for_tiles
-from nxdi_svd_plugin.kernels.tiling.dense import choose_dense
+from nxdi_svd_plugin.kernels.tiling.dense import SUM_DEPTH, Operand, Output, choose_dense
 from nxdi_svd_plugin.kernels.tiling.limits import MOVING, PARTITIONS, tiles
 
 _PASS = 2048
@@ -22,27 +22,17 @@ _PASS = 2048
 def matmul_kernel(x_t: Any, w: Any) -> Any:
     """X·W [M, N] from x_t [K, M] and w [K, N], both plain.
 
-    One operand stays in SBUF in blocks as large as fit, the other is streamed past each block once; every sum over K
-    stays in PSUM. kernels/tiling/dense.py picks which and how large, by HBM traffic.
+    Either one operand stays in SBUF in blocks, the other is streamed past each block once, and every sum over K stays
+    in PSUM; or fp32 sums of a block of the output stay in SBUF while K is streamed. kernels/tiling/dense.py picks which
+    and how large, by HBM traffic.
     """
     deep, rows, columns = _shape(x_t, w)
     plan = choose_dense(rows, deep, columns, 4 if x_t.dtype == nl.float32 else 2)
     out = nl.ndarray((rows, columns), dtype=x_t.dtype, buffer=nl.shared_hbm)
-    resident, streamed = (x_t, w) if plan.keeps_x else (w, x_t)
-
-    def block(b: Any, size: int) -> None:
-        kept = _load_block(resident, b * plan.block, size)
-
-        def tile(c: Any, width: int) -> None:
-            moving = _load_block(streamed, c * plan.stream, width)
-            if plan.keeps_x:
-                _output_rows(out, kept, moving, deep, (b * plan.block, c * plan.stream), (size, width))
-            else:
-                _output_rows(out, moving, kept, deep, (c * plan.stream, b * plan.block), (width, size))
-
-        for_tiles(streamed.shape[1], plan.stream, tile)
-
-    for_tiles(resident.shape[1], plan.block, block)
+    if isinstance(plan, Output):
+        _keep_output(out, x_t, w, plan)
+    else:
+        _keep_operand(out, x_t, w, plan)
     return out
 
 
@@ -55,14 +45,89 @@ def _shape(x_t: Any, w: Any) -> tuple[int, int, int]:
     return x_t.shape[0], x_t.shape[1], w.shape[1]
 
 
-def _load_block(source: Any, first: Any, size: int) -> Any:
-    """`size` columns of source [K, n] as [128, K/128, size]."""
-    block = nl.ndarray((PARTITIONS, tiles(source.shape[0]), size), dtype=source.dtype, buffer=nl.sbuf)
+def _keep_operand(out: Any, x_t: Any, w: Any, plan: Operand) -> None:
+    resident, streamed = (x_t, w) if plan.keeps_x else (w, x_t)
+    deep = x_t.shape[0]
+
+    def block(b: Any, size: int) -> None:
+        kept = _load_part(resident, 0, deep, b * plan.block, size)
+
+        def tile(c: Any, width: int) -> None:
+            moving = _load_part(streamed, 0, deep, c * plan.stream, width)
+            if plan.keeps_x:
+                _output_rows(out, kept, moving, deep, (b * plan.block, c * plan.stream), (size, width))
+            else:
+                _output_rows(out, moving, kept, deep, (c * plan.stream, b * plan.block), (width, size))
+
+        for_tiles(streamed.shape[1], plan.stream, tile)
+
+    for_tiles(resident.shape[1], plan.block, block)
+
+
+def _keep_output(out: Any, x_t: Any, w: Any, plan: Output) -> None:
+    def row(top: Any, rows: int) -> None:
+        _in_turn(
+            out.shape[1], plan.columns, lambda left, columns: _output_block(out, x_t, w, (top, left), (rows, columns))
+        )
+
+    _in_turn(out.shape[0], plan.rows, row)
+
+
+def _in_turn(total: int, step: int, body: Callable[[Any, int], None]) -> None:
+    """body(start, size) for every `step` of `total` in order, one after the other."""
+    if total // step:
+        for i in nl.sequential_range(total // step):
+            body(i * step, step)
+    if total % step:
+        body(total - total % step, total % step)
+
+
+def _output_block(out: Any, x_t: Any, w: Any, at: tuple[Any, Any], size: tuple[int, int]) -> None:
+    """A block of X·W from at[0], at[1]: K in steps of SUM_DEPTH is summed in PSUM, the steps in SBUF, both in fp32."""
+    deep = x_t.shape[0]
+    sums = nl.ndarray((PARTITIONS, tiles(size[0]), size[1]), dtype=nl.float32, buffer=nl.sbuf)
+
+    def step(top: Any, depth: int, first: bool = False) -> None:
+        x = _load_part(x_t, top, depth, at[0], size[0])
+        _add_product(sums, x, _load_part(w, top, depth, at[1], size[1]), depth, size, first)
+
+    begin = min(deep, SUM_DEPTH)
+    step(0, begin, first=True)
+    _in_turn(deep - begin, SUM_DEPTH, lambda top, depth: step(begin + top, depth))
+
+    def row(m: Any, count: int) -> None:
+        rounded = copy_on_scalar(sums[0:count, m, 0 : size[1]], out.dtype)
+        nl.store(out[nl.ds(at[0] + m * PARTITIONS, count), nl.ds(at[1], size[1])], value=rounded)
+
+    for_tiles(size[0], PARTITIONS, row)
+
+
+def _add_product(sums: Any, x: Any, w: Any, deep: int, size: tuple[int, int], first: bool) -> None:
+    """Put the product of the SBUF blocks x [128, K/128, rows] and w [128, K/128, columns] into sums, or add it."""
+
+    def row(m: Any, count: int) -> None:
+        def piece(n: Any, width: int) -> None:
+            total = _sum(x, w, deep, (m * PARTITIONS, n * MOVING), (count, width))
+            at = slice(0, count), m, nl.ds(n * MOVING, width)
+            sums[at] = (
+                copy_on_scalar(total, nl.float32)
+                if first
+                else nisa.tensor_tensor(total, sums[at], op=nl.add, dtype=nl.float32)
+            )
+
+        for_tiles(size[1], MOVING, piece)
+
+    for_tiles(size[0], PARTITIONS, row)
+
+
+def _load_part(source: Any, top: Any, deep: int, first: Any, size: int) -> Any:
+    """Rows top..top+deep and `size` columns of source [K, n] as [128, deep/128, size]."""
+    block = nl.ndarray((PARTITIONS, tiles(deep), size), dtype=source.dtype, buffer=nl.sbuf)
 
     def row(k: Any, rows: int) -> None:
-        block[0:rows, k, 0:size] = nl.load(source[nl.ds(k * PARTITIONS, rows), nl.ds(first, size)])
+        block[0:rows, k, 0:size] = nl.load(source[nl.ds(top + k * PARTITIONS, rows), nl.ds(first, size)])
 
-    for_tiles(source.shape[0], PARTITIONS, row)
+    for_tiles(deep, PARTITIONS, row)
     return block
 
 
@@ -149,13 +214,9 @@ def naive_fusion_kernel(x_t: Any, u: Any, v: Any, rows: int = 128, columns: int 
         for n in nl.affine_range(v.shape[1] // columns):
             total = nl.zeros((rows, columns), dtype=nl.float32, buffer=nl.psum)
             for b in nl.affine_range(rank // ranks):
-                x_block = _load_block(x_t, m * rows, rows)
-                u_block = _load_block(u, b * ranks, ranks)
-                v_block = nl.ndarray((PARTITIONS, ranks // PARTITIONS, columns), dtype=v.dtype, buffer=nl.sbuf)
-                for k in nl.affine_range(ranks // PARTITIONS):
-                    v_block[0:PARTITIONS, k, 0:columns] = nl.load(
-                        v[nl.ds(b * ranks + k * PARTITIONS, PARTITIONS), nl.ds(n * columns, columns)]
-                    )
+                x_block = _load_part(x_t, 0, deep, m * rows, rows)
+                u_block = _load_part(u, 0, deep, b * ranks, ranks)
+                v_block = _load_part(v, b * ranks, ranks, n * columns, columns)
                 for k in nl.affine_range(ranks // PARTITIONS):
                     part = _sum(u_block, x_block, deep, (k * PARTITIONS, 0), (PARTITIONS, rows))
                     t = nisa.tensor_copy(part, dtype=x_t.dtype, engine=nisa.vector_engine)
@@ -197,11 +258,3 @@ def result_strip_matmul_kernel(x_t: Any, w: Any, rows: int = 2048, columns: int 
 
 
 result_strip_matmul = jit(result_strip_matmul_kernel)
-
-
-def _load_part(source: Any, top: Any, deep: int, first: Any, size: int) -> Any:
-    """Rows top..top+deep and `size` columns of source as [128, deep/128, size]."""
-    block = nl.ndarray((PARTITIONS, deep // PARTITIONS, size), dtype=source.dtype, buffer=nl.sbuf)
-    for k in nl.affine_range(deep // PARTITIONS):
-        block[0:PARTITIONS, k, 0:size] = nl.load(source[nl.ds(top + k * PARTITIONS, PARTITIONS), nl.ds(first, size)])
-    return block

@@ -4,13 +4,14 @@ import math
 
 import numpy as np
 import pytest
-from kernel_cases import count, matrix
+from kernel_cases import DTYPES, count, matrix
 
+from nxdi_svd_plugin.kernels import baselines
 from nxdi_svd_plugin.kernels.baselines import matmul, naive_fusion, result_strip_matmul
 from nxdi_svd_plugin.kernels.tiling.blocks import hbm_bytes, sbuf_bytes
 from nxdi_svd_plugin.kernels.tiling.brute_force import least_hbm_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
-from nxdi_svd_plugin.kernels.tiling.dense import choose_dense, dense_hbm_bytes, dense_sbuf_bytes
+from nxdi_svd_plugin.kernels.tiling.dense import Operand, Output, choose_dense, dense_hbm_bytes, dense_sbuf_bytes
 from nxdi_svd_plugin.kernels.tiling.engines import minimum_pe_cycles, transpose_cycles
 from nxdi_svd_plugin.kernels.tiling.planner import choose
 from nxdi_svd_plugin.simulator import TensorSpec, simulate
@@ -96,7 +97,17 @@ def test_the_tutorials_result_strip_spills_for_long_inputs():
     assert short.spill_save_bytes == 0 < long.spill_save_bytes
 
 
-@pytest.mark.parametrize("shape", [(200, 300, 700), (1024, 256, 384), (130, 128, 2000), (1, 640, 512)])
+DENSE_SHAPES = {
+    (200, 300, 700): Operand,
+    (1024, 256, 384): Operand,
+    (130, 128, 2000): Operand,
+    (1, 640, 512): Operand,
+    (1400, 5100, 2300): Output,
+    (2300, 5100, 1401): Output,
+}
+
+
+@pytest.mark.parametrize("shape", DENSE_SHAPES)
 def test_dense_baseline(shape):
     rows, deep, columns = shape
     rng = np.random.default_rng(0)
@@ -104,8 +115,45 @@ def test_dense_baseline(shape):
     y, trace = simulate(matmul, x_t, w)
     np.testing.assert_allclose(y, x_t.T.astype(np.float64) @ w, atol=1e-4 * deep**0.5)
     plan = choose_dense(rows, deep, columns, 4)
+    assert isinstance(plan, DENSE_SHAPES[shape])
     assert dense_hbm_bytes(rows, deep, columns, 4, plan) == trace.hbm_bytes
     assert dense_sbuf_bytes(deep, 4, plan) >= trace.sbuf_peak_bytes
+
+
+@pytest.mark.parametrize("deep", [900, 768, 384, 100])
+def test_sums_in_sbuf_round_once(deep, monkeypatch):
+    """bf16: half a unit in the last place of the truth, beside what fp32 sums leave."""
+    rows, columns, plan = 1300, 1100, Output(640, 512)
+    monkeypatch.setattr(baselines, "choose_dense", lambda *_: plan)
+    rng = np.random.default_rng(0)
+    x_t, w = matrix(rng, deep, rows, DTYPES["bf16"]), matrix(rng, deep, columns, DTYPES["bf16"])
+    y, trace = simulate(matmul, x_t, w)
+    truth = x_t.T.astype(np.float64) @ w.astype(np.float64)
+    assert (np.abs(y.astype(np.float64) - truth) <= 2**-8 * np.abs(truth) + 1e-5 * deep**0.5).all()
+    assert dense_hbm_bytes(rows, deep, columns, 2, plan) == trace.hbm_bytes
+    assert dense_sbuf_bytes(deep, 2, plan) >= trace.sbuf_peak_bytes
+
+
+@pytest.mark.parametrize(
+    ("rows", "deep", "columns", "kind"),
+    [
+        (1024, 7168, 18432, Operand),
+        (2048, 7168, 18432, Output),
+        (4096, 7168, 18432, Output),
+        (8192, 7168, 18432, Operand),
+        (4096, 7168, 2048, Output),
+        (2048, 4096, 18432, Operand),
+    ],
+)
+def test_dense_baseline_at_the_papers_shapes(rows, deep, columns, kind):
+    """Bytes and SBUF as predicted, room for two loads, the tensor engine the busiest."""
+    plan = choose_dense(rows, deep, columns)
+    trace = simulate(matmul, spec(deep, rows), spec(deep, columns), count_only=True)[1]
+    assert isinstance(plan, kind)
+    assert dense_hbm_bytes(rows, deep, columns, 2, plan) == trace.hbm_bytes
+    assert trace.sbuf_peak_bytes <= dense_sbuf_bytes(deep, 2, plan) <= dense_sbuf_bytes(deep, 2, plan, 2) <= 176 * 1024
+    busy = trace.modelled_seconds
+    assert max(busy, key=lambda engine: busy[engine]) == "pe"
 
 
 def test_naive_fusion_and_result_strip_compute_the_same_as_numpy():
