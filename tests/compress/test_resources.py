@@ -26,9 +26,13 @@ print(peak_memory())
 """
 
 
-def program(*argv, **options):
+RETURN_AT_ONCE = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), "65536")
+"""glibc gives freed blocks back, so that a peak is what the program holds: 0.5 MB apart between runs, 10 MB without."""
+
+
+def program(*argv, malloc=(), **options):
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    environment = {**os.environ, **dict(malloc), "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.run(
         [sys.executable, *map(str, argv)], env=environment, capture_output=True, text=True, check=False, **options
     )
@@ -53,14 +57,17 @@ def test_peak_memory_is_not_that_of_the_process_that_launched_it():
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["paper", "default"])
 def test_peak_memory_does_not_grow_with_the_number_of_layers(tmp_path, recipe):
-    """30 more layers are 118 MB of weights and more than that of statistics; an eighth is left to the allocator."""
+    """24 more layers are 94 MB of weights and more than that of statistics; less than a sixteenth may be seen of them.
+
+    The smaller model is large enough to fill the two 8 MiB buffers with which a file is hashed.
+    """
     peaks = {}
-    for layers in (2, 32):
+    for layers in (8, 32):
         source = save_dense(tmp_path / f"in{layers}", "llama", num_hidden_layers=layers, shard="5MB", **WIDE)
-        done = program("-c", CHILD, source, tmp_path / f"out{layers}", recipe)
+        done = program("-c", CHILD, source, tmp_path / f"out{layers}", recipe, malloc=RETURN_AT_ONCE)
         assert done.returncode == 0, done.stderr
         peaks[layers] = int(done.stdout)
-    assert peaks[32] - peaks[2] < 30 * LAYER_BYTES / 8, peaks
+    assert peaks[32] - peaks[8] < 24 * LAYER_BYTES / 16, peaks
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_FSIZE is POSIX")
