@@ -27,7 +27,7 @@ print(peak_memory())
 
 
 RETURN_AT_ONCE = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), "65536")
-"""glibc gives freed blocks back, so that a peak is what the program holds: 0.5 MB apart between runs, 10 MB without."""
+"""glibc gives freed blocks back, so a peak is what the program holds: at most 1 MB apart between runs, 7 without."""
 
 
 def program(*argv, malloc=(), **options):
