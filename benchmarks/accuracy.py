@@ -57,10 +57,10 @@ def compress_here(args: argparse.Namespace, method: str, ratio: float) -> None:
     """`nxdi_svd_plugin.compress`, but the ratios of a two-pass recipe share their statistics (kept in --work)."""
     import torch
 
-    from nxdi_svd_plugin.compress import pipeline
-    from nxdi_svd_plugin.compress.distributed import World
-    from nxdi_svd_plugin.compress.two_pass import TwoPassRun
-    from nxdi_svd_plugin.compress.two_pass_cost import needed
+    from nxdi_svd_plugin.compress.plan.two_pass_cost import needed
+    from nxdi_svd_plugin.compress.run import run as pipeline
+    from nxdi_svd_plugin.compress.run.two_pass import TwoPassRun
+    from nxdi_svd_plugin.compress.run.world import World
     from nxdi_svd_plugin.recipe import from_dict
 
     kept = args.work / "statistics"
@@ -84,7 +84,7 @@ def compress_here(args: argparse.Namespace, method: str, ratio: float) -> None:
                 (kept / "done.json").write_text(json.dumps({**spent, "peak_memory_bytes": peak_memory()}))
             super()._open_writer()
 
-    from nxdi_svd_plugin.compress.report import peak_memory
+    from nxdi_svd_plugin.report.record import peak_memory
 
     recipe = from_dict({**METHODS[method], "ratio": ratio, "dtype": "bfloat16"})
     kind = SharedStatistics if needed(recipe) else pipeline.Run

@@ -14,18 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nxdi_svd_plugin.kernels import baselines
-from nxdi_svd_plugin.kernels.counts import count, count_call, counted, provenance
 from nxdi_svd_plugin.kernels.fused_xuv import xuv
-from nxdi_svd_plugin.kernels.mlp_calls import Part, fused_down, fused_up_gate
+from nxdi_svd_plugin.kernels.measure import baselines
+from nxdi_svd_plugin.kernels.measure.calls import Part, fused_down, fused_up_gate
+from nxdi_svd_plugin.kernels.measure.counts import count, count_call, counted, provenance
 from nxdi_svd_plugin.kernels.packing import packed_shapes
 from nxdi_svd_plugin.kernels.tiling.blocks import hbm_bytes, sbuf_bytes
 from nxdi_svd_plugin.kernels.tiling.brute_force import least_hbm_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.engines import minimum_pe_cycles, transpose_cycles
 from nxdi_svd_plugin.kernels.tiling.paper import arithmetic_intensity, peak_sbuf_bytes
-from nxdi_svd_plugin.kernels.tiling.pivots import side_by_side
 from nxdi_svd_plugin.kernels.tiling.planner import choose
+from nxdi_svd_plugin.kernels.tiling.segments import side_by_side
 from nxdi_svd_plugin.simulator import Trace
 
 ROWS = Path(__file__).parent / "data" / "kernels.jsonl"

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from nxdi_svd_plugin.modeling.auto import register_with_transformers
 from nxdi_svd_plugin.nxdi import guard
+from nxdi_svd_plugin.version import __version__
 
 if TYPE_CHECKING:
-    from nxdi_svd_plugin.compress.pipeline import compress
+    from nxdi_svd_plugin.compress.run.run import compress
     from nxdi_svd_plugin.modeling.auto import register
     from nxdi_svd_plugin.modeling.load import load_pretrained
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "compress", "load_pretrained", "register"]
 
 _WHERE = {
-    "compress": "nxdi_svd_plugin.compress.pipeline",
+    "compress": "nxdi_svd_plugin.compress.run.run",
     "load_pretrained": "nxdi_svd_plugin.modeling.load",
     "register": "nxdi_svd_plugin.modeling.auto",
 }

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from nxdi_svd_plugin.errors import RecipeError
-from nxdi_svd_plugin.svd_config import PROJECTIONS
+from nxdi_svd_plugin.stored.layers import PROJECTIONS
 
 DEFAULT_RATIO = 0.10
 DEFAULT_TAU = 0.5

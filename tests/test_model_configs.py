@@ -9,7 +9,7 @@ import yaml
 
 from nxdi_svd_plugin.checkpoint.source import read_config
 from nxdi_svd_plugin.cli import main as cli
-from nxdi_svd_plugin.compress.plan import decide_ranks
+from nxdi_svd_plugin.compress.plan.ranks import decide_ranks
 from nxdi_svd_plugin.recipe import from_dict, from_yaml
 
 FOLDER = Path(__file__).parents[1] / "model_configs"

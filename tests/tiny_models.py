@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from nxdi_svd_plugin.svd_config import (
+from nxdi_svd_plugin.stored.layers import (
     ARCHITECTURES,
     FORMAT_VERSION,
     MODEL_TYPES,

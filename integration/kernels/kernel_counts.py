@@ -13,7 +13,7 @@ os.environ["NXDI_SVD_NKI"] = "simulator"
 
 from kernel_shapes import CASES  # noqa: E402
 
-from nxdi_svd_plugin.kernels.counts import count_call  # noqa: E402
+from nxdi_svd_plugin.kernels.measure.counts import count_call  # noqa: E402
 
 FIELDS = (
     "hbm_read_bytes",

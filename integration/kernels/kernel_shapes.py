@@ -1,6 +1,6 @@
 """The shapes that are timed and profiled: a case is a list of kernel calls whose costs add up."""
 
-from nxdi_svd_plugin.kernels.mlp_calls import (
+from nxdi_svd_plugin.kernels.measure.calls import (
     Call,
     Part,
     dense_mlp,

@@ -11,7 +11,7 @@ from typing import Any
 
 from nxdi_svd_plugin.checkpoint.names import CONFIG, EMBEDDING, HEAD, UNFINISHED, layer_prefix
 from nxdi_svd_plugin.errors import CheckpointError, SvdError
-from nxdi_svd_plugin.svd_config import MODEL_TYPES, PROJECTIONS, projection_dims
+from nxdi_svd_plugin.stored.layers import MODEL_TYPES, PROJECTIONS, projection_dims
 
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 

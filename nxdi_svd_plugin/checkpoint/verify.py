@@ -15,7 +15,7 @@ from nxdi_svd_plugin.checkpoint.names import CONFIG, HEAD, ORDER, REPORT, ROTARY
 from nxdi_svd_plugin.checkpoint.reader import Reader, file_sha256
 from nxdi_svd_plugin.checkpoint.source import check_sizes, config_errors, read_raw
 from nxdi_svd_plugin.errors import CheckpointError
-from nxdi_svd_plugin.svd_config import MODEL_TYPES
+from nxdi_svd_plugin.stored.layers import MODEL_TYPES
 
 
 @dataclass(frozen=True)

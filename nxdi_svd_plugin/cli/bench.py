@@ -81,7 +81,8 @@ def bench(ranks: Ranks, tp: int, tokens: list[int]) -> Iterator[dict[str, Any]]:
 
     "costs" has no "fused", and "no_kernel" the reason, where a kernel would refuse the pivots.
     """
-    from nxdi_svd_plugin.kernels import counts, mlp_counts
+    from nxdi_svd_plugin.kernels.measure import counts
+    from nxdi_svd_plugin.kernels.measure import layer as mlp_counts
 
     for (layer, up_gate, down, misfit), names in ranks.layers.items():
         for count in tokens:

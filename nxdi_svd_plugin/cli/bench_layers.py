@@ -7,16 +7,16 @@ from pathlib import Path
 
 from nxdi_svd_plugin.checkpoint.source import read_config, read_raw
 from nxdi_svd_plugin.checkpoint.verify import compressed_config
-from nxdi_svd_plugin.compress.plan import decide_ranks
+from nxdi_svd_plugin.compress.plan.ranks import decide_ranks
 from nxdi_svd_plugin.errors import CheckpointError, RecipeError
-from nxdi_svd_plugin.factorize.intermediate_order import split_evenly
-from nxdi_svd_plugin.kernels.mlp_calls import Part
-from nxdi_svd_plugin.kernels.mlp_counts import Layer
+from nxdi_svd_plugin.kernels.measure.calls import Part
+from nxdi_svd_plugin.kernels.measure.layer import Layer
+from nxdi_svd_plugin.kernels.measure.plan import shard_width
 from nxdi_svd_plugin.kernels.tiling.limits import PARTITIONS
-from nxdi_svd_plugin.kernels.tiling.mlp import shard_width
-from nxdi_svd_plugin.nxdi.fusion import fusion
 from nxdi_svd_plugin.recipe import preset
-from nxdi_svd_plugin.svd_config import PROJECTIONS, Layers, parse_layers
+from nxdi_svd_plugin.stored.kernel_fit import fusion
+from nxdi_svd_plugin.stored.layers import PROJECTIONS, Layers, parse_layers
+from nxdi_svd_plugin.stored.order import split_evenly
 
 Key = tuple[Layer, bool, bool, tuple[str, ...]]
 """(shapes, whether up_gate runs, whether down runs, projections whose pivots fit no kernel)"""

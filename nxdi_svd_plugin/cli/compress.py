@@ -34,8 +34,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compress, and print ranks, errors and ratios."""
-    from nxdi_svd_plugin.compress.distributed import prints_results
-    from nxdi_svd_plugin.compress.pipeline import compress
+    from nxdi_svd_plugin.compress.run.run import compress
+    from nxdi_svd_plugin.compress.run.world import prints_results
 
     recipe = recipe_from(args)
     if args.dry_run:
@@ -56,9 +56,9 @@ def run(args: argparse.Namespace) -> int:
 
 def dry_run(args: argparse.Namespace, recipe: Any) -> int:
     """Every check that compress makes before the first layer, and the plan; nothing is written."""
-    from nxdi_svd_plugin.compress.distributed import prints_results
-    from nxdi_svd_plugin.compress.pipeline import check
-    from nxdi_svd_plugin.compress.summary import make_plan, plan_text
+    from nxdi_svd_plugin.compress.plan.summary import make_plan, plan_text
+    from nxdi_svd_plugin.compress.run.run import check
+    from nxdi_svd_plugin.compress.run.world import prints_results
 
     check(args.model, args.output, recipe, resume=args.resume, overwrite=args.overwrite)
     plan = make_plan(args.model, recipe)

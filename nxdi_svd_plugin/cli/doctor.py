@@ -11,8 +11,9 @@ from typing import Any
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from nxdi_svd_plugin import __version__, versions
+from nxdi_svd_plugin import versions
 from nxdi_svd_plugin.cli.output import emit
+from nxdi_svd_plugin.version import __version__
 
 EPILOG = """\
 examples:

@@ -56,7 +56,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     if args.record:
-        from nxdi_svd_plugin.checkpoint.model_card import recordable
+        from nxdi_svd_plugin.report.card import recordable
 
         recordable(Path(args.model))  # before the measuring
     if args.tasks and not args.layers:
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         return run_layers(args)
     result = evaluate(args)
     if args.record:
-        from nxdi_svd_plugin.checkpoint.model_card import record_evaluation
+        from nxdi_svd_plugin.report.card import record_evaluation
 
         record_evaluation(Path(args.model), result)
     emit(args, result, to_text(result))

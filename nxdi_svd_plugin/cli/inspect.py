@@ -43,7 +43,7 @@ def inspect(directory: Path) -> dict[str, Any]:
     from nxdi_svd_plugin.checkpoint.reader import Reader
     from nxdi_svd_plugin.checkpoint.verify import compressed_config
     from nxdi_svd_plugin.errors import CheckpointError
-    from nxdi_svd_plugin.svd_config import PROJECTIONS, parse_layers, projection_dims
+    from nxdi_svd_plugin.stored.layers import PROJECTIONS, parse_layers, projection_dims
 
     config = compressed_config(directory)
     svd_config, report = config["svd_config"], {}

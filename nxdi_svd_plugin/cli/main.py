@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from nxdi_svd_plugin import __version__
 from nxdi_svd_plugin.cli.output import add_common_options, logging_to
 from nxdi_svd_plugin.errors import MissingExtraError, RecipeError, SvdError
+from nxdi_svd_plugin.version import __version__
 
 COMMANDS = (
     "plan",

@@ -31,7 +31,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan."""
-    from nxdi_svd_plugin.compress.summary import make_plan, plan_text
+    from nxdi_svd_plugin.compress.plan.summary import make_plan, plan_text
 
     plan = make_plan(args.model, recipe_from(args))
     text = plan_text(plan)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from nxdi_svd_plugin.checkpoint.source import read_config
+from nxdi_svd_plugin.kernels.measure.plan import ITEMSIZE, plan_mlp
 from nxdi_svd_plugin.kernels.tiling.limits import PARTITIONS
-from nxdi_svd_plugin.kernels.tiling.mlp import ITEMSIZE, plan_mlp
-from nxdi_svd_plugin.kernels.tiling.pivots import Runs, side_by_side
+from nxdi_svd_plugin.kernels.tiling.segments import Runs, side_by_side
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 

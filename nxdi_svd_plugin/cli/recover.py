@@ -55,8 +55,8 @@ NUMBERS = (
 
 def run(args: argparse.Namespace) -> int:
     """Recover and print the perplexities."""
-    from nxdi_svd_plugin.compress.recover import recover
-    from nxdi_svd_plugin.compress.recovery_settings import Settings
+    from nxdi_svd_plugin.recover.recover import recover
+    from nxdi_svd_plugin.recover.settings import Settings
 
     names = [name for name, _, _ in NUMBERS] + ["method", "precision"]
     settings = Settings(**{name: getattr(args, name) for name in names if getattr(args, name) is not None})

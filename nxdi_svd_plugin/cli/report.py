@@ -31,7 +31,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write report.md and print the names of the files."""
-    from nxdi_svd_plugin.compress.report_md import read_entry, write_report
+    from nxdi_svd_plugin.report.markdown import read_entry, write_report
 
     share, rest = divmod(len(args.evaluation), len(args.models))
     if rest:

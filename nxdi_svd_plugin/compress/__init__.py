@@ -15,8 +15,8 @@ class _CallableModule(ModuleType):
     callable."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """`nxdi_svd_plugin.compress.pipeline.compress`."""
-        from nxdi_svd_plugin.compress.pipeline import compress
+        """`nxdi_svd_plugin.compress.run.run.compress`."""
+        from nxdi_svd_plugin.compress.run.run import compress
 
         return compress(*args, **kwargs)
 

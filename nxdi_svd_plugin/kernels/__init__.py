@@ -25,10 +25,10 @@ _HOME = {
     "down_kernel": "fused_down",
     "xuv": "fused_xuv",
     "xuv_kernel": "fused_xuv",
-    "matmul": "baselines",
-    "matmul_kernel": "baselines",
-    "swiglu": "baselines",
-    "add": "baselines",
+    "matmul": "measure.baselines",
+    "matmul_kernel": "measure.baselines",
+    "swiglu": "measure.baselines",
+    "add": "measure.baselines",
     "raw": "nki",
 }
 

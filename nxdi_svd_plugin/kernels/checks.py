@@ -8,7 +8,7 @@ from nxdi_svd_plugin.kernels.tiling import planner
 from nxdi_svd_plugin.kernels.tiling.blocks import Blocks
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.limits import PARTITIONS, tiles
-from nxdi_svd_plugin.kernels.tiling.pivots import Runs, pivot_tiles
+from nxdi_svd_plugin.kernels.tiling.segments import Runs, pivot_tiles
 
 
 def planned(

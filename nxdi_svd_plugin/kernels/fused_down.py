@@ -7,7 +7,7 @@ from nxdi_svd_plugin.kernels.checks import planned
 from nxdi_svd_plugin.kernels.nki import jit, nl
 from nxdi_svd_plugin.kernels.tiling.blocks import holding
 from nxdi_svd_plugin.kernels.tiling.chain import column_tile
-from nxdi_svd_plugin.kernels.tiling.pivots import Runs
+from nxdi_svd_plugin.kernels.tiling.segments import Runs
 
 
 def down_kernel(h_t: Any, u: Any, v: Any, strip: tuple[int, ...] | None = None, pivots: Runs = ()) -> Any:

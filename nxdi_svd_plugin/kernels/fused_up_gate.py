@@ -7,7 +7,7 @@ from nxdi_svd_plugin.kernels.checks import planned
 from nxdi_svd_plugin.kernels.nki import jit, nisa, nl
 from nxdi_svd_plugin.kernels.packing import interleaved
 from nxdi_svd_plugin.kernels.tiling.blocks import holding, stored_rows
-from nxdi_svd_plugin.kernels.tiling.pivots import Runs
+from nxdi_svd_plugin.kernels.tiling.segments import Runs
 
 
 def up_gate_kernel(

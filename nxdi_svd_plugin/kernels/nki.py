@@ -24,7 +24,7 @@ def _neuronxcc() -> tuple[ModuleType, ModuleType, ModuleType] | None:
 
 
 def _simulator() -> tuple[ModuleType, ModuleType, ModuleType]:
-    from nxdi_svd_plugin.simulator import isa, language, nki_api
+    from nxdi_svd_plugin.simulator.front import isa, language, nki_api
 
     return nki_api, language, isa
 

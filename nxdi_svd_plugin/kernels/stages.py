@@ -15,7 +15,7 @@ from nxdi_svd_plugin.kernels.nki import nisa, nl
 from nxdi_svd_plugin.kernels.packing import interleaved
 from nxdi_svd_plugin.kernels.tiling.blocks import Buffers, row_tokens, spans
 from nxdi_svd_plugin.kernels.tiling.limits import MOVING, PARTITIONS, tiles
-from nxdi_svd_plugin.kernels.tiling.pivots import Segment
+from nxdi_svd_plugin.kernels.tiling.segments import Segment
 
 Tensor = Any
 Piece = tuple[int, int, int, int]

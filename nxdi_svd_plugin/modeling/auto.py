@@ -15,7 +15,7 @@ def register() -> None:
     """AutoConfig and AutoModelForCausalLM know svd_llama and svd_qwen3. May be called again."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from nxdi_svd_plugin.modeling.svd_llama import SvdLlamaForCausalLM
+    from nxdi_svd_plugin.modeling.models import SvdLlamaForCausalLM
     from nxdi_svd_plugin.modeling.svd_qwen3 import SvdQwen3ForCausalLM
 
     for model in (SvdLlamaForCausalLM, SvdQwen3ForCausalLM):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
 
 from nxdi_svd_plugin.errors import CheckpointError
-from nxdi_svd_plugin.svd_config import Layers, parse_layers
+from nxdi_svd_plugin.stored.layers import Layers, parse_layers
 
 
 class SvdLlamaConfig(LlamaConfig):

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from nxdi_svd_plugin.modeling.interpolative_linear import InterpolativeLinear
-from nxdi_svd_plugin.svd_config import PROJECTIONS, Projection
+from nxdi_svd_plugin.modeling.low_rank_linear import InterpolativeLinear
+from nxdi_svd_plugin.stored.layers import PROJECTIONS, Projection
 
 
 class FactoredLinear(nn.Module):

@@ -17,7 +17,7 @@ from nxdi_svd_plugin.checkpoint.source import check_sizes, config_errors, read_r
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.modeling.auto import register
 from nxdi_svd_plugin.modeling.strict import check_loading_info, some
-from nxdi_svd_plugin.svd_config import MODEL_TYPES
+from nxdi_svd_plugin.stored.layers import MODEL_TYPES
 
 DTYPE_ARGUMENT = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
 

@@ -15,7 +15,7 @@ from neuronx_distributed_inference.models.qwen3.modeling_qwen3 import Qwen3Infer
 
 from nxdi_svd_plugin.errors import NxdiError
 from nxdi_svd_plugin.nxdi import refusals
-from nxdi_svd_plugin.svd_config import Layers, parse_layers
+from nxdi_svd_plugin.stored.layers import Layers, parse_layers
 
 DENSE, SVD, FUSED = "dense", "svd", "svd_fused"
 MLP_IMPLS = (DENSE, SVD, FUSED)

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from nxdi_svd_plugin.errors import NxdiError
-from nxdi_svd_plugin.nxdi.import_hook import after_import
+from nxdi_svd_plugin.import_hook import after_import
 
 MODULE = "neuronx_distributed_inference.models.application_base"
 MARK = "_nxdi_svd_guarded"

@@ -19,9 +19,9 @@ from nxdi_svd_plugin.kernels.packing import from_kernel_order, to_kernel_order
 from nxdi_svd_plugin.nxdi import device
 from nxdi_svd_plugin.nxdi.config import FUSED
 from nxdi_svd_plugin.nxdi.factors import Factors, shard_width
-from nxdi_svd_plugin.nxdi.fusion import Fusion, fusion
-from nxdi_svd_plugin.nxdi.interpolative import INTERPOLATIVE, InterpolativeFactors, announce, has_interpolative, shares
-from nxdi_svd_plugin.svd_config import Projection, Ranges, projection_dims
+from nxdi_svd_plugin.nxdi.low_rank import INTERPOLATIVE, InterpolativeFactors, announce, has_interpolative, shares
+from nxdi_svd_plugin.stored.kernel_fit import Fusion, fusion
+from nxdi_svd_plugin.stored.layers import Projection, Ranges, projection_dims
 
 SEQUENCE_DIM = 1
 logger = logging.getLogger(__name__)

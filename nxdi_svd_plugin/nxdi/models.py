@@ -24,7 +24,7 @@ from nxdi_svd_plugin.nxdi.config import (
     check_config,
     factored_layers,
 )
-from nxdi_svd_plugin.nxdi.interpolative import share_out
+from nxdi_svd_plugin.nxdi.low_rank import share_out
 from nxdi_svd_plugin.nxdi.mlp import SvdMLP
 from nxdi_svd_plugin.nxdi.state_dict import check_mlp_tensors
 

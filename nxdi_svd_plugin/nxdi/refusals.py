@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nxdi_svd_plugin.errors import NxdiError
-from nxdi_svd_plugin.svd_config import PROJECTIONS
+from nxdi_svd_plugin.stored.layers import PROJECTIONS
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
+from nxdi_svd_plugin.import_hook import after_import
 from nxdi_svd_plugin.nxdi import guard
-from nxdi_svd_plugin.nxdi.import_hook import after_import
 
 MODULES = ("neuronx_distributed_inference.utils.constants", "neuronx_distributed_inference.inference_demo")
 CLASSES = {"llama": "NeuronSvdLlamaForCausalLM", "qwen3": "NeuronSvdQwen3ForCausalLM"}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from nxdi_svd_plugin.errors import NxdiError
-from nxdi_svd_plugin.svd_config import Layers, projection_dims, tensor_shapes
+from nxdi_svd_plugin.stored.layers import Layers, projection_dims, tensor_shapes
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -6,9 +6,9 @@ import it as
 `nki_api`, `language`, `isa`, `typing` and `compiler` in this package. docs/simulator.md has the rules.
 """
 
-from nxdi_svd_plugin.simulator.kernel import Kernel, simulate
-from nxdi_svd_plugin.simulator.neuronxcc import as_neuronxcc
-from nxdi_svd_plugin.simulator.trace import Trace
-from nxdi_svd_plugin.simulator.typing import TensorSpec
+from nxdi_svd_plugin.simulator.front.neuronxcc import as_neuronxcc
+from nxdi_svd_plugin.simulator.front.typing import TensorSpec
+from nxdi_svd_plugin.simulator.machine.kernel import Kernel, simulate
+from nxdi_svd_plugin.simulator.machine.trace import Trace
 
 __all__ = ["Kernel", "TensorSpec", "Trace", "as_neuronxcc", "simulate"]

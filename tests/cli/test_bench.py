@@ -11,10 +11,11 @@ from tiny_models import save_dense, save_factored
 from nxdi_svd_plugin import versions
 from nxdi_svd_plugin.cli.main import main
 from nxdi_svd_plugin.errors import KernelError
-from nxdi_svd_plugin.kernels import counts, nki
-from nxdi_svd_plugin.kernels.mlp_calls import Part
-from nxdi_svd_plugin.kernels.mlp_counts import Layer, dense, fused, unfused
-from nxdi_svd_plugin.svd_config import Projection, layers_to_json
+from nxdi_svd_plugin.kernels import nki
+from nxdi_svd_plugin.kernels.measure import counts
+from nxdi_svd_plugin.kernels.measure.calls import Part
+from nxdi_svd_plugin.kernels.measure.layer import Layer, dense, fused, unfused
+from nxdi_svd_plugin.stored.layers import Projection, layers_to_json
 
 SIZES = {"hidden_size": 64, "intermediate_size": 256, "vocab_size": 260}
 

@@ -50,7 +50,7 @@ def test_exit_code_of_an_error(fake, capsys, error, code):
 
 
 def test_an_interrupted_command_says_how_to_continue(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("nxdi_svd_plugin.compress.pipeline.compress", raising(KeyboardInterrupt()))
+    monkeypatch.setattr("nxdi_svd_plugin.compress.run.run.compress", raising(KeyboardInterrupt()))
     assert cli.main(["compress", "--model", "a", "--output", str(tmp_path / "out")]) == 130
     error = "nxdi-svd compress: interrupted; the same command with --resume continues\n"
     assert capsys.readouterr().err == error

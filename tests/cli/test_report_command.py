@@ -5,7 +5,7 @@ import json
 import pytest
 
 from nxdi_svd_plugin.cli.main import main
-from nxdi_svd_plugin.svd_config import PROJECTIONS
+from nxdi_svd_plugin.stored.layers import PROJECTIONS
 
 
 def save(folder):

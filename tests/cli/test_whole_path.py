@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 import nxdi_svd_plugin
-from nxdi_svd_plugin.checkpoint.model_card import metadata_of
 from nxdi_svd_plugin.cli.main import main
+from nxdi_svd_plugin.report.card import metadata_of
 
 
 @pytest.fixture(params=["llama", "qwen3"])

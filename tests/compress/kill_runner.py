@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from nxdi_svd_plugin.compress.pipeline import compress
+from nxdi_svd_plugin.compress.run.run import compress
 from nxdi_svd_plugin.recipe import Calibration, Recipe, preset
 
 TEXT = Path(sys.argv[2]) / "text.txt"

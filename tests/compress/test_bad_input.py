@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nxdi_svd_plugin.compress import calibrate
-from nxdi_svd_plugin.compress.pipeline import compress
+from nxdi_svd_plugin.compress.calibrate import layer as calibrate
+from nxdi_svd_plugin.compress.run.run import compress
 from nxdi_svd_plugin.errors import SvdError
 from nxdi_svd_plugin.recipe import Calibration, Recipe, from_dict
 

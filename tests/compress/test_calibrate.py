@@ -8,7 +8,7 @@ import torch
 
 from nxdi_svd_plugin.checkpoint.reader import Reader
 from nxdi_svd_plugin.checkpoint.source import read_config
-from nxdi_svd_plugin.compress.calibrate import Collector, load_layer, run_sample
+from nxdi_svd_plugin.compress.calibrate.layer import Collector, load_layer, run_sample
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from nxdi_svd_plugin.compress.pipeline import compress
+from nxdi_svd_plugin.compress.run.run import compress
 from nxdi_svd_plugin.evaluate.perplexity import measure, token_ids
 from nxdi_svd_plugin.modeling.load import load_pretrained
 from nxdi_svd_plugin.recipe import Calibration, Recipe

@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nxdi_svd_plugin.compress.distributed import World, pick_device
-from nxdi_svd_plugin.compress.pipeline import compress
+from nxdi_svd_plugin.compress.run.run import compress
+from nxdi_svd_plugin.compress.run.world import World, pick_device
 from nxdi_svd_plugin.errors import SvdError
 from nxdi_svd_plugin.recipe import Calibration, Recipe
 
 CHILD = """
 import sys
 import torch
-from nxdi_svd_plugin.compress import pipeline
+from nxdi_svd_plugin.compress.run import run as pipeline
 from nxdi_svd_plugin.errors import SvdError
 from nxdi_svd_plugin.recipe import Calibration, Recipe
 

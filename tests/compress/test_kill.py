@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nxdi_svd_plugin.compress.pipeline import compress
+from nxdi_svd_plugin.compress.run.run import compress
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.recipe import Calibration, Recipe
 

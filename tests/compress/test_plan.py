@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 
 from nxdi_svd_plugin.checkpoint.source import SourceConfig
 from nxdi_svd_plugin.cli.main import main
-from nxdi_svd_plugin.compress.memory import peak_memory_model
-from nxdi_svd_plugin.compress.plan import decide_ranks, projection_parameters
-from nxdi_svd_plugin.compress.summary import make_plan, plan_text
+from nxdi_svd_plugin.compress.plan.cost import peak_memory_model
+from nxdi_svd_plugin.compress.plan.ranks import decide_ranks, projection_parameters
+from nxdi_svd_plugin.compress.plan.summary import make_plan, plan_text
 from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.recipe import Calibration, Recipe
-from nxdi_svd_plugin.svd_config import Projection
+from nxdi_svd_plugin.stored.layers import Projection
 
 SMALL = Calibration(samples=4, length=32)
 

@@ -13,8 +13,9 @@ import time
 import pytest
 
 from nxdi_svd_plugin.checkpoint import writer
-from nxdi_svd_plugin.compress import hidden, pipeline
-from nxdi_svd_plugin.compress.pipeline import compress
+from nxdi_svd_plugin.compress.calibrate import states as hidden
+from nxdi_svd_plugin.compress.run import run as pipeline
+from nxdi_svd_plugin.compress.run.run import compress
 from nxdi_svd_plugin.errors import CheckpointError, SvdError
 from nxdi_svd_plugin.recipe import Calibration, Recipe
 
@@ -22,7 +23,7 @@ RECIPE = Recipe(ratio=0.2, block=2, calibration=Calibration(samples=6, length=48
 CHILD = """
 import sys
 import transformers.models.llama.modeling_llama
-from nxdi_svd_plugin.compress.pipeline import compress
+from nxdi_svd_plugin.compress.run.run import compress
 from nxdi_svd_plugin.recipe import Calibration, Recipe
 recipe = Recipe(ratio=0.2, block=2, calibration=Calibration(samples=6, length=48), shard_size=100_000)
 print("ready", flush=True)

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from nxdi_svd_plugin.compress.layer_factors import LayerFactors, factor_layer, layer_spectrum
-from nxdi_svd_plugin.compress.pipeline import compress
-from nxdi_svd_plugin.compress.rounding import bf16_error, stored_errors, stored_layer, warn
+from nxdi_svd_plugin.compress.factor.layer import LayerFactors, factor_layer, layer_spectrum
+from nxdi_svd_plugin.compress.factor.rounding import bf16_error, stored_errors, stored_layer, warn
+from nxdi_svd_plugin.compress.run.run import compress
 from nxdi_svd_plugin.evaluate.perplexity import token_ids
 from nxdi_svd_plugin.factorize.interpolative import interpolate
 from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
 from nxdi_svd_plugin.recipe import from_dict
-from nxdi_svd_plugin.svd_config import Projection
+from nxdi_svd_plugin.stored.layers import Projection
 from nxdi_svd_plugin.texts import HELDOUT, read_text
 
 # bfloat16 has 8 significant bits: a number m 2^e, 1 <= m < 2, moves by an error uniform within 2^-8 / m (half a step)

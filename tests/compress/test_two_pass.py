@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nxdi_svd_plugin.compress.distributed import World
-from nxdi_svd_plugin.compress.job import prepare
-from nxdi_svd_plugin.compress.pipeline import compress
-from nxdi_svd_plugin.compress.progress import Progress
-from nxdi_svd_plugin.compress.summary import make_plan, plan_text
-from nxdi_svd_plugin.compress.two_pass import TwoPassRun
-from nxdi_svd_plugin.compress.two_pass_cost import disk_needs
+from nxdi_svd_plugin.compress.plan.summary import make_plan, plan_text
+from nxdi_svd_plugin.compress.plan.two_pass_cost import disk_needs
+from nxdi_svd_plugin.compress.run.job import prepare
+from nxdi_svd_plugin.compress.run.progress import Progress
+from nxdi_svd_plugin.compress.run.run import compress
+from nxdi_svd_plugin.compress.run.two_pass import TwoPassRun
+from nxdi_svd_plugin.compress.run.world import World
 from nxdi_svd_plugin.errors import CheckpointError, RecipeError
 from nxdi_svd_plugin.modeling.load import load_model, load_pretrained
 from nxdi_svd_plugin.recipe import from_dict, preset
@@ -257,7 +257,7 @@ def test_disk_and_contradictions_are_checked_first(tiny_llama, tmp_path, monkeyp
     states, statistics = disk_needs(prepare(tiny_llama, from_dict(SMALL)).config, from_dict(SMALL), 160)
     assert states == 4 * 160 * 44 * 6 and statistics == 8 * 3 * (5 * 44 * 44 + 3 * 90)
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("nxdi_svd_plugin.compress.two_pass.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("nxdi_svd_plugin.compress.run.two_pass.shutil.disk_usage", lambda _: usage)
     with pytest.raises(CheckpointError, match="recipe: paper"):
         compress(tiny_llama, tmp_path / "full", from_dict(SMALL), progress=False)
     with pytest.raises(RecipeError, match="objective two_sided"):

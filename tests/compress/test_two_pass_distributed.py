@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 CHILD = """
 import sys
-from nxdi_svd_plugin.compress.pipeline import compress
+from nxdi_svd_plugin.compress.run.run import compress
 from nxdi_svd_plugin.recipe import from_dict
 
 recipe = {"block": 4, "ratio": 0.1, "dense": ["1.up_proj"], "calibration": {"samples": 5, "length": 40}}

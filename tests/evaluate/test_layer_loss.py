@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nxdi_svd_plugin.cli.main import main
-from nxdi_svd_plugin.compress.pipeline import compress
+from nxdi_svd_plugin.compress.run.run import compress
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError, RecipeError
 from nxdi_svd_plugin.evaluate.layer_loss import measure_layers, rank_correlation
 from nxdi_svd_plugin.modeling.load import load_model

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nxdi_svd_plugin.errors import RecipeError, SvdError
-from nxdi_svd_plugin.factorize.intermediate_order import cells, common_order, complement, indices, split_evenly
 from nxdi_svd_plugin.factorize.interpolative import (
     GROWTH_BOUND,
     GROWTH_LIMIT,
@@ -16,6 +15,7 @@ from nxdi_svd_plugin.factorize.interpolative import (
     interpolative_rank,
     limit_growth,
 )
+from nxdi_svd_plugin.stored.order import cells, common_order, complement, indices, split_evenly
 
 
 def low_rank(rank, width, seed=0, decay=1.0):

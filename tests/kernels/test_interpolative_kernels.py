@@ -16,8 +16,8 @@ from nxdi_svd_plugin.kernels.tiling.brute_force import least_hbm_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.engines import matmul_cycles, minimum_pe_cycles, transpose_cycles
 from nxdi_svd_plugin.kernels.tiling.limits import SBUF_BYTES
-from nxdi_svd_plugin.kernels.tiling.pivots import pivot_tiles, segments
 from nxdi_svd_plugin.kernels.tiling.planner import IN_FLIGHT, choose
+from nxdi_svd_plugin.kernels.tiling.segments import pivot_tiles, segments
 from nxdi_svd_plugin.simulator import TensorSpec, simulate
 
 # gate's pivots are tiles 0-2, up's 2-4, down's 1 and 5-6: overlapping runs, as cells of Gray-code order make them

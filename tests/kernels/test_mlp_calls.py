@@ -7,7 +7,7 @@ from kernel_cases import DTYPES, assert_close, factors, matrix
 from nxdi_svd_plugin import kernels
 from nxdi_svd_plugin.errors import KernelError
 from nxdi_svd_plugin.kernels import reference
-from nxdi_svd_plugin.kernels.mlp_calls import DENSE, Part, dense_mlp, unfused_down, unfused_up_gate
+from nxdi_svd_plugin.kernels.measure.calls import DENSE, Part, dense_mlp, unfused_down, unfused_up_gate
 from nxdi_svd_plugin.kernels.packing import pack, packed_shapes
 from nxdi_svd_plugin.simulator import simulate
 

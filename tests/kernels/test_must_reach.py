@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from kernel_cases import DTYPES, count, matrix
 
-from nxdi_svd_plugin.kernels import baselines
-from nxdi_svd_plugin.kernels.baselines import matmul, naive_fusion, result_strip_matmul
+from nxdi_svd_plugin.kernels.measure import baselines
+from nxdi_svd_plugin.kernels.measure.baselines import matmul, naive_fusion, result_strip_matmul
 from nxdi_svd_plugin.kernels.tiling.blocks import hbm_bytes, sbuf_bytes
 from nxdi_svd_plugin.kernels.tiling.brute_force import least_hbm_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain

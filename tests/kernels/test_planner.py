@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 from kernel_cases import count
 
 from nxdi_svd_plugin.errors import KernelError
+from nxdi_svd_plugin.kernels.measure.plan import plan_mlp
 from nxdi_svd_plugin.kernels.tiling.blocks import hbm_bytes, sbuf_bytes, spans
 from nxdi_svd_plugin.kernels.tiling.brute_force import least_hbm_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.engines import matmul_cycles, transpose_cycles
 from nxdi_svd_plugin.kernels.tiling.limits import SBUF_BYTES
-from nxdi_svd_plugin.kernels.tiling.mlp import plan_mlp
 from nxdi_svd_plugin.kernels.tiling.planner import IN_FLIGHT, choose, fill, forced
 
 

@@ -8,17 +8,17 @@ import pytest
 import torch
 from kernel_cases import assert_close
 
-from nxdi_svd_plugin.compress.layer_factors import factor_layer, layer_spectrum
-from nxdi_svd_plugin.compress.rounding import Bf16Results, stored_layer
+from nxdi_svd_plugin.compress.factor.layer import factor_layer, layer_spectrum
+from nxdi_svd_plugin.compress.factor.rounding import Bf16Results, stored_layer
 from nxdi_svd_plugin.evaluate.perplexity import token_ids
 from nxdi_svd_plugin.kernels.fused_down import down
 from nxdi_svd_plugin.kernels.fused_up_gate import up_gate
 from nxdi_svd_plugin.kernels.fused_xuv import xuv
 from nxdi_svd_plugin.kernels.packing import from_kernel_order, pack
 from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
-from nxdi_svd_plugin.nxdi.fusion import tile_runs
 from nxdi_svd_plugin.simulator import simulate
-from nxdi_svd_plugin.svd_config import Projection
+from nxdi_svd_plugin.stored.kernel_fit import tile_runs
+from nxdi_svd_plugin.stored.layers import Projection
 from nxdi_svd_plugin.texts import HELDOUT, read_text
 
 LAYER, BLOCK, WINDOW = 7, 128, 512  # two windows are more tokens than the hidden dimension of 576

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nxdi_svd_plugin.modeling.factored_linear import FactoredLinear, install_factors
-from nxdi_svd_plugin.svd_config import Projection
+from nxdi_svd_plugin.stored.layers import Projection
 
 
 @pytest.mark.parametrize(("fan_in", "fan_out", "rank"), [(64, 128, 32), (7, 11, 3), (5, 3, 1)])

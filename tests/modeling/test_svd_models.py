@@ -13,7 +13,7 @@ import nxdi_svd_plugin
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.modeling.configs import SvdLlamaConfig, SvdQwen3Config
 from nxdi_svd_plugin.modeling.load import load_model
-from nxdi_svd_plugin.modeling.svd_llama import SvdLlamaForCausalLM
+from nxdi_svd_plugin.modeling.models import SvdLlamaForCausalLM
 
 FAMILIES = ("llama", "qwen3")
 TOKENS = torch.arange(3, 43).reshape(2, 20)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import nxdi_svd_plugin.nxdi
+from nxdi_svd_plugin import import_hook
 from nxdi_svd_plugin.errors import MissingExtraError, NxdiError
-from nxdi_svd_plugin.nxdi import import_hook, upstream, vllm
+from nxdi_svd_plugin.nxdi import upstream, vllm
 
 ROOT = Path(__file__).parents[2]
 without_nxdi = pytest.mark.skipif(upstream.installed(), reason="NxDI is installed in this environment")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from nxdi_svd_plugin.simulator import TensorSpec, as_neuronxcc, simulate
-from nxdi_svd_plugin.simulator import language as nl
+from nxdi_svd_plugin.simulator.front import language as nl
 
 SDK = Path(os.environ.get("NXDI_SVD_AWS_SDK", "/nonexistent")) / "nki"
 pytestmark = pytest.mark.skipif(not SDK.is_dir(), reason="NXDI_SVD_AWS_SDK does not name a directory that holds nki/")

@@ -5,7 +5,7 @@ import pytest
 
 from nxdi_svd_plugin.kernels import down, matmul, pack, up_gate, xuv
 from nxdi_svd_plugin.simulator import TensorSpec, simulate
-from nxdi_svd_plugin.simulator import language as nl
+from nxdi_svd_plugin.simulator.front import language as nl
 
 RNG = np.random.default_rng(0)
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from nxdi_svd_plugin.errors import SimulatorError
-from nxdi_svd_plugin.simulator import isa as nisa
-from nxdi_svd_plugin.simulator import language as nl
-from nxdi_svd_plugin.simulator import nki_api as nki
 from nxdi_svd_plugin.simulator import simulate
+from nxdi_svd_plugin.simulator.front import isa as nisa
+from nxdi_svd_plugin.simulator.front import language as nl
+from nxdi_svd_plugin.simulator.front import nki_api as nki
 
 X = np.random.default_rng(0).standard_normal((60, 48)).astype(np.float32)
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from nxdi_svd_plugin.errors import SimulatorError
 from nxdi_svd_plugin.simulator import TensorSpec, as_neuronxcc, simulate
-from nxdi_svd_plugin.simulator import isa as nisa
-from nxdi_svd_plugin.simulator import language as nl
-from nxdi_svd_plugin.simulator import nki_api as nki
+from nxdi_svd_plugin.simulator.front import isa as nisa
+from nxdi_svd_plugin.simulator.front import language as nl
+from nxdi_svd_plugin.simulator.front import nki_api as nki
 
 
 def rows(shape, dtype=np.float32, seed=0):

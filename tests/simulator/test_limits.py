@@ -5,9 +5,9 @@ import pytest
 
 from nxdi_svd_plugin.errors import SimulatorError
 from nxdi_svd_plugin.simulator import TensorSpec, simulate
-from nxdi_svd_plugin.simulator import isa as nisa
-from nxdi_svd_plugin.simulator import language as nl
-from nxdi_svd_plugin.simulator import nki_api as nki
+from nxdi_svd_plugin.simulator.front import isa as nisa
+from nxdi_svd_plugin.simulator.front import language as nl
+from nxdi_svd_plugin.simulator.front import nki_api as nki
 
 X = np.ones((128, 512), np.float32)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from nxdi_svd_plugin.kernels.tiling.chain import Chain, column_tile
 from nxdi_svd_plugin.kernels.tiling.limits import LONG_RUN, MOVING, PARTITIONS, tiles
-from nxdi_svd_plugin.kernels.tiling.pivots import Segment
+from nxdi_svd_plugin.kernels.tiling.segments import Segment
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from nxdi_svd_plugin.errors import KernelError
 from nxdi_svd_plugin.kernels.tiling.limits import MOVING, PARTITIONS, tiles
-from nxdi_svd_plugin.kernels.tiling.pivots import Runs, Segment, pivot_tiles, segments
+from nxdi_svd_plugin.kernels.tiling.segments import Runs, Segment, pivot_tiles, segments
 
 KERNELS = ("xuv", "up_gate", "down")
 _V_TILE_BYTES = 16 * 1024

@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from tiny_models import save_dense
 
 from nxdi_svd_plugin import load_pretrained
-from nxdi_svd_plugin.compress.pipeline import compress
+from nxdi_svd_plugin.compress.run.run import compress
 from nxdi_svd_plugin.errors import NxdiError
-from nxdi_svd_plugin.nxdi.interpolative import share_out
+from nxdi_svd_plugin.nxdi.low_rank import share_out
 from nxdi_svd_plugin.recipe import from_dict
-from nxdi_svd_plugin.svd_config import Projection
+from nxdi_svd_plugin.stored.layers import Projection
 
 PROMPT = torch.tensor([[5, 17, 201, 88, 3, 42, 9]])
 STEPS = 4

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import save_dense, save_factored
 
 from nxdi_svd_plugin import load_pretrained
-from nxdi_svd_plugin.svd_config import FORMAT_VERSION, PROJECTIONS, Projection, layers_to_json
+from nxdi_svd_plugin.stored.layers import FORMAT_VERSION, PROJECTIONS, Projection, layers_to_json
 
 PROMPT = torch.tensor([[5, 17, 201, 88, 3, 42, 9]])
 STEPS = 6

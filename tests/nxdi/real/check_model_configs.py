@@ -10,7 +10,7 @@ import torch
 import yaml
 from cpu_models import app_class, make_config
 
-from nxdi_svd_plugin.svd_config import PROJECTIONS, Projection, layers_to_json
+from nxdi_svd_plugin.stored.layers import PROJECTIONS, Projection, layers_to_json
 
 FILES = sorted((Path(__file__).parents[3] / "model_configs").glob("*.yaml"))
 ARCHITECTURES = {"llama": "SvdLlamaForCausalLM", "qwen3": "SvdQwen3ForCausalLM"}

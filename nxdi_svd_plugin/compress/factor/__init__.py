@@ -1,0 +1,1 @@
+"""From a layer's statistics to the tensors that are stored."""

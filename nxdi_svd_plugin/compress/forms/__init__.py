@@ -1,0 +1,1 @@
+"""How a projection may be stored low rank: one file a form."""

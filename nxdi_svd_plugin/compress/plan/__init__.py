@@ -1,0 +1,1 @@
+"""Which form and rank every projection gets, and what the run will cost."""

@@ -1,0 +1,100 @@
+"""Ranks of a whole model from the spectra of its projections: one budget, spent where the predicted loss falls most."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nxdi_svd_plugin.checkpoint.source import SourceConfig, parameters, projections
+from nxdi_svd_plugin.compress.plan.ranks import DENSE, fixed_projection, planned, projection_parameters
+from nxdi_svd_plugin.errors import RecipeError
+from nxdi_svd_plugin.factorize.allocate import Options, total
+from nxdi_svd_plugin.factorize.rank_patterns import allocate_layers
+from nxdi_svd_plugin.recipe import Recipe
+from nxdi_svd_plugin.stored.layers import PROJECTIONS, Layers, Projection
+
+LOG = logging.getLogger(__name__)
+Energies = Mapping[tuple[int, str], NDArray[np.float64]]
+
+
+def global_ranks(config: SourceConfig, recipe: Recipe, energies: Energies) -> Layers:
+    """Form and rank of every projection within the parameters that the recipe's ratio leaves.
+
+    Dense and explicitly ranked projections stay what they are; all others may have any multiple of the block that saves
+    something, or stay dense.
+
+    Args:
+        energies: squared singular values [hidden] of every projection, twice the nats per token that each one costs.
+    Raises:
+        RecipeError: the budget is smaller than the smallest ranks need, or `max_patterns` than what is fixed needs.
+    """
+    allowed = {key: _choices(config, recipe, *key) for key in projections(config)}
+    offered = _common(allowed) if recipe.max_patterns else allowed
+    penalty = 1.0 + sum(float(energy.sum()) for energy in energies.values())
+    options = [
+        [_options(config, offered[i, n], allowed[i, n], n, energies[i, n], penalty) for n in PROJECTIONS]
+        for i in range(config.layers)
+    ]
+    rows = allocate_layers(options, budget(config, recipe), recipe.max_patterns)
+    used, _ = total([o for layer in options for o in layer], [chosen for row in rows for chosen in row])
+    _warn_if_unused(used / budget(config, recipe), recipe)
+    found = {
+        i: {name: offered[i, name][chosen] for name, chosen in zip(PROJECTIONS, row, strict=True)}
+        for i, row in enumerate(rows)
+    }
+    wrong = [f"{i}.{name}" for (i, name), choices in allowed.items() if found[i][name] not in choices]
+    if wrong:
+        raise RecipeError(
+            f"max_patterns {recipe.max_patterns} and the budget leave no room for what the recipe fixes ({wrong[0]}, "
+            f"{len(wrong)} in all); raise max_patterns, lower the ratio, or fix fewer projections of single layers"
+        )
+    return found
+
+
+def _warn_if_unused(share: float, recipe: Recipe) -> None:
+    if share < 0.999:
+        LOG.warning(
+            "the ranks found use %.2f %% of the parameters that the ratio leaves, so the model is smaller than asked. "
+            "To come nearer use a smaller block than %d%s",
+            *(100 * share, recipe.block, " or a larger max_patterns" if recipe.max_patterns else ""),
+        )
+
+
+def _common(allowed: Mapping[tuple[int, str], list[Projection]]) -> dict[tuple[int, str], list[Projection]]:
+    """The same choices in the same order for every layer: all that any layer has."""
+    union = {name: {p: None for key, own in allowed.items() if key[1] == name for p in own} for name in PROJECTIONS}
+    return {key: list(union[key[1]]) for key in allowed}
+
+
+def budget(config: SourceConfig, recipe: Recipe) -> int:
+    """Parameters that all MLP projections may store."""
+    target = config.mlp_parameters if recipe.ratio_of == "mlp" else parameters(config)
+    return int(config.mlp_parameters - recipe.asked * target)
+
+
+def _choices(config: SourceConfig, recipe: Recipe, layer: int, name: str) -> list[Projection]:
+    fixed = fixed_projection(config, recipe, layer, name)
+    if fixed is not None:
+        return [fixed]
+    dense = projection_parameters(config, name, DENSE)
+    ranked = [planned(recipe, rank) for rank in range(recipe.block, min(config.dims(name)), recipe.block)]
+    return [p for p in ranked if projection_parameters(config, name, p) < dense] + [DENSE]
+
+
+def _options(
+    config: SourceConfig,
+    offered: list[Projection],
+    allowed: list[Projection],
+    name: str,
+    energy: NDArray[np.float64],
+    penalty: float,
+) -> Options:
+    """Costs and losses of what is offered; what this layer may not be costs more than all losses together."""
+    tail = np.concatenate([np.cumsum(energy[::-1])[::-1], [0.0]])
+    cost = [projection_parameters(config, name, p) for p in offered]
+    loss = [0.0 if p.form == "dense" else 0.5 * float(tail[p.rank]) for p in offered]
+    loss = [value if p in allowed else penalty for p, value in zip(offered, loss, strict=True)]
+    return Options(np.array(cost, dtype=np.int64), np.array(loss))

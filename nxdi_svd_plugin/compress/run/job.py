@@ -1,0 +1,156 @@
+"""Everything that is checked and decided before the first layer: one place, before any long work."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from nxdi_svd_plugin.checkpoint.layout import Entries, tensor_bytes
+from nxdi_svd_plugin.checkpoint.names import mlp_weights, projection_prefix
+from nxdi_svd_plugin.checkpoint.reader import Reader
+from nxdi_svd_plugin.checkpoint.source import SourceConfig, read_config
+from nxdi_svd_plugin.compress.calibrate.samples import check_ids, tokenize, windows
+from nxdi_svd_plugin.compress.plan.ranks import decide_ranks
+from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
+from nxdi_svd_plugin.recipe import Recipe
+from nxdi_svd_plugin.stored.layers import FORMAT_VERSION, Layers, tensor_shapes
+from nxdi_svd_plugin.texts import Text, read_text
+from nxdi_svd_plugin.version import __version__
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked compression: source, recipe, ranks and calibration samples.
+
+    samples: token ids [samples, length].
+    """
+
+    config: SourceConfig
+    reader: Reader
+    recipe: Recipe
+    layers: Layers
+    text: Text
+    samples: torch.Tensor
+
+
+def prepare(model_dir: Path, recipe: Recipe) -> Job:
+    """Check source, recipe and calibration text against each other; the weights' values are checked by `check_values`.
+
+    Raises:
+        SvdError: whatever is wrong with them.
+    """
+    config = read_config(model_dir)
+    layers = decide_ranks(config, recipe)
+    reader = Reader(config.directory)
+    reader.check_tensors(config)
+    _check_length(config, recipe)
+    text = read_text(recipe.calibration.text)
+    samples = windows(tokenize(config.directory, text), recipe.calibration)
+    check_ids(config, samples)
+    return Job(config, reader, recipe, layers, text, samples)
+
+
+def _check_length(config: SourceConfig, recipe: Recipe) -> None:
+    length = recipe.calibration.length
+    longest = config.raw.get("max_position_embeddings", length)
+    if config.raw.get("use_sliding_window"):
+        longest = min(longest, config.raw.get("sliding_window") or longest)
+    if length > longest:
+        raise CalibrationError(
+            f"calibration length {length} is more than the model's {longest} positions (or its sliding window); "
+            "use shorter samples"
+        )
+
+
+def entries(job: Job) -> Entries:
+    """Name, dtype and shape of every tensor of the output, layer by layer, the rest first."""
+    result = {}
+    replaced = {name for layer in job.layers for _, name in mlp_weights(layer)}
+    for name, info in sorted(job.reader.tensors.items(), key=lambda item: _natural(item[0])):
+        if name not in replaced:
+            result[name] = (info.dtype, info.shape)
+    for layer, projections in job.layers.items():
+        for name, projection in projections.items():
+            dtype = factor_dtype(job, layer, name)
+            for suffix, shape in tensor_shapes(projection, *job.config.dims(name)).items():
+                result[projection_prefix(layer, name) + suffix] = (dtype, shape)
+    return dict(sorted(result.items(), key=lambda item: _natural(item[0])))
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """Sort key: numbers by value; everything outside the layers before them."""
+    inside = name.startswith("model.layers.")
+    return [(inside, 0, ""), *((0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split("."))]
+
+
+def factor_dtype(job: Job, layer: int, projection: str) -> torch.dtype:
+    """dtype of a projection's tensors in the output."""
+    stored = job.reader.tensors[projection_prefix(layer, projection) + "weight"].dtype
+    if job.layers[layer][projection].form == "dense" or job.recipe.dtype == "source":
+        return stored
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[job.recipe.dtype]
+
+
+def check_space(job: Job, output: Path, processes: int) -> None:
+    """Refuse an output disk that is too small for the result and the hidden states.
+
+    Raises:
+        CheckpointError: says what is needed and what is free.
+    """
+    weights = sum(tensor_bytes(*entry) for entry in entries(job).values())
+    hidden = 2 * 4 * math.prod(job.samples.shape) * job.config.hidden
+    existing = output
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if weights + hidden > free:
+        raise CheckpointError(
+            f"{output} needs {(weights + hidden) / 1e9:.2f} GB ({hidden / 1e9:.2f} GB of it while it runs, with "
+            f"{processes} processes), {free / 1e9:.2f} GB are free; free some space or choose another disk"
+        )
+
+
+def identity(job: Job, processes: int, device: torch.device) -> dict[str, Any]:
+    """Everything that decides the bytes of the result; reads every weight once, and refuses values that are not finite.
+
+    The source comes by content, so it may have moved.
+
+    Raises:
+        CheckpointError: NaN or infinite weights.
+    """
+    job.reader.check_finite()
+    return {
+        "source": job.reader.fingerprint(),
+        "recipe": job.recipe.to_dict(),
+        "calibration text": job.text.sha256,
+        "samples": [list(job.samples.shape), hashlib.sha256(job.samples.numpy().tobytes()).hexdigest()],
+        "format": FORMAT_VERSION,
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+        "device": device.type,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions that the result depends on."""
+    return {
+        "nxdi_svd_plugin": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def machine() -> str:
+    """Processor and core count, for the report."""
+    return f"{platform.machine()}, {os.cpu_count()} cores"

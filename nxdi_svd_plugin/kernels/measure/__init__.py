@@ -1,0 +1,1 @@
+"""What the kernels and their baselines cost: calls, counts and plans of whole MLPs."""

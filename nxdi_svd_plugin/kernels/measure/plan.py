@@ -1,0 +1,126 @@
+"""The kernel plan of one MLP at a tensor-parallel degree, with the reason in words: what `nxdi-svd plan` prints."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nxdi_svd_plugin.errors import KernelError
+from nxdi_svd_plugin.kernels.tiling.blocks import Blocks, hbm_bytes, sbuf_bytes, u_load_bytes, v_load_bytes
+from nxdi_svd_plugin.kernels.tiling.chain import Chain
+from nxdi_svd_plugin.kernels.tiling.engines import engine_seconds, minimum_pe_cycles
+from nxdi_svd_plugin.kernels.tiling.limits import DMA_BYTES_PER_SECOND, PE_HZ, SBUF_BYTES
+from nxdi_svd_plugin.kernels.tiling.planner import IN_FLIGHT, choose
+from nxdi_svd_plugin.kernels.tiling.segments import Runs
+
+ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+@dataclass(frozen=True)
+class KernelPlan:
+    """The plan of one kernel call on one core: predicted bytes, modelled seconds, no device run."""
+
+    kernel: str
+    tokens: int
+    strips: list[tuple[int, list[int]]]
+    """(number of equal strips, tokens of each sub-strip)"""
+    u_load_bytes: int
+    v_load_bytes: int
+    hbm_read_bytes: int
+    hbm_write_bytes: int
+    sbuf_peak_bytes: int
+    """Per partition, one copy of every tile: what the simulator counts."""
+    sbuf_reserved_bytes: int
+    """Per partition, with two loads of every streamed operand in flight; at most 176 KiB."""
+    arithmetic_intensity: float
+    modelled_seconds: dict[str, float]
+    bound: str
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def plan_chain(chain: Chain) -> KernelPlan:
+    """The plan of one kernel call."""
+    blocks = choose(chain)
+    read, written = hbm_bytes(chain, blocks)
+    seconds = engine_seconds(chain, blocks)
+    bound = max(seconds, key=lambda engine: seconds[engine])
+    return KernelPlan(
+        kernel=chain.kernel,
+        tokens=chain.tokens,
+        strips=[(count, list(strip)) for count, strip in blocks.groups],
+        u_load_bytes=u_load_bytes(chain, blocks.buffers),
+        v_load_bytes=v_load_bytes(chain, blocks.buffers),
+        hbm_read_bytes=read,
+        hbm_write_bytes=written,
+        sbuf_peak_bytes=sbuf_bytes(chain, blocks),
+        sbuf_reserved_bytes=sbuf_bytes(chain, blocks, IN_FLIGHT),
+        arithmetic_intensity=chain.flops / (read + written),
+        modelled_seconds=seconds,
+        bound=bound,
+        reason=_reason(chain, blocks, seconds, bound),
+    )
+
+
+def plan_mlp(
+    hidden: int,
+    intermediate: int,
+    ranks: Sequence[int],
+    tokens: int,
+    dtype: str = "bfloat16",
+    tp: int = 1,
+    pivots: tuple[Runs, ...] = ((), (), ()),
+) -> dict[str, KernelPlan]:
+    """Plans of `up_gate` and `down` on one of `tp` cores.
+
+    `ranks` are those of gate, up and down. The layout is the paper's (Fig. 4): V_gate, V_up and U_down are split over
+    the intermediate axis, U_gate, U_up and V_down are whole on every core. `pivots` are those of interpolative factors,
+    in tiles of a core's share of that axis.
+    Raises KernelError if `tp` does not divide `intermediate`, the dtype is unknown or nothing fits into SBUF.
+    """
+    if dtype not in ITEMSIZE:
+        raise KernelError(f"dtype {dtype!r} is not supported by the kernels; use one of {', '.join(ITEMSIZE)}")
+    shard, itemsize = shard_width(intermediate, tp), ITEMSIZE[dtype]
+    gate, up, down = ranks
+    return {
+        "up_gate": plan_chain(Chain("up_gate", tokens, hidden, (gate, up), shard, itemsize, pivots=pivots[:2])),
+        "down": plan_chain(Chain("down", tokens, shard, (down,), hidden, itemsize, pivots=pivots[2:])),
+    }
+
+
+def shard_width(intermediate: int, tp: int) -> int:
+    """Neurons of the intermediate axis on one of `tp` cores.
+
+    Raises KernelError if they are not equally many on every core.
+    """
+    if tp < 1 or intermediate % tp:
+        raise KernelError(f"tp {tp} does not divide the intermediate size {intermediate}")
+    return intermediate // tp
+
+
+def _reason(chain: Chain, blocks: Blocks, seconds: dict[str, float], bound: str) -> str:
+    strips, subs = len(blocks.strips), sum(map(len, blocks.strips))
+    once = "once" if subs == 1 else f"{subs} times (once per sub-strip)"
+    streams = f"U is read {once}, V {'once' if strips == 1 else f'{strips} times (once per strip)'}"
+    room = f"{sbuf_bytes(chain, blocks, IN_FLIGHT) / 1024:.0f} of {SBUF_BYTES // 1024} KiB per partition"
+    cause = f"{_times(seconds)}: {_why(chain, blocks, bound)}"
+    return f"{streams}; the strips with two loads in flight take {room}. Modelled busy times {cause}."
+
+
+def _why(chain: Chain, blocks: Blocks, bound: str) -> str:
+    if bound == "tensor":
+        return "the tensor engine is the bottleneck, as it should be"
+    if bound == "dma":
+        once = (chain.u_bytes + chain.v_bytes + chain.activation_bytes) / DMA_BYTES_PER_SECOND
+        if once >= minimum_pe_cycles(chain) / PE_HZ:
+            few = "so few tokens that reading the weights once takes longer than computing"
+            thin = "the rank is so small that reading the input and writing the output takes longer than computing"
+            return f"{few if chain.u_bytes + chain.v_bytes > chain.activation_bytes else thin}; no plan avoids it"
+        return "HBM is the bottleneck: strips long enough to hide the weights do not fit into SBUF; more shards help"
+    return f"the {bound} engine is the bottleneck: the rank is too small to hide its passes over the output"
+
+
+def _times(seconds: dict[str, float]) -> str:
+    return ", ".join(f"{engine} {value * 1e6:.0f} us" for engine, value in seconds.items())

@@ -1,0 +1,1 @@
+"""Accuracy regained after the compression: LoRA on the factors, merged."""

@@ -1,0 +1,1 @@
+"""What a kernel imports: the language, the instructions, the decorators."""

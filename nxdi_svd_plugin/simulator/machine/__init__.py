@@ -1,0 +1,1 @@
+"""What is done with a program: executed, priced, its memory counted."""

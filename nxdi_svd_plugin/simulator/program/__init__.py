@@ -1,0 +1,1 @@
+"""What a kernel becomes: tensors, access patterns, instructions."""

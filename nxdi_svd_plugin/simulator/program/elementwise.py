@@ -1,0 +1,151 @@
+"""Element-wise instructions on tiles and scalars, with broadcasting and type promotion, and copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nxdi_svd_plugin.simulator.place import fail
+from nxdi_svd_plugin.simulator.program import tensor
+from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype, is_float, promote, scalar_dtype
+from nxdi_svd_plugin.simulator.program.emit import as_is, forward, instruction, need, result
+from nxdi_svd_plugin.simulator.program.functions import BINARY, BITVEC, COMPARISONS, as_math
+from nxdi_svd_plugin.simulator.program.program import Axes
+
+if TYPE_CHECKING:
+    from nxdi_svd_plugin.simulator.program.tensor import View
+
+
+def inplace(target: View, other: Any, op: str) -> None:
+    """`target op= other`; an addition of a matmul result in PSUM is the tensor engine's own accumulation."""
+    if (
+        isinstance(other, tensor.View)
+        and op == "add"
+        and target.buffer == "psum"
+        and forward(other, target, accumulate=True)
+    ):
+        return
+    binary(op, target, other, dtype=target.dtype, into=target)
+
+
+def pad(view: View, ndim: int) -> View:
+    """Give a [P, 1] vector as many axes as the tile it broadcasts against."""
+    if view.ndim == ndim:
+        return view
+    if view.ndim < ndim and all(n == 1 for n in view.shape[1:]):
+        return view.like((view.shape[0], *[1] * (ndim - 1)), (view.strides[0], *[0] * (ndim - 1)))
+    fail(f"operands of {view.ndim} and {ndim} axes")
+
+
+def broadcast_axes(view: View, space: tuple[int, ...]) -> Axes:
+    """Instruction axis of each view axis; None where the view is broadcast."""
+    return tuple(axis if size == space[axis] else None for axis, size in enumerate(view.shape))
+
+
+def partition_broadcast(view: View, partitions: int) -> View:
+    """Copy one partition to many: a matmul by ones on the tensor engine."""
+    space = (partitions, *view.shape[1:])
+    axes = (None, *range(1, view.ndim))
+    return result(
+        "partition_broadcast",
+        "pe",
+        space,
+        [(view, axes)],
+        tuple(range(view.ndim)),
+        lambda x: np.broadcast_to(x, (partitions, *x.shape[1:])),
+        view.dtype,
+    )
+
+
+def broadcast(view: View, shape: tuple[int, ...]) -> View:
+    """`broadcast_to`: over partitions by the tensor engine, over free axes by stride 0."""
+    need(view, "broadcast_to", "src", "sbuf", "psum")
+    view = pad(view, len(shape))
+    if any(n not in (1, m) for n, m in zip(view.shape, shape, strict=True)):
+        fail(f"cannot broadcast {list(view.shape)} to {list(shape)}")
+    if view.shape[0] != shape[0]:
+        view = partition_broadcast(view, shape[0])
+    strides = tuple(s if n == m else 0 for n, m, s in zip(view.shape, shape, view.strides, strict=True))
+    return view.like(shape, strides)
+
+
+def binary(
+    op: str,
+    left: Any,
+    right: Any,
+    dtype: Any = None,
+    mask: Any = None,
+    engine: str = "vector",
+    into: View | None = None,
+    broadcast_partitions: bool = True,
+    api: str = "",
+) -> View:
+    """Element-wise `left op right` of tiles and scalars; at most one tile in PSUM."""
+    api = api or op
+    views = [
+        need(v, api, f"operand {i + 1}", "sbuf", "psum")
+        for i, v in enumerate((left, right))
+        if isinstance(v, tensor.View)
+    ]
+    if not views:
+        fail(f"{api}: no operand is a tensor")
+    if len(views) == 2 and all(v.buffer == "psum" for v in views):
+        fail(f"{api}: two PSUM operands; the Vector Engine reads at most one from PSUM")
+    ndim = max(v.ndim for v in views)
+    views = [pad(v, ndim) for v in views]
+    space = tuple(max(v.shape[axis] for v in views) for axis in range(ndim))
+    if into is not None and space != into.shape:
+        fail(f"{api}: {list(into.shape)} changed in place by a tile of {list(space)}")
+    for i, v in enumerate(views):
+        if any(n not in (1, m) for n, m in zip(v.shape, space, strict=True)):
+            fail(f"{api}: shapes {[list(x.shape) for x in views]} do not broadcast")
+        if v.shape[0] != space[0]:
+            if not broadcast_partitions:
+                fail(
+                    f"{api}: operators do not broadcast over partitions ({[list(x.shape) for x in views]}); use nl.{op}"
+                )
+            views[i] = partition_broadcast(v, space[0])
+    kinds = [v.dtype if isinstance(v, tensor.View) else scalar_dtype(v) for v in (left, right)]
+    out = as_dtype(dtype) if dtype is not None else np.dtype(np.uint8) if op in COMPARISONS else promote(*kinds)
+    compute = binary_compute(op, [left, right], kinds, api)
+    axes = tuple(range(ndim))
+    reads = [(v, broadcast_axes(v, space)) for v in views]
+    # one tile against scalars or [P, 1] vectors is a tensor_scalar instruction
+    vectors = [v for v in views if prod(v.shape[1:]) == 1]
+    kind = "tensor_scalar" if len(views) == 1 or (len(vectors) == 1 and prod(space[1:]) > 1) else "tensor_tensor"
+    if into is not None:
+        instruction(kind, engine, space, reads, (into, axes), compute, out, mask, alu=op, inplace=True)
+        return into
+    return result(kind, engine, space, reads, axes, compute, out, mask=mask, alu=op)
+
+
+def binary_compute(op: str, operands: list[Any], kinds: list[np.dtype[Any]], api: str) -> Callable[..., Array]:
+    """The function of the tile operands: fp32 arithmetic, exact integers for add, subtract, multiply, bit
+    patterns for bitvec.
+    """
+    integers = not any(is_float(k) for k in kinds)
+    if op in BITVEC and not integers:
+        fail(f"{api}: bit operators take integer tiles, found {' and '.join(map(str, kinds))}")
+    exact = integers and op in {"add", "subtract", "multiply", *COMPARISONS}
+    cast = (lambda x: x) if op in BITVEC else (lambda x: np.asarray(x, dtype=np.int64)) if exact else as_math
+    function = BINARY[op]
+    fixed = [None if isinstance(v, tensor.View) else cast(np.asarray(v)) for v in operands]
+
+    def compute(*tiles: Array) -> Array:
+        rest = iter(tiles)
+        values = [cast(next(rest)) if constant is None else constant for constant in fixed]
+        return np.asarray(function(*values))
+
+    return compute
+
+
+def copy(
+    src: View, dtype: np.dtype[Any] | None = None, mask: Any = None, engine: str = "vector", api: str = "copy"
+) -> View:
+    """A copy, cast to `dtype`, in SBUF unless it is assigned to a PSUM tile."""
+    need(src, api, "src", "sbuf", "psum")
+    axes = tuple(range(src.ndim))
+    return result("copy", engine, src.shape, [(src, axes)], axes, as_is, dtype or src.dtype, mask=mask)

@@ -1,0 +1,118 @@
+"""LoRA on the factors: attaching changes nothing, merging is exact, the form and every other tensor stay."""
+
+import copy
+from collections import OrderedDict
+
+import pytest
+import torch
+
+from nxdi_svd_plugin.errors import CheckpointError, MissingExtraError
+from nxdi_svd_plugin.modeling.factored_linear import FactoredLinear
+from nxdi_svd_plugin.modeling.load import load_model, load_pretrained
+from nxdi_svd_plugin.modeling.low_rank_linear import InterpolativeLinear
+from nxdi_svd_plugin.recover import lora
+from nxdi_svd_plugin.stored.layers import Projection
+
+TOKENS = torch.arange(2 * 11).view(2, 11) + 40
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(("fixture", "rank"), [("tiny_svd_llama", 4), ("tiny_svd_qwen3", 7)])
+def test_merge_equals_the_adapted_model(fixture, rank, request):
+    peft = pytest.importorskip("peft")
+    model = load_pretrained(request.getfixturevalue(fixture), torch.float32).eval()
+    keys = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        start = model(TOKENS).logits
+        trained = lora.attach(model, rank, 2.0 * rank, seeded())
+        assert torch.allclose(model(TOKENS).logits, start, atol=1e-5)
+        assert len(trained) == 8 * 2 * 2 and all(min(p.shape) == rank for p in trained.values())
+        assert {n for n, p in model.named_parameters() if p.requires_grad} == set(trained)
+        for i, parameter in enumerate(trained.values()):
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=seeded(i)))
+        pair = dict(lora.parts_of(model))["model.layers.0.mlp.up_proj"]
+        a, b = pair.u.lora_A[lora.ADAPTER].weight, pair.u.lora_B[lora.ADAPTER].weight
+        by_hand = pair.layer.u + 2.0 * (b @ a).T  # Eq. 9 with alpha / rank = 2
+        adapted = model(TOKENS).logits
+        lora.merge(model)
+        merged = model(TOKENS).logits
+    assert not (adapted - start).abs().max() < 0.1, "the adapters must matter for this test to mean anything"
+    assert torch.allclose(merged, adapted, atol=2e-5 * float(adapted.abs().max()))
+    assert torch.allclose(model.model.layers[0].mlp.up_proj.u, by_hand, atol=1e-6)
+    after = model.state_dict()
+    assert list(after) == list(keys) and not any(isinstance(m, peft.tuners.lora.LoraLayer) for m in model.modules())
+    changed = {name for name in keys if not torch.equal(after[name], keys[name])}
+    assert changed == {name for name in keys if name.endswith((".u", ".v"))}
+
+
+def test_the_generator_decides_the_start(tiny_svd_llama):
+    pytest.importorskip("peft")
+    state = torch.random.get_rng_state()
+    first, again, other = (
+        lora.attach(load_pretrained(tiny_svd_llama, torch.float32), 3, 3.0, seeded(seed)) for seed in (5, 5, 6)
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+    assert all(not p.any() for name, p in first.items() if ".lora_B." in name)
+    assert state.shape == torch.random.get_rng_state().shape
+
+
+LAYERS = {
+    "factored": FactoredLinear(6, 9, 4),
+    "gate": InterpolativeLinear(6, 11, Projection("interpolative", 4, ((1, 3), (7, 9)))),
+    "down": InterpolativeLinear(11, 6, Projection("interpolative", 4, ((1, 3), (7, 9)))),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_linear_parts_are_the_same_function_on_the_same_memory(name):
+    layer = LAYERS[name]
+    parts = lora.LinearParts(layer)
+    for part, matrix in layer.named_parameters():
+        assert getattr(parts, part).weight.data_ptr() == matrix.data_ptr()
+    x = torch.randn(3, layer.in_features, generator=seeded())
+    assert torch.allclose(parts(x), layer(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gate", "down"])
+def test_the_interpolative_form_is_kept(name):
+    """After training and merging, the pivots still pass through unchanged: the identity block is no parameter."""
+    pytest.importorskip("peft")
+    model = torch.nn.Sequential(OrderedDict(mlp=copy.deepcopy(LAYERS[name])))
+    x = torch.randn(5, model.mlp.in_features, generator=seeded(1))
+    trained = lora.attach(model, 2, 2.0, seeded())
+    optimizer = torch.optim.SGD(trained.values(), lr=0.1)
+    losses = []
+    for _ in range(5):
+        loss = model(x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    adapted = model(x)
+    lora.merge(model)
+    layer = model.mlp
+    assert losses[-1] < losses[0] and torch.allclose(model(x), adapted, atol=1e-6)
+    assert isinstance(layer, InterpolativeLinear) and layer.pivots == LAYERS[name].pivots
+    assert all(not torch.equal(p, q) for p, q in zip(layer.parameters(), LAYERS[name].parameters(), strict=True))
+    pivots = [i for start, stop in layer.pivots for i in range(start, stop)]
+    if name == "gate":
+        assert torch.allclose(layer(x)[:, pivots], x @ layer.u, atol=1e-6)
+    else:
+        alone = torch.zeros(4, 11)
+        alone[range(4), pivots] = 1
+        assert torch.allclose(layer(alone), layer.v, atol=1e-6)
+
+
+def test_a_dense_model_is_refused(tiny_llama):
+    with pytest.raises(CheckpointError, match="no factored projection: compress it first"):
+        lora.factor_parameters(load_model(tiny_llama, torch.float32))
+
+
+def test_without_peft_the_pip_line_is_named(tiny_svd_llama, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
+    with pytest.raises(MissingExtraError, match=r"nxdi-svd-plugin\[recovery\]"):
+        lora.attach(torch.nn.Sequential(FactoredLinear(3, 3, 2)), 2, 2.0, seeded())
