@@ -7,7 +7,9 @@ export NXDI_SVD_COMPAT_DIR ?= $(NXDI_SVD_CACHE)/compat
 export HF_HUB_OFFLINE := 1
 # Threads that wait asleep: with any other job on a small machine, torch's spinning ones cost a time slice an operation.
 export OMP_WAIT_POLICY ?= PASSIVE
-PYTEST := $(BIN)/python -m pytest
+# Two tests at a time, each file in one process (its fixtures are made once), and one thread for each process.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10
 
 .PHONY: demo test test-fast lint type bench compat install clean
 

@@ -11,8 +11,10 @@ gensim/test/test_data/lee_background.cor of the PyPI package gensim==4.3.3 (ABC 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
+import math
 import platform
 import shutil
 import subprocess
@@ -22,6 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "benchmarks" / "data" / "accuracy.jsonl"
+COST = ROOT / "benchmarks" / "data" / "cost.jsonl"
 RECOVERIES = ROOT / "benchmarks" / "data" / "recover.jsonl"
 SAME = ROOT / "benchmarks" / "data" / "generated_heldout.txt"
 WINDOW, WINDOWS = 512, 16
@@ -54,43 +57,12 @@ def compress(args: argparse.Namespace, method: str, ratio: float) -> Path:
 
 
 def compress_here(args: argparse.Namespace, method: str, ratio: float) -> None:
-    """`nxdi_svd_plugin.compress`, but the ratios of a two-pass recipe share their statistics (kept in --work)."""
-    import torch
-
-    from nxdi_svd_plugin.compress.plan.two_pass_cost import needed
-    from nxdi_svd_plugin.compress.run import run as pipeline
-    from nxdi_svd_plugin.compress.run.two_pass import TwoPassRun
-    from nxdi_svd_plugin.compress.run.world import World
+    """`nxdi_svd_plugin.compress` with one of METHODS."""
+    import nxdi_svd_plugin
     from nxdi_svd_plugin.recipe import from_dict
 
-    kept = args.work / "statistics"
-
-    class SharedStatistics(TwoPassRun):
-        def start(self, *, resume: bool, overwrite: bool) -> None:
-            super().start(resume=resume, overwrite=overwrite)
-            if (kept / "done.json").exists():
-                for path in kept.glob("*.safetensors"):
-                    shutil.copy(path, self.folder)
-                done = json.loads((kept / "done.json").read_text())
-                self.state.steps = len(self._steps())
-                self.state.wall_seconds, self.state.cpu_seconds = done["wall_seconds"], done["cpu_seconds"]
-
-        def _open_writer(self) -> None:
-            if not (kept / "done.json").exists():
-                kept.mkdir(exist_ok=True)
-                for path in self.folder.glob("*.safetensors"):
-                    shutil.copy(path, kept)
-                spent = {"wall_seconds": self.state.wall_seconds, "cpu_seconds": self.state.cpu_seconds}
-                (kept / "done.json").write_text(json.dumps({**spent, "peak_memory_bytes": peak_memory()}))
-            super()._open_writer()
-
-    from nxdi_svd_plugin.report.record import peak_memory
-
     recipe = from_dict({**METHODS[method], "ratio": ratio, "dtype": "bfloat16"})
-    kind = SharedStatistics if needed(recipe) else pipeline.Run
-    run = kind(args.model, args.work / f"{method}-{ratio}", recipe, World(), torch.device("cpu"))
-    run.start(resume=False, overwrite=False)
-    run.all_layers(True)
+    nxdi_svd_plugin.compress(args.model, args.work / f"{method}-{ratio}", recipe, device="cpu")
 
 
 def measured(directory: Path, contents: dict[str, str]) -> dict[str, dict]:
@@ -127,8 +99,10 @@ def layer_losses(model: Path, directory: Path, content: str) -> dict:
     from nxdi_svd_plugin.evaluate.layer_loss import measure_layers
     from nxdi_svd_plugin.evaluate.perplexity import token_ids
     from nxdi_svd_plugin.modeling.load import load_tokenizer
+    from nxdi_svd_plugin.report.measured import TextName
 
-    found = measure_layers(model, directory, token_ids(load_tokenizer(model), content, 2 * WINDOW), WINDOW)
+    text = TextName("pydoc", hashlib.sha256(content.encode()).hexdigest())
+    found = measure_layers(model, directory, token_ids(load_tokenizer(model), content, 2 * WINDOW), WINDOW, text)
     return {"text": "layers", "layer_losses": found.to_dict()}
 
 
@@ -141,31 +115,27 @@ def sizes(directory: Path) -> dict:
         with safe_open(path, "pt") as file:
             for key in file.keys():  # noqa: SIM118
                 if ".mlp." in key:
-                    count = 1
-                    for side in file.get_slice(key).get_shape():
-                        count *= side
-                    mlp += count
+                    mlp += math.prod(file.get_slice(key).get_shape())
     return {"mlp_parameters": mlp, "mlp_bytes_bf16": 2 * mlp, "mlp_multiply_adds_per_token": mlp}
 
 
 def cost(directory: Path) -> dict:
-    done = directory.parent / "statistics" / "done.json"
-    report = json.loads((directory / "report.json").read_text())
-    two_pass = report["recipe"]["objective"] != "input" and done.exists()
-    statistics_peak = json.loads(done.read_text())["peak_memory_bytes"] if two_pass else 0
-    ranked = [m["rank"] for m in report["matrices"] if m["form"] != "dense"]
+    from nxdi_svd_plugin.report.record import Report
+
+    report = Report.read(directory)
+    ranked = [m.rank for m in report.matrices if m.rank]
     return {
-        "ratio_reached": report["ratio"]["mlp"],
-        "seconds": report["cost"]["wall_seconds"],
-        "cpu_seconds": report["cost"]["cpu_seconds"],
-        "peak_memory_bytes": max(report["cost"]["peak_bytes"], statistics_peak),
-        "threads": report["cost"]["threads"],
-        "calibration": report["calibration"],
-        "ranks": {"least": min(ranked), "most": max(ranked), "dense": len(report["matrices"]) - len(ranked)},
-        "growth": max((m.get("growth", 0.0) for m in report["matrices"]), default=0.0),
-        "predicted_loss": sum(m.get("predicted_loss", 0.0) for m in report["matrices"]) or None,
-        "recipe": report["recipe"],
-        "versions": report["versions"],
+        "ratio_reached": report.ratio.mlp,
+        "seconds": report.cost.wall_seconds,
+        "cpu_seconds": report.cost.cpu_seconds,
+        "peak_memory_bytes": report.cost.peak_bytes,
+        "threads": report.cost.threads,
+        "calibration": dataclasses.asdict(report.calibration),
+        "ranks": {"least": min(ranked), "most": max(ranked), "dense": len(report.matrices) - len(ranked)},
+        "growth": max((m.growth or 0.0 for m in report.matrices), default=0.0),
+        "predicted_loss": sum(m.predicted_loss or 0.0 for m in report.matrices) or None,
+        "recipe": report.recipe,
+        "versions": report.versions,
     }
 
 
@@ -213,7 +183,8 @@ def main() -> None:
     elif args.figures:
         from accuracy_tables import write
 
-        write(rows(), [json.loads(line) for line in RECOVERIES.read_text().splitlines()], ROOT / "docs")
+        others = [[json.loads(line) for line in path.read_text().splitlines()] for path in (COST, RECOVERIES)]
+        write(rows(), *others, ROOT / "docs")
     else:
         args.work.mkdir(parents=True, exist_ok=True)
         run(args)

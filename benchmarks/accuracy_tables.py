@@ -1,4 +1,4 @@
-"""docs/accuracy.png and the generated part of docs/accuracy.md, out of accuracy.jsonl and recover.jsonl of data/."""
+"""docs/accuracy.png and the generated part of docs/accuracy.md, out of accuracy, cost and recover.jsonl of data/."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ NAMES = {
 }
 
 
-def write(rows: list[dict], recoveries: list[dict], docs: Path) -> None:
+def write(rows: list[dict], runs: list[dict], recoveries: list[dict], docs: Path) -> None:
     """Replace what is between the markers, and draw the figure."""
     page = docs / "accuracy.md"
     head, rest = page.read_text().split(BEGIN)
     tail = rest.split(END)[1]
-    parts = [perplexities(rows), costs(rows), correlations(rows), recovery(recoveries)]
+    parts = [perplexities(rows), costs(rows), seconds(runs), correlations(rows), recovery(recoveries)]
     page.write_text("\n".join([head + BEGIN, "", "\n\n".join(parts), "", END + tail]))
     figure(rows, docs / "accuracy.png")
 
@@ -69,6 +69,18 @@ def costs(rows: list[dict]) -> str:
             f"{row['ratio_reached']:.4f} | {r['least']} to {r['most']}, {r['dense']} dense | {row['growth']:.2f} | "
             f"{row['seconds']:.0f} ({row['cpu_seconds']:.0f}) | {row['peak_memory_bytes'] / 2**30:.2f} |"
         )
+    return "\n".join(lines)
+
+
+def seconds(runs: list[dict]) -> str:
+    """Where the CPU seconds of a run go, beside SVD-LLM's own in the same process: the latest row."""
+    run = runs[-1]
+    parts = [name for name in run["default_cpu_seconds"] if name != "all"]
+    lines = ["| CPU seconds, one thread | all | SVD-LLM's code | ratio | " + " | ".join(parts) + " |"]
+    lines.append("|---|---|---|---|" + "---|" * len(parts))
+    spent = [f"{run['default_cpu_seconds'][name]:.0f}" for name in ("all", *parts)]
+    cells = [spent[0], f"{run['svd_llm_cpu_seconds']:.0f}", f"{run['ratio_to_svd_llm']:.2f}", *spent[1:]]
+    lines.append(f"| default recipe, ratio {run['ratio']:.2f}, {run['tokens']:,} tokens | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from tiny_models import save_tokenizer  # noqa: E402
 
 from nxdi_svd_plugin.checkpoint.source import expected_tensors, read_config  # noqa: E402
-from nxdi_svd_plugin.compress.plan.cost import peak_memory_model  # noqa: E402
+from nxdi_svd_plugin.compress.plan.cost import peak_memory  # noqa: E402
 from nxdi_svd_plugin.recipe import PRESETS, from_dict  # noqa: E402
 
 DATA = ROOT / "benchmarks" / "data" / "compress.jsonl"
@@ -84,7 +84,7 @@ def measure(shape: str, layers: int, recipe: str, samples: int) -> dict[str, obj
         command += ["--samples", str(samples), "--length", str(LENGTH)]
         report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=ROOT).stdout)
         asked = from_dict({"recipe": recipe, "ratio": RATIO, "calibration": {"samples": samples, "length": LENGTH}})
-        modelled = peak_memory_model(read_config(model), asked).peak
+        modelled = peak_memory(read_config(model), asked).peak
     cost, factored = report["cost"], [record for record in report["matrices"] if record["form"] != "dense"]
     return {
         "shape": shape,

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nxdi_svd_plugin.kernels.tiling.limits import PARTITIONS, PE_HZ
+from nxdi_svd_plugin.hardware import CLOCK_HZ, PARTITIONS
 
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "benchmarks" / "data" / "kernels.jsonl"
@@ -26,7 +26,7 @@ PAPER_TABLE_2 = {
     "xuv_transposed": (27.63, 2.47, 99.21, 85.20, 2.18, 22.55),
 }
 """Latency in ms, traffic in GB, tensor engine active in %, MFU in %, TFLOP, transpose GFLOP."""
-PEAK_FLOPS = 2 * PARTITIONS * PARTITIONS * PE_HZ
+PEAK_FLOPS = 2 * PARTITIONS * PARTITIONS * CLOCK_HZ["pe"]
 """Of the tensor engine in bf16, a second."""
 
 

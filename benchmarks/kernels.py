@@ -8,15 +8,16 @@ Everything is simulated: no row comes from a device. Latency is the model of doc
 """
 
 import json
-import math
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nxdi_svd_plugin.compress.forms import named
+from nxdi_svd_plugin.factorize.rank import block_rank
 from nxdi_svd_plugin.kernels.fused_xuv import xuv
 from nxdi_svd_plugin.kernels.measure import baselines
-from nxdi_svd_plugin.kernels.measure.calls import Part, fused_down, fused_up_gate
+from nxdi_svd_plugin.kernels.measure.calls import Share, fused_down, fused_up_gate
 from nxdi_svd_plugin.kernels.measure.counts import count, count_call, counted, provenance
 from nxdi_svd_plugin.kernels.packing import packed_shapes
 from nxdi_svd_plugin.kernels.tiling.blocks import hbm_bytes, sbuf_bytes
@@ -25,8 +26,8 @@ from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.engines import minimum_pe_cycles, transpose_cycles
 from nxdi_svd_plugin.kernels.tiling.paper import arithmetic_intensity, peak_sbuf_bytes
 from nxdi_svd_plugin.kernels.tiling.planner import choose
-from nxdi_svd_plugin.kernels.tiling.segments import side_by_side
 from nxdi_svd_plugin.simulator import Trace
+from nxdi_svd_plugin.stored.runs import side_by_side
 
 ROWS = Path(__file__).parent / "data" / "kernels.jsonl"
 DEEPSEEK = (7168, 4096, 18432)
@@ -43,15 +44,9 @@ MODELS = {
 RATIO = 0.05
 
 
-def select_rank(m: int, n: int) -> int:
-    """Eq. 5 of the paper with b = 128 and τ = 0.5, at RATIO."""
-    return 128 * math.floor((1 - RATIO) * m * n / ((m + n) * 128) + 0.5)
-
-
-def interpolative_rank(m: int, n: int, block: int) -> int:
-    """The same with the interpolative form's cost r (m + n - r); the largest block below full rank at most."""
-    root = (m + n - math.sqrt((m + n) ** 2 - 4 * (1 - RATIO) * m * n)) / 2
-    return block * min(math.floor(root / block + 0.5), (min(m, n) - 1) // block)
+def rank_of(form: str, m: int, n: int, block: int) -> int:
+    """Eq. 5 at RATIO for a form's own cost, rounded to the nearest block."""
+    return block_rank(RATIO, m, n, block, 0.5, named(form).cost)
 
 
 def commit() -> str:
@@ -133,8 +128,8 @@ def table_3(strip: int) -> dict[str, Any]:
 def mlp(model: str, tp: int, tokens: int) -> list[dict[str, Any]]:
     """`up_gate` and `down` of one model on one of `tp` cores."""
     hidden, whole = MODELS[model]
-    rank, shard = select_rank(hidden, whole), whole // tp
-    pair = Part(rank)
+    rank, shard = rank_of("pair", hidden, whole, 128), whole // tp
+    pair = Share(rank)
     rows = []
     for call, chain in (
         (
@@ -153,9 +148,9 @@ def interpolative(model: str, tp: int, tokens: int) -> list[dict[str, Any]]:
     """The same with interpolative factors, whose pivots are whole tiles on every core, beside the pairs of `mlp`."""
     hidden, whole = MODELS[model]
     block, shard = 128 * tp, whole // tp
-    rank, pair = interpolative_rank(hidden, whole, block), select_rank(hidden, whole)
+    rank, pair = rank_of("interpolative", hidden, whole, block), rank_of("pair", hidden, whole, 128)
     runs = side_by_side((rank // block,) * 3, shard // 128)
-    gate, up, lower = (Part(rank, rank // tp, each) for each in runs)
+    gate, up, lower = (Share(rank, rank // tp, each) for each in runs)
     rows = []
     for call, chain in (
         (

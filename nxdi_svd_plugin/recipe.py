@@ -7,9 +7,9 @@
     ranks: {down_proj: 384, 0.gate_proj: 512}
     dense: [0, 31.down_proj]
     form: interpolative    # or pair
-    objective: two_sided   # or two_sided_diagonal, or input (the paper's whitening)
+    objective: two_sided   # or input (the paper's whitening)
     allocation: global     # ranks by predicted loss within one budget, or uniform (Eq. 5)
-    damping: 0.1           # relative ridge of the two-sided objectives
+    damping: 0.1           # relative ridge of objective two_sided
     max_patterns: 0        # at most so many different layers; 0 is no limit
     calibration: {text: builtin, samples: 56, length: 512, seed: 0}
 
@@ -31,14 +31,13 @@ from pathlib import Path
 from typing import Any
 
 from nxdi_svd_plugin.errors import RecipeError
-from nxdi_svd_plugin.stored.layers import PROJECTIONS
+from nxdi_svd_plugin.stored.projection import PROJECTIONS
 
 DEFAULT_RATIO = 0.10
 DEFAULT_TAU = 0.5
 DEFAULT_DAMPING = 0.1
 DEFAULT_SAMPLES = 56
-FORMS = ("pair", "interpolative")
-OBJECTIVES = ("input", "two_sided", "two_sided_diagonal")
+OBJECTIVES = ("input", "two_sided")
 ALLOCATIONS = ("uniform", "global")
 SELECTOR = re.compile(rf"(0|[1-9][0-9]*)|((0|[1-9][0-9]*)\.)?({'|'.join(PROJECTIONS)})")
 FACTOR_DTYPES = ("source", "float32", "bfloat16", "float16")
@@ -114,7 +113,7 @@ class Recipe:
         self._check_selectors()
 
     def _check_method(self) -> None:
-        _one_of("form", self.form, FORMS)
+        _check("form", self.form, str)
         _one_of("objective", self.objective, OBJECTIVES)
         _one_of("allocation", self.allocation, ALLOCATIONS)
         _check("damping", self.damping, float)
@@ -154,6 +153,16 @@ class Recipe:
             check_selector("dense", selector)
             if selector in self.ranks:
                 raise RecipeError(f"{selector} is both in ranks and in dense; remove it from one of them")
+
+    @property
+    def is_paper(self) -> bool:
+        """Whether the method is the paper's: pairs by input whitening (Eq. 2-8) with uniform ranks, in one pass."""
+        return (self.form, self.objective, self.allocation) == ("pair", "input", "uniform")
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether the objective needs the gradient of the loss."""
+        return self.objective != "input"
 
     @property
     def asked(self) -> float:

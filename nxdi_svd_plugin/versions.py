@@ -87,15 +87,18 @@ def needs(distribution: str, extra: str = "") -> list[Need]:
         lines = importlib.metadata.requires(distribution) or []
     except importlib.metadata.PackageNotFoundError:
         return []
-    found = []
-    for requirement in map(Requirement, lines):
-        marker = requirement.marker
-        always = marker is None or marker.evaluate({"extra": ""})
-        if (extra == "" and always) or (
-            extra != "" and not always and marker is not None and marker.evaluate({"extra": extra})
-        ):
-            found.append(Need(distribution, requirement, installed(requirement.name)))
-    return found
+    return [
+        Need(distribution, requirement, installed(requirement.name))
+        for requirement in map(Requirement, lines)
+        if _belongs(requirement, extra)
+    ]
+
+
+def _belongs(requirement: Requirement, extra: str) -> bool:
+    """Whether a requirement is that of an extra and of nothing else; for "", whether every installation has it."""
+    marker = requirement.marker
+    always = marker is None or marker.evaluate({"extra": ""})
+    return always if not extra else not always and marker is not None and marker.evaluate({"extra": extra})
 
 
 def neuronxcc() -> str | None:

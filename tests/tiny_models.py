@@ -9,14 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from nxdi_svd_plugin.stored.layers import (
-    ARCHITECTURES,
-    FORMAT_VERSION,
-    MODEL_TYPES,
-    PROJECTIONS,
-    Projection,
-    layers_to_json,
-)
+from nxdi_svd_plugin.stored.layers import ARCHITECTURES, FORMAT_VERSION, MODEL_TYPES
+from nxdi_svd_plugin.stored.projection import PROJECTIONS
 
 VOCAB = 259
 # Nothing here is a multiple of 128 or of another: hidden 44, intermediate 90, 3 layers, 4 query and 2 key heads of 12.
@@ -86,22 +80,40 @@ def factor(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]
     return u.to(weight.dtype).contiguous(), v.to(weight.dtype).contiguous()
 
 
-def save_factored(dense: Path, directory: Path, rank: int, keep_dense: tuple[tuple[int, str], ...] = ()) -> Path:
+def save_factored(
+    dense: Path,
+    directory: Path,
+    rank: int,
+    keep_dense: tuple[tuple[int, str], ...] = (),
+    widths: tuple[tuple[int, int], ...] = (),
+) -> Path:
     """The compressed form of a dense directory of one file, `rank` everywhere but where kept dense.
 
-    Written here by hand, without the package's writer, so that loading is tested against the format alone.
+    `widths`: (layer, neurons that it keeps, the first ones); all where a layer is not named. Written here by hand,
+    without the package's writer, so that loading is tested against the format alone.
     """
+    config, tensors = json.loads((dense / "config.json").read_text()), load_file(dense / "model.safetensors")
+    kept = dict.fromkeys(range(config["num_hidden_layers"]), config["intermediate_size"]) | dict(widths)
+    layers = {i: {"width": width} | {name: {"form": "dense"} for name in PROJECTIONS} for i, width in kept.items()}
+    for i, width in kept.items():
+        for name in PROJECTIONS:
+            stem = f"model.layers.{i}.mlp.{name}"
+            weight = tensors.pop(f"{stem}.weight")
+            weight = weight[:, :width] if name == "down_proj" else weight[:width]
+            if (i, name) in keep_dense:
+                tensors[f"{stem}.weight"] = weight.contiguous()
+            else:
+                tensors[f"{stem}.u"], tensors[f"{stem}.v"] = factor(weight, rank)
+                layers[i][name] = {"form": "pair", "rank": rank}
+    return save_compressed(dense, directory, tensors, layers)
+
+
+def save_compressed(dense: Path, directory: Path, tensors: dict, layers: dict) -> Path:
+    """A copy of the dense directory with these tensors and these layers in its `svd_config`."""
     shutil.copytree(dense, directory)
     config = json.loads((dense / "config.json").read_text())
-    tensors, layers = load_file(dense / "model.safetensors"), {}
-    for i in range(config["num_hidden_layers"]):
-        layers[i] = {name: Projection("dense") for name in PROJECTIONS}
-        for name in PROJECTIONS:
-            if (i, name) not in keep_dense:
-                stem = f"model.layers.{i}.mlp.{name}"
-                tensors[f"{stem}.u"], tensors[f"{stem}.v"] = factor(tensors.pop(f"{stem}.weight"), rank)
-                layers[i][name] = Projection("factored", rank)
-    config["svd_config"] = {"format_version": FORMAT_VERSION, "layers": layers_to_json(layers)}
+    layers = {str(i): layer for i, layer in layers.items()}
+    config["svd_config"] = {"format_version": FORMAT_VERSION, "groups": 1, "layers": layers}
     config["architectures"] = [ARCHITECTURES[config["model_type"]]]
     config["model_type"] = MODEL_TYPES[config["model_type"]]
     (directory / "config.json").write_text(json.dumps(config, indent=2))

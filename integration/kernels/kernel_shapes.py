@@ -2,7 +2,7 @@
 
 from nxdi_svd_plugin.kernels.measure.calls import (
     Call,
-    Part,
+    Share,
     dense_mlp,
     fused_down,
     fused_up_gate,
@@ -24,7 +24,7 @@ def _projection(tokens: int, inputs: int, rank: int, outputs: int) -> dict[str, 
 
 
 def _mlp(tokens: int, hidden: int, rank: int, intermediate: int) -> dict[str, list[Call]]:
-    pair = Part(rank)
+    pair = Share(rank)
     unfused = unfused_up_gate(tokens, hidden, intermediate, pair, pair)
     return {
         "dense mlp": dense_mlp(tokens, hidden, intermediate),
@@ -37,7 +37,7 @@ def _mlp(tokens: int, hidden: int, rank: int, intermediate: int) -> dict[str, li
 def _interpolative(tokens: int, hidden: int, rank: int, intermediate: int) -> dict[str, list[Call]]:
     """The same with pivots side by side on the intermediate axis, `rank` of them whole tiles."""
     own = rank // 128
-    gate, up, lower = (Part(rank, rank, ((first * own, (first + 1) * own),)) for first in range(3))
+    gate, up, lower = (Share(rank, rank, ((first * own, (first + 1) * own),)) for first in range(3))
     return {
         "interpolative up_gate": [fused_up_gate(tokens, hidden, intermediate, gate, up)],
         "interpolative down": [fused_down(tokens, hidden, intermediate, lower)],

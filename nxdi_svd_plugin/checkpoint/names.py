@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nxdi_svd_plugin.stored.layers import PROJECTIONS
+from nxdi_svd_plugin.stored.projection import PROJECTIONS
 
 CONFIG = "config.json"
 SINGLE_FILE = "model.safetensors"

@@ -1,17 +1,19 @@
-"""What config.json alone says about a dense source model: sizes and tensors; every unusable config is refused here."""
+"""What config.json alone says about a model, dense or compressed: sizes and tensors. Unusable ones are refused here."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nxdi_svd_plugin.checkpoint.names import CONFIG, EMBEDDING, HEAD, UNFINISHED, layer_prefix
+from nxdi_svd_plugin.checkpoint.names import CONFIG, EMBEDDING, HEAD, UNFINISHED, layer_prefix, mlp_weights
 from nxdi_svd_plugin.errors import CheckpointError, SvdError
-from nxdi_svd_plugin.stored.layers import MODEL_TYPES, PROJECTIONS, projection_dims
+from nxdi_svd_plugin.stored.layers import MODEL_TYPES, Layers, parse_layers
+from nxdi_svd_plugin.stored.projection import PROJECTIONS, READS
 
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
@@ -20,7 +22,7 @@ SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention
 class SourceConfig:
     """A dense Llama or Qwen3 model's config.json, checked.
 
-    raw: the JSON object as it was read.
+    raw: the JSON object as it was read. model_type: the dense one.
     """
 
     directory: Path
@@ -32,7 +34,7 @@ class SourceConfig:
 
     def dims(self, projection: str) -> tuple[int, int]:
         """(in, out) of an MLP projection."""
-        return projection_dims(projection, self.hidden, self.intermediate)
+        return READS[projection].dims(self.hidden, self.intermediate)
 
     @property
     def mlp_parameters(self) -> int:
@@ -75,6 +77,49 @@ def read_config(directory: str | Path) -> SourceConfig:
         raise CheckpointError(f"{directory} has MLP biases (mlp_bias: true); only MLPs without bias are supported")
     return SourceConfig(
         directory, raw, model_type, raw["hidden_size"], raw["intermediate_size"], raw["num_hidden_layers"]
+    )
+
+
+@dataclass(frozen=True)
+class CompressedConfig:
+    """A compressed directory's config.json, checked.
+
+    dense: the sizes, as of the dense model it was made from; its `raw` is this config.json.
+    svd_config: the object of that name. layers: what it says every layer stores.
+    """
+
+    dense: SourceConfig
+    svd_config: dict[str, Any]
+    layers: Layers
+
+
+def read_compressed(directory: Path) -> CompressedConfig:
+    """Read and check the config.json of a compressed directory.
+
+    Raises:
+        CheckpointError: unreadable, unfinished, without sizes, dense, its model_type was set back to the dense one, or
+            an svd_config that does not fit it.
+    """
+    raw = read_raw(directory)
+    model_type, svd_config = raw.get("model_type"), raw.get("svd_config")
+    names = {compressed: dense for dense, compressed in MODEL_TYPES.items()}
+    if not isinstance(model_type, str) or model_type not in names or not isinstance(svd_config, dict):
+        raise CheckpointError(
+            f"{directory} is not a compressed directory: config.json has model_type {model_type!r}; "
+            f"expected {' or '.join(names)}, and the object svd_config"
+        )
+    check_sizes(directory, raw)
+    if "quantization_config" in raw:
+        raise CheckpointError(f"{directory / CONFIG} has a quantization_config; compressed models have none: remove it")
+    if raw.get("mlp_bias"):
+        raise CheckpointError(f"{directory / CONFIG} has mlp_bias; compressed models have no MLP biases: remove it")
+    hidden, intermediate, count = raw["hidden_size"], raw["intermediate_size"], raw["num_hidden_layers"]
+    try:
+        layers = parse_layers(svd_config, count, intermediate)
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory / CONFIG}: {error}") from error
+    return CompressedConfig(
+        SourceConfig(directory, raw, names[model_type], hidden, intermediate, count), svd_config, layers
     )
 
 
@@ -143,12 +188,28 @@ def one_layer_config(config: SourceConfig) -> Any:
 
     raw = {key: value for key, value in config.raw.items() if key not in {"layer_types", "dtype", "torch_dtype"}}
     raw.update(num_hidden_layers=1, vocab_size=1, pad_token_id=None, use_sliding_window=False)
-    raw.pop("model_type")
+    del raw["model_type"]
     return AutoConfig.for_model(config.model_type, **raw)
 
 
 def expected_tensors(config: SourceConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the dense model, `lm_head.weight` included when it is not tied.
+    """Name and shape of every tensor of the dense model, `lm_head.weight` included when it is not tied."""
+    tied = {HEAD} if config.raw.get("tie_word_embeddings", False) else set()
+    return {name: shape for name, shape in all_tensors(config).items() if name not in tied}
+
+
+def stored_tensors(config: SourceConfig, layers: Layers) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a model with these MLPs, `lm_head.weight` included even when it is tied."""
+    shapes = all_tensors(config)
+    for i, mlp in layers.items():
+        for _, weight in mlp_weights(i):
+            del shapes[weight]
+        shapes |= {f"{layer_prefix(i)}mlp.{name}": shape for name, shape in mlp.tensors(config.hidden).items()}
+    return shapes
+
+
+def all_tensors(config: SourceConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of the dense model, `lm_head.weight` included even when it is tied.
 
     The names come from transformers' own classes, built on the meta device with one layer.
     """
@@ -163,8 +224,6 @@ def expected_tensors(config: SourceConfig) -> dict[str, tuple[int, ...]]:
         shape = tuple(tensor.shape)
         if name in (EMBEDDING, HEAD):
             shape = (vocab, config.hidden)
-        if name == HEAD and config.raw.get("tie_word_embeddings", False):
-            continue
         if not name.startswith(first):
             shapes[name] = shape
             continue
@@ -175,13 +234,7 @@ def expected_tensors(config: SourceConfig) -> dict[str, tuple[int, ...]]:
 
 def parameters(config: SourceConfig) -> int:
     """Numbers in the whole dense model, tied embeddings counted once."""
-    total = 0
-    for shape in expected_tensors(config).values():
-        size = 1
-        for length in shape:
-            size *= length
-        total += size
-    return total
+    return sum(math.prod(shape) for shape in expected_tensors(config).values())
 
 
 def projections(config: SourceConfig) -> list[tuple[int, str]]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy
 import torch
 
-from nxdi_svd_plugin.checkpoint.names import CONFIG, HEAD, ORDER, REPORT, ROTARY_BUFFER
+from nxdi_svd_plugin.checkpoint.names import HEAD, ORDER, ROTARY_BUFFER
 from nxdi_svd_plugin.checkpoint.reader import Reader, file_sha256
-from nxdi_svd_plugin.checkpoint.source import check_sizes, config_errors, read_raw
+from nxdi_svd_plugin.checkpoint.source import read_compressed, stored_tensors
 from nxdi_svd_plugin.errors import CheckpointError
-from nxdi_svd_plugin.stored.layers import MODEL_TYPES
+from nxdi_svd_plugin.stored.projection import READS
+
+Hashes = Callable[[Path], Mapping[str, str]]
+"""The SHA-256 of every weight file that a directory's report says; report/record.py's `recorded_hashes`."""
 
 
 @dataclass(frozen=True)
@@ -27,56 +28,25 @@ class Check:
     detail: str
 
 
-def verify(directory: Path, base: Path | None = None) -> list[Check]:
+def verify(directory: Path, hashes: Hashes, base: Path | None = None) -> list[Check]:
     """Check keys, shapes, finiteness and hashes of `directory`; with `base`, that what was not compressed equals it.
 
     Raises:
         CheckpointError: the directory or a file cannot be read at all, or it is not a compressed one.
     """
-    config = compressed_config(directory)
-    expected = expected_shapes(directory)
+    config = read_compressed(directory)
+    expected = stored_tensors(config.dense, config.layers)
     reader = Reader(directory)
-    checks = [*check_names(reader, config, expected), check_finite(reader), check_hashes(directory, reader)]
+    tied = bool(config.dense.raw.get("tie_word_embeddings", False))
+    checks = [*check_names(reader, tied, expected), check_finite(reader), check_hashes(directory, reader, hashes)]
     if base is not None:
         checks.append(check_base(reader, Reader(base), expected, neuron_order(directory)))
     return checks
 
 
-def compressed_config(directory: Path) -> dict[str, Any]:
-    """config.json of a compressed directory.
-
-    Raises:
-        CheckpointError: unreadable, unfinished, without sizes, dense, or its model_type was set back to the dense one.
-    """
-    config = read_raw(directory)
-    model_type = config.get("model_type")
-    if model_type not in tuple(MODEL_TYPES.values()) or not isinstance(config.get("svd_config"), dict):
-        raise CheckpointError(
-            f"{directory} is not a compressed directory: config.json has model_type {model_type!r}; "
-            f"expected {' or '.join(MODEL_TYPES.values())}, and the object svd_config"
-        )
-    check_sizes(directory, config)
-    if "quantization_config" in config:
-        raise CheckpointError(f"{directory / CONFIG} has a quantization_config; compressed models have none: remove it")
-    return config
-
-
-def expected_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor, from transformers' own class on the meta device; no weight is read."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from nxdi_svd_plugin.modeling.auto import register
-
-    register()
-    with config_errors(directory), torch.device("meta"):
-        settings = AutoConfig.from_pretrained(directory, local_files_only=True)
-        model = AutoModelForCausalLM.from_config(settings)  # type: ignore[no-untyped-call]
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-
-
-def check_names(reader: Reader, config: dict[str, Any], expected: dict[str, tuple[int, ...]]) -> Iterator[Check]:
+def check_names(reader: Reader, tied: bool, expected: Mapping[str, tuple[int, ...]]) -> Iterator[Check]:
     """Names and shapes. A tied lm_head may be stored or left out."""
-    optional = {HEAD} if config.get("tie_word_embeddings", False) else set()
+    optional = {HEAD} if tied else set()
     found = {name: info.shape for name, info in reader.tensors.items() if not ROTARY_BUFFER.fullmatch(name)}
     missing = sorted(set(expected) - set(found) - optional)
     extra = sorted(set(found) - set(expected))
@@ -96,15 +66,15 @@ def check_finite(reader: Reader) -> Check:
     return answer("all values are finite", bad, f"{len(reader.tensors)} tensors")
 
 
-def check_hashes(directory: Path, reader: Reader) -> Check:
-    """sha256 of each weight file against report.json."""
+def check_hashes(directory: Path, reader: Reader, hashes: Hashes) -> Check:
+    """sha256 of each weight file against those that were recorded."""
     name = "files have the hashes in report.json"
     try:
-        files = json.loads((directory / REPORT).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return Check(name, False, f"{REPORT} has no readable file hashes: {error!r}")
+        files = hashes(directory)
+    except CheckpointError as error:
+        return Check(name, False, str(error))
     bad = [file for file in files if not (directory / file).is_file() or file_sha256(directory / file) != files[file]]
-    bad += [f"{file} (not in {REPORT})" for file in reader.files if file not in files]
+    bad += [f"{file} (not in report.json)" for file in reader.files if file not in files]
     return answer(name, bad, f"{len(files)} files")
 
 
@@ -121,11 +91,13 @@ def in_order(name: str, weight: torch.Tensor, order: torch.Tensor | None) -> tor
     """A base weight with its intermediate neurons where the compressed directory has them."""
     if order is None or ".mlp." not in name:
         return weight
-    moved = order[int(name.split(".")[2])]
-    return weight[:, moved] if "down_proj" in name else weight[moved]
+    layer, projection = name.split(".")[2], name.split(".")[4]  # model.layers.{i}.mlp.{projection}.weight
+    return weight.index_select(READS[projection].weight_axis, order[int(layer)])
 
 
-def check_base(reader: Reader, base: Reader, expected: dict[str, tuple[int, ...]], order: torch.Tensor | None) -> Check:
+def check_base(
+    reader: Reader, base: Reader, expected: Mapping[str, tuple[int, ...]], order: torch.Tensor | None
+) -> Check:
     """Tensors that are not factors are bit-equal to the base's, and the base has no other but the factored weights."""
     factors = {name for name in expected if ".mlp." in name and not name.endswith(".weight")}
     untouched = [name for name in reader.tensors if name not in factors]

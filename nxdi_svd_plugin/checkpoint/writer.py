@@ -8,17 +8,20 @@ reader.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nxdi_svd_plugin.checkpoint.atomic import disk_errors, sync_directory, write_bytes, write_json
-from nxdi_svd_plugin.checkpoint.layout import Entries, index_json, plan_shards
+from nxdi_svd_plugin.checkpoint.layout import Entries, Shard, index_json, plan_shards
+from nxdi_svd_plugin.checkpoint.lock import LOCK
 from nxdi_svd_plugin.checkpoint.names import CONFIG, INDEX, UNFINISHED, read_json
+from nxdi_svd_plugin.checkpoint.reader import CHUNK
 from nxdi_svd_plugin.errors import CheckpointError
 
 REMOVED = ".removed"
@@ -32,8 +35,7 @@ def check_output(output: Path, source: Path, *, resume: bool, overwrite: bool) -
 
     Raises:
         CheckpointError: it is the source or inside it, holds something and neither flag is given, has nothing to
-        resume, or
-            cannot be written.
+            resume, or cannot be written.
     """
     if resume and overwrite:
         raise CheckpointError("--resume and --overwrite contradict each other; give one of them")
@@ -45,9 +47,9 @@ def check_output(output: Path, source: Path, *, resume: bool, overwrite: bool) -
     unfinished = output / UNFINISHED
     if output.exists() and not output.is_dir():
         raise CheckpointError(f"output {output} is a file; give a directory")
-    if resume and not unfinished.is_dir() and output.is_dir() and any(output.iterdir()):
+    if resume and not unfinished.is_dir() and content(output):
         raise CheckpointError(f"{output} has no unfinished compression to resume but other files; run without it")
-    if output.is_dir() and any(output.iterdir()) and not resume:
+    if content(output) and not resume:
         if not overwrite:
             raise CheckpointError(f"output {output} {_occupied(output)}")
         if not _replaceable(output):
@@ -62,6 +64,11 @@ def check_output(output: Path, source: Path, *, resume: bool, overwrite: bool) -
         raise CheckpointError(
             f"cannot write output {output}: {existing} is not a writable directory; choose another place"
         )
+
+
+def content(output: Path) -> list[Path]:
+    """What an output holds, its lock aside; nothing if it does not exist."""
+    return [path for path in output.iterdir() if path.name != LOCK] if output.is_dir() else []
 
 
 def _occupied(output: Path) -> str:
@@ -106,7 +113,7 @@ def _remove_output(output: Path) -> None:
         unfinished.mkdir(exist_ok=True)
         (unfinished / MANIFEST).unlink(missing_ok=True)
         (output / CONFIG).unlink(missing_ok=True)
-        for path in (*(p for p in output.iterdir() if p != unfinished), *unfinished.iterdir()):
+        for path in (*(p for p in content(output) if p != unfinished), *unfinished.iterdir()):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -120,21 +127,25 @@ class Writer:
         output: a directory from `prepare_output`.
         entries: name, dtype and shape of every tensor of the output, in file order.
         shard_size: largest file in bytes.
+        reopened: the shards hold tensors already, so they must be there.
     Raises:
-        CheckpointError: no space for the shards.
+        CheckpointError: no space for the shards, or one that is not there any more.
     """
 
-    def __init__(self, output: Path, entries: Entries, shard_size: int) -> None:
+    def __init__(self, output: Path, entries: Entries, shard_size: int, *, reopened: bool = False) -> None:
         self.output, self.entries = output, entries
         self.shards = plan_shards(entries, shard_size)
         self._where = {name: (shard, start) for shard in self.shards for name, start in shard.offsets.items()}
         for shard in self.shards:
-            self._allocate(output / UNFINISHED / shard.name, shard.header, shard.size)
+            self._allocate(output / UNFINISHED / shard.name, shard.header, shard.size, reopened)
 
-    def _allocate(self, path: Path, header: bytes, size: int) -> None:
+    def _allocate(self, path: Path, header: bytes, size: int, reopened: bool) -> None:
         with disk_errors(path):
             if not path.exists() and (self.output / path.name).exists():  # killed while it finished
                 os.replace(self.output / path.name, path)
+            found = path.stat().st_size if path.exists() else 0
+            if reopened and found != size:
+                raise CheckpointError(f"{path} has {found} bytes, {size} were written; start again with --overwrite")
             self._reserve(path, header, size)
 
     def _reserve(self, path: Path, header: bytes, size: int) -> None:
@@ -144,8 +155,8 @@ class Writer:
             file.truncate(size)
             file.write(header)
 
-    def write(self, name: str, tensor: torch.Tensor) -> None:
-        """Put one tensor at its place.
+    def write(self, name: str, tensor: torch.Tensor) -> str:
+        """Put one tensor at its place, and return the SHA-256 of its bytes.
 
         Raises:
             CheckpointError: another dtype or shape than announced, values that are not finite, a disk error.
@@ -156,11 +167,42 @@ class Writer:
         if tensor.numel() and not all(torch.isfinite(bound) for bound in torch.aminmax(tensor)):
             raise CheckpointError(f"{name} is not finite in {dtype}; use a wider dtype for the factors")
         shard, start = self._where[name]
-        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         path = self.output / UNFINISHED / shard.name
         with disk_errors(path), open(path, "r+b") as file:
             file.seek(start)
-            file.write(content)
+            file.write(data)
+        return hashlib.sha256(data).hexdigest()
+
+    def hashes(self, tensors: Mapping[str, str]) -> dict[str, str]:
+        """SHA-256 of every shard, in the working directory still, after its content was compared with what was written.
+
+        Args:
+            tensors: name to the SHA-256 that `write` returned.
+        Raises:
+            CheckpointError: a shard that does not hold all of them as they were written.
+        """
+        return {shard.name: self._hash(shard, tensors) for shard in self.shards}
+
+    def _hash(self, shard: Shard, tensors: Mapping[str, str]) -> str:
+        path = self.output / UNFINISHED / shard.name
+        bounds = [*sorted(shard.offsets.items(), key=lambda item: item[1]), ("", shard.size)]
+        whole, wrong = hashlib.sha256(), ""
+        with disk_errors(path), open(path, "rb") as file:
+            head = file.read(len(shard.header))
+            whole.update(head)
+            for (name, start), (_, stop) in zip(bounds, bounds[1:], strict=False):
+                part = hashlib.sha256()
+                for size in pieces(stop - start):
+                    data = file.read(size)
+                    part.update(data)
+                    whole.update(data)
+                wrong = wrong or (name if part.hexdigest() != tensors.get(name) else "")
+            if wrong or head != shard.header or file.read(1):
+                raise CheckpointError(
+                    f"{path} does not hold what was written ({wrong or 'header'} differs); start again with --overwrite"
+                )
+        return whole.hexdigest()
 
     def sync(self, names: Iterable[str]) -> None:
         """Put the shards that hold these tensors on the disk."""
@@ -183,6 +225,12 @@ class Writer:
             write_bytes(self.output / name, content)
         write_json(self.output / CONFIG, config)
         remove_unfinished(self.output)
+
+
+def pieces(size: int) -> Iterator[int]:
+    """`size` in parts of at most CHUNK."""
+    for start in range(0, size, CHUNK):
+        yield min(CHUNK, size - start)
 
 
 def remove_unfinished(output: Path) -> None:

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from nxdi_svd_plugin import versions
 from nxdi_svd_plugin.cli.output import emit
 
 if TYPE_CHECKING:
-    from nxdi_svd_plugin.cli.bench_layers import Ranks
+    from nxdi_svd_plugin.cli.bench_layers import Kind, Ranks
 
 EPILOG = """\
 examples:
@@ -81,21 +82,24 @@ def bench(ranks: Ranks, tp: int, tokens: list[int]) -> Iterator[dict[str, Any]]:
 
     "costs" has no "fused", and "no_kernel" the reason, where a kernel would refuse the pivots.
     """
-    from nxdi_svd_plugin.kernels.measure import counts
-    from nxdi_svd_plugin.kernels.measure import layer as mlp_counts
-
-    for (layer, up_gate, down, misfit), names in ranks.layers.items():
+    for kind in ranks.kinds:
         for count in tokens:
-            row: dict[str, Any] = {"layers": names, "ranks_from": ranks.origin, **vars(layer), "tp": tp}
-            row |= {"tokens": count, **{name: vars(row[name]) for name in ("gate", "up", "down")}}
-            row["costs"] = {"dense": vars(mlp_counts.dense(layer, count))}
-            row["costs"]["unfused"] = vars(mlp_counts.unfused(layer, count))
-            if misfit:
-                row["no_kernel"] = f"pivots of {', '.join(misfit)} are not whole tiles of 128 neurons on a core"
-            else:
-                row["costs"]["fused"] = vars(mlp_counts.fused(layer, count, up_gate, down))
-                row["kernels"] = [name for name, runs in (("up_gate", up_gate), ("down", down)) if runs]
-            yield {**row, **counts.provenance(), "source": SOURCE}
+            yield {"layers": kind.indices, "ranks_from": ranks.origin, "tp": tp, **_row(kind, count), "source": SOURCE}
+
+
+def _row(kind: Kind, tokens: int) -> dict[str, Any]:
+    from nxdi_svd_plugin.kernels.measure import counts
+    from nxdi_svd_plugin.kernels.measure import layer as mlp
+
+    layer, fit = kind.layer, kind.fit
+    row: dict[str, Any] = {"tokens": tokens, **asdict(layer)}
+    costs = {"dense": mlp.dense(layer, tokens), "unfused": mlp.unfused(layer, tokens)}
+    if fit.misfit:
+        row["no_kernel"] = fit.describe()
+    else:
+        row["kernels"] = [name for name, runs in (("up_gate", fit.up_gate), ("down", fit.down)) if runs]
+        costs["fused"] = mlp.fused(layer, fit, tokens)
+    return {**row, "costs": {name: asdict(cost) for name, cost in costs.items()}, **counts.provenance()}
 
 
 def totals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -121,7 +125,7 @@ def to_text(rows: list[dict[str, Any]]) -> str:
         many = f"{len(row['layers'])} layers like layer {row['layers'][0]}, each"
         lines += [f"{many}: ranks {ranks}{form}; tp {row['tp']}, {row['tokens']} tokens", *costs_text(row["costs"])]
         if "no_kernel" in row:
-            lines.append(f"  fused    no kernel: {row['no_kernel']}; use a block of {128 * row['tp']}")
+            lines.append(f"  fused    no kernel for {row['no_kernel']}")
         else:
             lines[-1] += f"   ({' and '.join(row['kernels']) or 'nothing'} in a kernel)"
     for total in totals(rows):

@@ -24,6 +24,10 @@ Exit code 1 when a requirement of the core is not met. Reads package metadata an
 """
 
 
+BRINGS_ITS_OWN = {"neuron": "neuronx-distributed-inference", "vllm": "vllm"}
+"""The extras that are empty, since pip must not touch what the Neuron DLAMI brings, and the distribution of each."""
+
+
 def add_parser(subparsers: Any) -> None:
     """Add the parser."""
     subparsers.add_parser("doctor", help="what works on this machine, and what is missing", epilog=EPILOG)
@@ -73,6 +77,9 @@ def core_checks() -> list[dict[str, Any]]:
 
 def extra_check(extra: str) -> dict[str, Any]:
     """Whether everything that an extra needs is there and fits the installed numpy."""
+    if extra in BRINGS_ITS_OWN and versions.installed(BRINGS_ITS_OWN[extra]) is None:
+        absent = f"{BRINGS_ITS_OWN[extra]} not installed: it comes with the Neuron DLAMI, pip installs nothing for it"
+        return {"ok": False, "wrong": [absent], "fix": ""}
     needs = versions.needs(versions.DISTRIBUTION, extra)
     wrong = [str(need) for need in needs if not need.holds]
     numpy, pyarrow = versions.installed("numpy"), versions.installed("pyarrow")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nxdi_svd_plugin.cli.options import add_dtype_option, not_negative, positive
 from nxdi_svd_plugin.cli.output import emit
+
+if TYPE_CHECKING:
+    from nxdi_svd_plugin.report.measured import Evaluation, LayerLosses, Tasks
 
 EPILOG = """\
 examples:
@@ -54,26 +57,23 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print."""
+    """Measure, keep it if asked to, and print."""
     if args.record:
-        from nxdi_svd_plugin.report.card import recordable
+        from nxdi_svd_plugin.report.record import Report
 
-        recordable(Path(args.model))  # before the measuring
-    if args.tasks and not args.layers:
-        return run_tasks(args)
-    if args.layers:
-        return run_layers(args)
-    result = evaluate(args)
+        Report.read(Path(args.model))  # before the measuring
+    measure = layers if args.layers else tasks if args.tasks else perplexity
+    found, text = measure(args)
     if args.record:
-        from nxdi_svd_plugin.report.card import record_evaluation
+        from nxdi_svd_plugin.report.keep import keep
 
-        record_evaluation(Path(args.model), result)
-    emit(args, result, to_text(result))
+        keep(Path(args.model), found)
+    emit(args, found.to_dict(), text)
     return 0
 
 
-def run_tasks(args: argparse.Namespace) -> int:
-    """Run lm-eval on both models and print the pairs."""
+def tasks(args: argparse.Namespace) -> tuple[Tasks, str]:
+    """lm-eval's scores of both models, and their table."""
     from nxdi_svd_plugin.errors import RecipeError
     from nxdi_svd_plugin.evaluate import harness
 
@@ -82,19 +82,17 @@ def run_tasks(args: argparse.Namespace) -> int:
     options = harness.Options(
         args.tasks.split(","), args.limit, args.include_path, args.task_data, args.fewshot, args.batch
     )
-    result = harness.evaluate_pair(Path(args.base), Path(args.model), options, args.dtype)
-    if args.record:
-        harness.record(Path(args.model), result)
-    emit(args, result, harness.to_text(result["rows"]))
-    return 0
+    found = harness.evaluate_pair(Path(args.base), Path(args.model), options, args.dtype)
+    return found, harness.to_text(found.rows)
 
 
-def run_layers(args: argparse.Namespace) -> int:
-    """Measure every layer alone and print it beside its prediction."""
+def layers(args: argparse.Namespace) -> tuple[LayerLosses, str]:
+    """The measured loss of every layer alone beside its prediction."""
     from nxdi_svd_plugin.errors import RecipeError
     from nxdi_svd_plugin.evaluate import layer_loss
     from nxdi_svd_plugin.evaluate.perplexity import token_ids
     from nxdi_svd_plugin.modeling.load import load_tokenizer
+    from nxdi_svd_plugin.report.measured import TextName
     from nxdi_svd_plugin.texts import read_text
 
     if not args.base:
@@ -103,18 +101,15 @@ def run_layers(args: argparse.Namespace) -> int:
         raise RecipeError(
             "--layers measures in float32 and in windows without overlap; leave --tasks, --dtype and --stride out"
         )
-    text, base, model = read_text(args.text), Path(args.base), Path(args.model)
+    text, base, window = read_text(args.text), Path(args.base), args.window or layer_loss.WINDOW
     ids = token_ids(load_tokenizer(base), text.content, args.max_tokens or layer_loss.TOKENS)
-    losses = layer_loss.measure_layers(base, model, ids, args.window or layer_loss.WINDOW, progress=not args.quiet)
-    result = losses.to_dict() | {"text": {"name": text.name, "sha256": text.sha256}}
-    if args.record:
-        layer_loss.add_to_report(model, result)
-    emit(args, result, layer_loss.to_text(result))
-    return 0
+    name = TextName(text.name, text.sha256)
+    losses = layer_loss.measure_layers(base, Path(args.model), ids, window, name, progress=not args.quiet)
+    return losses, layer_loss.to_text(losses)
 
 
-def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """The result as one JSON object; `perplexity` is the model's, `base` has the dense model's.
+def perplexity(args: argparse.Namespace) -> tuple[Evaluation, str]:
+    """The model's perplexity on a text, the dense model's beside it with --base, and both for a person.
 
     Raises:
         CheckpointError: the two models do not read the text as the same tokens.
@@ -125,6 +120,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     from nxdi_svd_plugin.errors import CheckpointError
     from nxdi_svd_plugin.evaluate.perplexity import WINDOW, measure, token_ids
     from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+    from nxdi_svd_plugin.report.measured import Evaluation, Score, TextName
     from nxdi_svd_plugin.texts import read_text
 
     text = read_text(args.text)
@@ -135,16 +131,16 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             f"{args.model} and {args.base} split the text into different tokens; their perplexities cannot be compared"
         )
     window = args.window or min(WINDOW, *(longest_window(directory) for directory in directories))
-    measured = []
+    scores = []
     for directory in directories:  # one at a time: two models need not fit in memory together
         model = load_model(directory, args.dtype)
-        measured.append(measure(model, ids[0], window, args.stride, progress=not args.quiet).to_dict())
+        found = measure(model, ids[0], window, args.stride, progress=not args.quiet)
+        scores.append({"model": directory, **found.to_dict()})
         del model
-    result = {"model": args.model, **measured[0], "text": {"name": text.name, "sha256": text.sha256}}
-    if args.base:
-        result["base"] = {"model": args.base, **measured[1]}
-        result["relative"] = measured[0]["perplexity"] / measured[1]["perplexity"]
-    return result
+    base = Score(**scores[1]) if args.base else None
+    relative = scores[0]["perplexity"] / base.perplexity if base else None
+    result = Evaluation(**scores[0], text=TextName(text.name, text.sha256), base=base, relative=relative)
+    return result, to_text(result)
 
 
 def longest_window(directory: str) -> int:
@@ -156,14 +152,13 @@ def longest_window(directory: str) -> int:
     return positions if isinstance(positions, int) else WINDOW
 
 
-def to_text(result: dict[str, Any]) -> str:
+def to_text(result: Evaluation) -> str:
     """The result for a person."""
-    rows = [result, *([result["base"]] if "base" in result else [])]
-    lines = [f"{row['perplexity']:12.3f}  {row['model']} ({row['dtype']}, {row['seconds']:.0f} s)" for row in rows]
-    if "base" in result:
-        lines.append(f"{result['relative']:12.3f}  times the base")
+    rows = [result, *([result.base] if result.base else [])]
+    lines = [f"{row.perplexity:12.3f}  {row.model} ({row.dtype}, {row.seconds:.0f} s)" for row in rows]
+    if result.relative is not None:
+        lines.append(f"{result.relative:12.3f}  times the base")
     lines.append(
-        f"perplexity on {result['tokens']} tokens of {result['text']['name']}, "
-        f"window {result['window']}, stride {result['stride']}"
+        f"perplexity on {result.tokens} tokens of {result.text.name}, window {result.window}, stride {result.stride}"
     )
     return "\n".join(lines)

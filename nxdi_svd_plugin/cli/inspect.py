@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nxdi_svd_plugin.cli.output import emit
+
+if TYPE_CHECKING:
+    from nxdi_svd_plugin.checkpoint.source import SourceConfig
+    from nxdi_svd_plugin.stored.layers import Layers
 
 EPILOG = """\
 examples:
@@ -15,8 +20,6 @@ examples:
 
 Reads config.json, report.json and the headers of the safetensors; no weight.
 """
-
-
 ERRORS = ("relative_error", "bf16_error", "growth")
 
 
@@ -39,62 +42,69 @@ def inspect(directory: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: not a compressed directory, or files that cannot be read.
     """
-    from nxdi_svd_plugin.checkpoint.names import REPORT, projection_prefix, read_json
-    from nxdi_svd_plugin.checkpoint.reader import Reader
-    from nxdi_svd_plugin.checkpoint.verify import compressed_config
-    from nxdi_svd_plugin.errors import CheckpointError
-    from nxdi_svd_plugin.stored.layers import PROJECTIONS, parse_layers, projection_dims
+    from nxdi_svd_plugin.checkpoint.names import REPORT
+    from nxdi_svd_plugin.checkpoint.source import read_compressed
+    from nxdi_svd_plugin.report.json_object import from_json, to_json
+    from nxdi_svd_plugin.report.record import Ratio, Report
 
-    config = compressed_config(directory)
-    svd_config, report = config["svd_config"], {}
-    if (directory / REPORT).is_file():
-        try:
-            report = read_json(directory / REPORT)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{directory / REPORT} cannot be read ({error}); restore or delete it") from error
-    records = {(m["layer"], m["projection"]): m for m in report.get("matrices", [])}
-    sizes = {n: info.dtype.itemsize * product(info.shape) for n, info in Reader(directory).tensors.items()}
-    rows = []
-    for i, layer in parse_layers(svd_config, config["num_hidden_layers"]).items():
-        for name in PROJECTIONS:
-            prefix, projection = projection_prefix(i, name), layer[name]
-            stored = {tensor: size for tensor, size in sizes.items() if tensor.startswith(prefix)}
-            elements = product(projection_dims(name, config["hidden_size"], config["intermediate_size"]))
-            rows.append(
-                {
-                    "layer": i,
-                    "projection": name,
-                    **projection.to_dict(),
-                    "bytes": sum(stored.values()),
-                    "dense_parameters": elements,
-                    **{key: records.get((i, name), {}).get(key) for key in ERRORS},
-                }
-            )
+    config, sizes = read_compressed(directory), tensor_sizes(directory)
+    report = Report.read(directory) if (directory / REPORT).is_file() else None
+    rows = matrix_rows(config.layers, config.dense, sizes)
+    ratio, recovery = config.svd_config.get("ratio"), config.svd_config.get("recovery") or {}
+    measured = {(m.layer, m.name): m for m in report.matrices} if report else {}
+    for row in rows:
+        row |= {key: getattr(measured.get((row["layer"], row["projection"])), key, None) for key in ERRORS}
     return {
-        "model_type": config["model_type"],
-        "format_version": svd_config["format_version"],
-        "plugin_version": svd_config.get("plugin_version"),
-        "source": svd_config.get("source"),
-        "ratio": svd_config.get("ratio"),
+        "model_type": config.dense.raw["model_type"],
+        "format_version": config.svd_config["format_version"],
+        "plugin_version": config.svd_config.get("plugin_version"),
+        "groups": config.svd_config["groups"],
+        "source": config.svd_config.get("source"),
+        "ratio": ratio and to_json(from_json(Ratio, ratio, "svd_config.ratio")),
         "mlp_bytes": sum(row["bytes"] for row in rows),
         "model_bytes": sum(sizes.values()),
-        "calibration": report.get("calibration"),
-        "evaluation": report.get("evaluation"),
-        "recovered": not (svd_config.get("recovery") or {"kept_input": True})["kept_input"],
+        "calibration": to_json(report.calibration) if report else None,
+        "evaluation": report.evaluation.to_dict() if report and report.evaluation else None,
+        "recovered": not recovery.get("kept_input", True),
         "matrices": rows,
     }
 
 
-def product(shape: tuple[int, ...]) -> int:
-    """Number of elements."""
-    total = 1
-    for length in shape:
-        total *= length
-    return total
+def tensor_sizes(directory: Path) -> dict[str, int]:
+    """Bytes of every tensor, from the headers of the files.
+
+    Raises:
+        CheckpointError: a file that cannot be read.
+    """
+    from nxdi_svd_plugin.checkpoint.layout import tensor_bytes
+    from nxdi_svd_plugin.checkpoint.reader import Reader
+
+    return {name: tensor_bytes(info.dtype, info.shape) for name, info in Reader(directory).tensors.items()}
+
+
+def matrix_rows(layers: Layers, dense: SourceConfig, sizes: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Form, rank and bytes of every projection, and the numbers that the dense model has in its place."""
+    from nxdi_svd_plugin.checkpoint.names import projection_prefix
+    from nxdi_svd_plugin.stored.projection import DENSE
+
+    return [
+        {
+            "layer": i,
+            "projection": name,
+            "width": mlp.width,
+            **projection.to_dict(),
+            "bytes": sum(size for tensor, size in sizes.items() if tensor.startswith(projection_prefix(i, name))),
+            "dense_parameters": DENSE.parameters(dense.hidden, dense.intermediate),
+        }
+        for i, mlp in layers.items()
+        for name, projection in mlp.items()
+    ]
 
 
 def to_text(found: dict[str, Any]) -> str:
     """The table for a person."""
+    from nxdi_svd_plugin.report.matrix import percent
+
     lines = [f"{found['model_type']}, format {found['format_version']}, plugin {found['plugin_version']}"]
     if found["ratio"]:
         ratio = found["ratio"]
@@ -107,11 +117,11 @@ def to_text(found: dict[str, Any]) -> str:
         f"{'layer':>5}  {'projection':<10}  {'form':<13}  {'rank':>5}  {'bytes':>12}  output error  in bf16  max C"
     )
     for row in found["matrices"]:
-        errors = ["" if row[key] is None else f"{100 * row[key]:.2f} %" for key in ERRORS[:2]]
+        error, rounding = percent(row["relative_error"], 2), percent(row["bf16_error"], 2)
         growth = "" if row["growth"] is None else f"{row['growth']:.2f}"
         lines.append(
             f"{row['layer']:>5}  {row['projection']:<10}  {row['form']:<13}  {row.get('rank', ''):>5}  "
-            f"{row['bytes']:>12}  {errors[0]:>12}  {errors[1]:>7}  {growth:>5}".rstrip()
+            f"{row['bytes']:>12}  {error:>12}  {rounding:>7}  {growth:>5}".rstrip()
         )
     if found["recovered"]:
         lines += ["", "the output errors are those of the compression, before recovery"]

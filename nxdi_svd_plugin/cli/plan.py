@@ -31,14 +31,19 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan."""
+    from nxdi_svd_plugin.checkpoint.source import read_config
+    from nxdi_svd_plugin.compress.plan.ranks import decide_ranks
     from nxdi_svd_plugin.compress.plan.summary import make_plan, plan_text
 
-    plan = make_plan(args.model, recipe_from(args))
+    recipe = recipe_from(args)
+    plan = make_plan(args.model, recipe)
     text = plan_text(plan)
     if args.tp is not None:
         from nxdi_svd_plugin.cli.plan_kernels import kernel_plans, kernel_text
 
-        plan["kernels"] = kernel_plans(args.model, plan["layers"], args.tp, args.tokens, plan["recipe"]["dtype"])
+        config = read_config(args.model)
+        layers = decide_ranks(config, recipe)
+        plan["kernels"] = list(kernel_plans(config.hidden, layers, args.tp, args.tokens, recipe.dtype))
         text += "\n" + kernel_text(plan["kernels"])
     emit(args, plan, text)
     return 0

@@ -1,71 +1,65 @@
 """The kernel part of `nxdi-svd plan`: how `up_gate` and `down` would be cut on one core of a tensor-parallel group."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from nxdi_svd_plugin.checkpoint.source import read_config
 from nxdi_svd_plugin.kernels.measure.plan import ITEMSIZE, plan_mlp
-from nxdi_svd_plugin.kernels.tiling.limits import PARTITIONS
-from nxdi_svd_plugin.kernels.tiling.segments import Runs, side_by_side
+from nxdi_svd_plugin.stored.cells import pivot_runs
+from nxdi_svd_plugin.stored.kernel_fit import kernel_fit
+from nxdi_svd_plugin.stored.layers import Layers, Mlp, alike, mlp_of
+from nxdi_svd_plugin.stored.projection import PROJECTIONS, LowRank
+from nxdi_svd_plugin.stored.runs import length, side_by_side
 
-PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
+def kernel_plans(hidden: int, layers: Layers, tp: int, tokens: list[int], dtype: str) -> Iterator[dict[str, Any]]:
+    """One entry for every different MLP and token count: the plan of every kernel that runs.
 
-def kernel_plans(model: str, layers: dict[str, Any], tp: int, tokens: list[int], dtype: str) -> list[dict[str, Any]]:
-    """One entry for every different set of ranks and every token count.
-
-    `layers` is the plan's own "layers"; those that keep a projection dense are left out. The pivots of interpolative
-    factors are assumed side by side (no byte depends on it); where they are no whole tiles on every core, "no_kernel"
-    says so in place of a plan. A dtype that the kernels do not know ("source") counts as bfloat16.
-    Raises KernelError if `tp` does not divide the intermediate size or nothing fits into SBUF.
+    "ranks" has None for a dense projection; "no_kernel" says why a kernel does not run. A dtype that the kernels do not
+    know ("source") counts as bfloat16.
+    Raises KernelError if `tp` does not divide the width of an MLP or nothing fits into SBUF.
     """
-    config = read_config(model)
     dtype = dtype if dtype in ITEMSIZE else "bfloat16"
-    groups: dict[tuple[tuple[int, str], ...], list[str]] = {}
-    for name, layer in layers.items():
-        forms = [layer[projection] for projection in PROJECTIONS]
-        if all("rank" in form for form in forms):
-            groups.setdefault(tuple((int(form["rank"]), form["form"]) for form in forms), []).append(name)
-    plans = []
-    for kinds, names in groups.items():
-        ranks = tuple(rank for rank, _ in kinds)
-        reason, pivots = pivot_runs(kinds, config.intermediate, tp)
+    for mlp, indices in alike(layers).items():
+        apart = _side_by_side(mlp)
+        ranks = [p.rank if isinstance(p, LowRank) else None for _, p in mlp.items()]
         for count in tokens:
-            entry: dict[str, Any] = {"layers": names, "ranks": list(ranks), "tp": tp, "tokens": count}
-            if reason:
-                plans.append({**entry, "no_kernel": reason})
-                continue
-            kernels = plan_mlp(config.hidden, config.intermediate, ranks, count, dtype, tp, pivots)
-            plans.append({**entry, **{kernel: plan.to_dict() for kernel, plan in kernels.items()}})
-    return plans
+            entry = {"layers": [str(i) for i in indices], "ranks": ranks, "tp": tp, "tokens": count}
+            plans = plan_mlp(hidden, apart, count, dtype, tp)
+            if why := kernel_fit(apart, tp).describe():
+                entry["no_kernel"] = why
+            yield {**entry, **{kernel: plan.to_dict() for kernel, plan in plans.items()}}
 
 
-def pivot_runs(kinds: Sequence[tuple[int, str]], intermediate: int, tp: int) -> tuple[str, tuple[Runs, ...]]:
-    """(why there is no kernel, or nothing; tiles of the pivots on one core) for (rank, form) of gate, up and down."""
-    pivots = [rank if form == "interpolative" else 0 for rank, form in kinds]
-    whole = PARTITIONS * tp
-    if not any(pivots) or intermediate % tp:
-        return "", ((), (), ())
-    if any(count % whole for count in (intermediate, *pivots)):
-        return (
-            f"at tp {tp} the kernels need the intermediate size {intermediate} and interpolative ranks {pivots} in "
-            f"multiples of {whole}: use --block {whole} or --form pair"
-        ), ((), (), ())
-    return "", side_by_side(tuple(count // whole for count in pivots), intermediate // whole)
+def _side_by_side(mlp: Mlp) -> Mlp:
+    """The same with the pivots of gate, up and down side by side: where they lie is not known before they are chosen,
+    and no byte of HBM and no cycle depends on it."""
+    counts = tuple(map(length, pivot_runs(mlp)))
+    runs = dict(zip(PROJECTIONS, side_by_side(counts, mlp.width // mlp.groups), strict=True))
+    moved = {name: replace(p, pivots=runs[name]) if isinstance(p, LowRank) else p for name, p in mlp.items()}
+    return mlp_of(mlp.width, moved)
 
 
 def kernel_text(plans: list[dict[str, Any]]) -> str:
     """The plans for people."""
     lines = ["", "kernels on one core (predicted bytes, modelled times; no device run)"]
     for plan in plans:
-        lines.append(f"ranks {plan['ranks']}, tp {plan['tp']}, {plan['tokens']} tokens, {len(plan['layers'])} layers")
+        ranks = ", ".join(str(rank or "dense") for rank in plan["ranks"])
+        lines.append(f"ranks {ranks}, tp {plan['tp']}, {plan['tokens']} tokens, {len(plan['layers'])} layers")
         if "no_kernel" in plan:
-            lines.append(f"  {plan['no_kernel']}")
-            continue
+            lines.append(f"  no kernel for {plan['no_kernel']}")
         for kernel in ("up_gate", "down"):
-            part = plan[kernel]
-            strips = ", ".join(f"{count} x {'+'.join(map(str, sizes))}" for count, sizes in part["strips"])
-            moved = (part["hbm_read_bytes"] + part["hbm_write_bytes"]) / 1e6
-            lines.append(f"  {kernel:<8} strips {strips}; {moved:.1f} MB of HBM; bound by {part['bound']}")
-            lines.append(f"           {part['reason']}")
+            if kernel in plan:
+                lines += _kernel_lines(kernel, plan[kernel])
     return "\n".join(lines)
+
+
+def _kernel_lines(kernel: str, part: dict[str, Any]) -> list[str]:
+    strips = ", ".join(f"{count} x {'+'.join(map(str, sizes))}" for count, sizes in part["strips"])
+    moved = (part["hbm_read_bytes"] + part["hbm_write_bytes"]) / 1e6
+    return [
+        f"  {kernel:<8} strips {strips}; {moved:.1f} MB of HBM; bound by {part['bound']}",
+        f"           {part['reason']}",
+    ]

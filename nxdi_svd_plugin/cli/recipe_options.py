@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from nxdi_svd_plugin.errors import RecipeError
-from nxdi_svd_plugin.recipe import ALLOCATIONS, FACTOR_DTYPES, FORMS, OBJECTIVES, PRESETS, Recipe, from_yaml, preset
+from nxdi_svd_plugin.recipe import ALLOCATIONS, FACTOR_DTYPES, OBJECTIVES, PRESETS, Recipe, from_yaml, preset
 
 KEYS = {
     "ratio": "ratio",
@@ -41,7 +41,7 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
         "--rank", action="append", metavar="SELECTOR=R", help="explicit rank, e.g. down_proj=384, 0.up_proj=512"
     )
     group.add_argument("--dense", action="append", metavar="SELECTOR", help="keep dense: 0, down_proj or 3.down_proj")
-    group.add_argument("--form", choices=FORMS, help="of a factored projection (default: interpolative)")
+    group.add_argument("--form", help="of a low-rank projection: pair or interpolative (default: interpolative)")
     group.add_argument("--objective", choices=OBJECTIVES, help="what changes least (default: two_sided)")
     group.add_argument("--allocation", choices=ALLOCATIONS, help="of the ranks (default: global)")
     group.add_argument("--damping", type=float, help="relative ridge of the two-sided objectives (default: 0.1)")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nxdi_svd_plugin.cli.output import emit
+
+if TYPE_CHECKING:
+    from nxdi_svd_plugin.report.measured import Recovery
 
 EPILOG = """\
 examples:
@@ -70,15 +73,15 @@ def run(args: argparse.Namespace) -> int:
         resume=args.resume,
         overwrite=args.overwrite,
     )
-    emit(args, record, to_text(record))
+    emit(args, record.to_dict(), to_text(record))
     return 0
 
 
-def to_text(record: dict[str, Any]) -> str:
-    """Two lines for a person."""
-    values, steps = record["perplexity"], record["history"][-1]["step"]
-    outcome = "no gain: the input is kept" if record["kept_input"] else f"best of {steps} steps: {record['best_step']}"
+def to_text(record: Recovery) -> str:
+    """One line for a person."""
+    change, best = record.perplexity, f"best of {record.steps} steps: {record.best_step}"
     return (
-        f"validation perplexity {values['input']:.3f} -> {values['output']:.3f} ({outcome}), "
-        f"{record['seconds']:.0f} s, {record['loss']} loss"
+        f"validation perplexity {change.input:.3f} -> {change.output:.3f} "
+        f"({'no gain: the input is kept' if record.kept_input else best}), "
+        f"{record.seconds:.0f} s, {record.loss} loss"
     )

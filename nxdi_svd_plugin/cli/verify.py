@@ -28,8 +28,9 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run every check and print them; 1 when one fails."""
     from nxdi_svd_plugin.checkpoint.verify import verify
+    from nxdi_svd_plugin.report.record import recorded_hashes
 
-    checks = verify(Path(args.directory), Path(args.base) if args.base else None)
+    checks = verify(Path(args.directory), recorded_hashes, Path(args.base) if args.base else None)
     ok = all(check.ok for check in checks)
     text = "\n".join(f"{'ok  ' if check.ok else 'FAIL'} {check.name} ({check.detail})" for check in checks)
     emit(args, {"ok": ok, "checks": [dataclasses.asdict(check) for check in checks]}, text)

@@ -1,6 +1,6 @@
 """From a dense checkpoint to a compressed one, layer by layer.
 
-The module is also the function: `nxdi_svd_plugin.compress(model_dir, output_dir, recipe)` is `pipeline.compress`.
+The module is also the function: `nxdi_svd_plugin.compress(model_dir, output_dir, recipe)` is `run.run.compress`.
 """
 
 from __future__ import annotations

@@ -18,13 +18,12 @@ from typing import Any
 import torch
 import yaml
 
-from nxdi_svd_plugin.checkpoint.atomic import write_json
-from nxdi_svd_plugin.checkpoint.names import REPORT, read_json
-from nxdi_svd_plugin.errors import CalibrationError, CheckpointError, RecipeError
+from nxdi_svd_plugin.errors import CalibrationError, RecipeError
 from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+from nxdi_svd_plugin.report.measured import Row, Tasks
 from nxdi_svd_plugin.versions import import_extra
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 PAPER_TASKS = (
     *("wikitext", "ptb", "c4"),
     *("openbookqa", "arc_easy", "arc_challenge", "winogrande", "hellaswag", "piqa", "mathqa"),
@@ -51,11 +50,9 @@ class Options:
     batch: int = 1
 
 
-def evaluate_pair(base: Path, compressed: Path, options: Options, dtype: torch.dtype | str = "auto") -> dict[str, Any]:
+def evaluate_pair(base: Path, compressed: Path, options: Options, dtype: torch.dtype | str = "auto") -> Tasks:
     """Run the tasks on both models.
 
-    Returns:
-        {"rows": [{task, metric, samples, base, base_stderr, compressed, compressed_stderr, recovery}], "settings": ...}
     Raises:
         MissingExtraError: lm-eval is not installed. RecipeError: an unknown task. CalibrationError: data that cannot be
         loaded. CheckpointError: a model that cannot.
@@ -64,10 +61,9 @@ def evaluate_pair(base: Path, compressed: Path, options: Options, dtype: torch.d
     with tempfile.TemporaryDirectory() as scratch:
         specs = task_specs(options, Path(scratch))
         sides = [run_tasks(directory, specs, options, dtype) for directory in (base, compressed)]
-    rows = pair_rows(*sides)
     settings = {"limit": options.limit or None, "fewshot": options.fewshot, "dtype": str(dtype), "batch": options.batch}
     settings["lm_eval"] = import_extra("lm_eval", "eval").__version__
-    return {"rows": rows, "settings": settings}
+    return Tasks(tuple(pair_rows(*sides)), settings)
 
 
 @functools.lru_cache(maxsize=2)
@@ -75,19 +71,6 @@ def task_manager(include_path: Path | None) -> Any:
     """lm-eval's tasks, those shipped here and those of `include_path`; reading them takes seconds."""
     paths = [SHIPPED] + ([] if include_path is None else [include_path])
     return import_extra("lm_eval.tasks", "eval").TaskManager(include_path=[str(path) for path in paths])
-
-
-def record(directory: Path, result: Mapping[str, Any]) -> None:
-    """Put a result into the `tasks` object of a compressed directory's report.json.
-
-    Raises:
-        CheckpointError: no readable report.json.
-    """
-    try:
-        report = read_json(directory / REPORT)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory} has no report to record the tasks in: {error}") from error
-    write_json(directory / REPORT, {**report, "tasks": dict(result)})
 
 
 def task_specs(options: Options, scratch: Path) -> list[str]:
@@ -144,7 +127,7 @@ def run_tasks(directory: Path, specs: list[str], options: Options, dtype: torch.
     Raises:
         CalibrationError: a data set cannot be loaded (no network, no such file).
     """
-    LOG.info("lm-eval: %s", directory)
+    logger.info("lm-eval: %s", directory)
     evaluator = import_extra("lm_eval", "eval")
     try:
         results: dict[str, Any] = evaluator.simple_evaluate(
@@ -191,7 +174,7 @@ def rolling_error(metric: str, pairs: Sequence[tuple[float, float]]) -> float | 
     return error / math.log(2) if metric == "bits_per_byte" else math.exp(min(mean, 700.0)) * error
 
 
-def pair_rows(base: Mapping[str, Any], compressed: Mapping[str, Any]) -> list[dict[str, Any]]:
+def pair_rows(base: Mapping[str, Any], compressed: Mapping[str, Any]) -> list[Row]:
     """One row for each task and metric that both results have."""
     rows = []
     for task, scores in base["results"].items():
@@ -201,10 +184,17 @@ def pair_rows(base: Mapping[str, Any], compressed: Mapping[str, Any]) -> list[di
             if not selection or metric.endswith("_stderr") or not isinstance(score, (int, float)):
                 continue
             error = f"{metric}_stderr,{selection}"
-            row = {"task": task, "metric": metric, "samples": base["n-samples"][task]["effective"]}
-            row |= {"base": float(score), "base_stderr": number(scores.get(error))}
-            row |= {"compressed": float(other[key]), "compressed_stderr": number(other.get(error))}
-            rows.append(row | {"recovery": recovery(metric, float(score), float(other[key]))})
+            row = Row(
+                task=task,
+                metric=metric,
+                samples=base["n-samples"][task]["effective"],
+                base=float(score),
+                base_stderr=number(scores.get(error)),
+                compressed=float(other[key]),
+                compressed_stderr=number(other.get(error)),
+                recovery=recovery(metric, float(score), float(other[key])),
+            )
+            rows.append(row)
     return rows
 
 
@@ -219,15 +209,14 @@ def number(value: Any) -> float | None:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
-def to_text(rows: Sequence[Mapping[str, Any]]) -> str:
+def to_text(rows: Sequence[Row]) -> str:
     """The rows as a table."""
     head = f"{'task':<16}{'metric':<18}{'base':>22}{'compressed':>24}{'recovery':>10}"
     lines = [head]
     for row in rows:
-        cells = [f"{score(row['base'], row['base_stderr']):>22}"]
-        cells.append(f"{score(row['compressed'], row['compressed_stderr']):>24}")
-        kept = "-" if row["recovery"] is None else f"{row['recovery']:.3f}"
-        lines.append(f"{row['task']:<16}{row['metric']:<18}{''.join(cells)}{kept:>10}")
+        cells = f"{score(row.base, row.base_stderr):>22}{score(row.compressed, row.compressed_stderr):>24}"
+        kept = "-" if row.recovery is None else f"{row.recovery:.3f}"
+        lines.append(f"{row.task:<16}{row.metric:<18}{cells}{kept:>10}")
     return "\n".join(lines)
 
 

@@ -8,50 +8,19 @@ Spearman rank correlation is what counts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from nxdi_svd_plugin.checkpoint.atomic import write_json
-from nxdi_svd_plugin.checkpoint.names import REPORT, read_json
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
 from nxdi_svd_plugin.evaluate.perplexity import check_window
 from nxdi_svd_plugin.modeling.load import load_model
+from nxdi_svd_plugin.report.measured import LayerLosses, TextName
+from nxdi_svd_plugin.report.record import Report
 
 TOKENS, WINDOW = 2048, 512  # without other numbers; every window runs once for every layer
-
-
-@dataclass(frozen=True)
-class LayerLosses:
-    """Nats per token by layer, and the rank correlation of the two lists over the layers that were compressed.
-
-    rank_correlation: None where fewer than two layers were.
-    """
-
-    predicted: list[float]
-    measured: list[float]
-    rank_correlation: float | None
-    tokens: int
-    window: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return asdict(self)
-
-
-def read_report(directory: Path) -> dict[str, Any]:
-    """report.json.
-
-    Raises:
-        CheckpointError: none that can be read.
-    """
-    try:
-        return dict(read_json(directory / REPORT))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory} has no report.json with predicted losses: {error}") from error
 
 
 def predicted_losses(directory: Path) -> list[float]:
@@ -61,27 +30,29 @@ def predicted_losses(directory: Path) -> list[float]:
         CheckpointError: it has none: another objective than two_sided, a directory from elsewhere, or factors that
             were trained after the prediction.
     """
-    report = read_report(directory)
-    if not report.get("recovery", {}).get("kept_input", True):
+    report = Report.read(directory)
+    if report.trained:
         raise CheckpointError(
             f"the factors of {directory} were trained after their losses were predicted; give its input"
         )
-    losses: dict[int, float] = {}
-    for record in report["matrices"]:
-        if record["form"] != "dense" and "predicted_loss" not in record:
-            raise CheckpointError(f"{directory / REPORT} has no predicted losses; compress with objective two_sided")
-        losses[record["layer"]] = losses.get(record["layer"], 0.0) + record.get("predicted_loss", 0.0)
-    return [losses[i] for i in sorted(losses)]
+    losses = dict.fromkeys(sorted(report.layers), 0.0)
+    for record in report.matrices:
+        if record.rank is not None and record.predicted_loss is None:
+            raise CheckpointError(
+                f"the report of {directory} has no predicted losses; compress with objective two_sided"
+            )
+        losses[record.layer] += record.predicted_loss or 0.0
+    return list(losses.values())
 
 
 @torch.no_grad()
 def measure_layers(
-    dense: Path, compressed: Path, ids: torch.Tensor, window: int, progress: bool = False
+    dense: Path, compressed: Path, ids: torch.Tensor, window: int, text: TextName, progress: bool = False
 ) -> LayerLosses:
     """Compress one layer at a time and compare the predictions with the dense model's; both models are in memory.
 
     Args:
-        ids: tokens; cut into whole windows of `window`.
+        ids: tokens of `text`; cut into whole windows of `window`.
     Raises:
         CheckpointError: no predictions. CalibrationError: less text than a window. RecipeError: a window that the model
             cannot take.
@@ -102,12 +73,7 @@ def measure_layers(
     measured = [total / windows.numel() for total in totals]
     touched = [i for i, loss in enumerate(predicted) if loss > 0]
     correlation = rank_correlation([predicted[i] for i in touched], [measured[i] for i in touched])
-    return LayerLosses(predicted, measured, correlation, windows.numel(), window)
-
-
-def add_to_report(directory: Path, losses: dict[str, Any]) -> None:
-    """Put the losses into report.json as `layer_losses`."""
-    write_json(directory / REPORT, {**read_report(directory), "layer_losses": losses})
+    return LayerLosses(tuple(predicted), tuple(measured), correlation, windows.numel(), window, text)
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
@@ -118,13 +84,13 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
     return float(torch.corrcoef(torch.stack(ranks).to(torch.float64))[0, 1])
 
 
-def to_text(losses: dict[str, Any]) -> str:
+def to_text(losses: LayerLosses) -> str:
     """A line for each layer, then the rank correlation."""
     lines = [f"{'layer':>5}  {'predicted':>10}  {'measured':>10}   nats per token"]
-    pairs = zip(losses["predicted"], losses["measured"], strict=True)
+    pairs = zip(losses.predicted, losses.measured, strict=True)
     lines += [f"{i:>5}  {predicted:>10.3g}  {measured:>10.3g}" for i, (predicted, measured) in enumerate(pairs)]
-    rho = "-" if losses["rank_correlation"] is None else f"{losses['rank_correlation']:.3f}"
-    lines.append(f"rank correlation (Spearman) {rho} on {losses['tokens']} tokens of {losses['text']['name']}, float32")
+    rho = "-" if losses.rank_correlation is None else f"{losses.rank_correlation:.3f}"
+    lines.append(f"rank correlation (Spearman) {rho} on {losses.tokens} tokens of {losses.text.name}, float32")
     return "\n".join(lines)
 
 

@@ -6,7 +6,7 @@ depends on the pivots J: the error of the kept columns is multiplied by C, so J 
 improved by swaps until no coefficient between exchangeable columns exceeds a bound (Gu and Eisenstat 1996, maximum
 volume). Between columns that may not change places no exact choice of J bounds C, so a coefficient above GROWTH_LIMIT
 is fixed at it and the rest of its column fitted again: the only case in which W' changes. The largest coefficient is
-the `growth` of the result. Source: paper-notes.md, last section.
+the `growth` of the result. See Cheng, Gimbutas, Martinsson and Rokhlin 2005, On the compression of low rank matrices.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nxdi_svd_plugin.errors import RecipeError, SvdError
-from nxdi_svd_plugin.factorize.rank import check_block
+from nxdi_svd_plugin.errors import SvdError
+from nxdi_svd_plugin.stored.projection import GROWTH_LIMIT
 
 PANEL = 64  # pivots chosen between two updates of the whole residual
 POOL = 4  # candidates per pivot of a panel
+RELIABLE = 1e-10  # squared norms below this part of a panel's largest are rounding
 GROWTH_BOUND = 1.5  # swaps stop when no exchangeable coefficient is larger
-GROWTH_LIMIT = 16.0  # no coefficient is ever larger
 MAX_SWAPS = 400
 
 
@@ -47,30 +47,6 @@ class Interpolation:
         return self.coefficients[rows][:, places]
 
 
-def interpolative_cost(fan_in: int, fan_out: int, rank: int) -> int:
-    """Numbers stored, and multiply-adds per token, of a rank-r matrix in interpolative form."""
-    return rank * (fan_in + fan_out - rank)
-
-
-def interpolative_rank(fan_in: int, fan_out: int, ratio: float, block: int, tau: float = 0.5) -> int:
-    """Eq. 5 for the interpolative cost: r with r (m + n - r) = (1 - ratio) m n, in multiples of `block`.
-
-    r = b floor(r0 / b + 1 - tau), r0 the smaller root.
-    Raises:
-        RecipeError: the block is larger than the matrix, or Eq. 5 gives no multiple of it from 1 to min(m, n) - 1.
-    """
-    check_block(block, fan_in, fan_out)
-    total = fan_in + fan_out
-    exact = (total - math.sqrt(total**2 - 4 * (1 - ratio) * fan_in * fan_out)) / 2
-    rank = math.floor(exact / block + 1 - tau) * block
-    if not 0 < rank < min(fan_in, fan_out):
-        raise RecipeError(
-            f"ratio {ratio:.4g} with block {block} rounds to rank {rank} for a {fan_in} x {fan_out} matrix, "
-            f"where ranks of 1 to {min(fan_in, fan_out) - 1} save something; use a smaller block or another ratio"
-        )
-    return rank
-
-
 def interpolate(v: Tensor, classes: Sequence[Tensor], block: int, bound: float = GROWTH_BOUND) -> Interpolation:
     """Choose pivots among the columns of `v` so that every class gives a multiple of `block` of them.
 
@@ -85,11 +61,11 @@ def interpolate(v: Tensor, classes: Sequence[Tensor], block: int, bound: float =
     label = torch.empty(width, dtype=torch.long, device=v.device)
     for i, members in enumerate(classes):
         label[members] = i
-    pivots = _pivoted_qr(v, rank, label, [rank] * len(classes))
+    pivots = _pivoted_qr(v, label, [rank] * len(classes))
     counts = torch.bincount(label[pivots], minlength=len(classes)).tolist()
     quota = block_quotas(counts, [len(c) for c in classes], rank, block)
     if quota != counts:
-        pivots = _pivoted_qr(v, rank, label, quota)
+        pivots = _within_quota(v, pivots, label, quota)
     return _swap(v, pivots, label, bound)
 
 
@@ -105,69 +81,100 @@ def block_quotas(wanted: Sequence[int], sizes: Sequence[int], rank: int, block: 
     return [count * block for count in taken]
 
 
-def _pivoted_qr(v: Tensor, rank: int, label: Tensor, quota: Sequence[int]) -> Tensor:
-    """`rank` pivots by QR with column pivoting, at most quota[c] from class c, in panels of products."""
-    residual, left = v.clone(), list(quota)
-    taken = torch.zeros(v.shape[1], dtype=torch.bool, device=v.device)
-    pivots: list[int] = []
-    while len(pivots) < rank:
-        usable = torch.tensor([n > 0 for n in left], device=v.device)[label] & ~taken
-        norms = torch.where(usable, residual.square().sum(0), -1.0)
-        count = min(PANEL, rank - len(pivots))
+def _pivoted_qr(v: Tensor, label: Tensor, quota: Sequence[int], taken: Tensor | None = None) -> Tensor:
+    """As many pivots as `v` has rows, by QR with column pivoting, at most quota[c] from class c, in panels of products.
+
+    The residual is float32: it decides which column comes next, never what is stored. No column of `taken` is chosen.
+    """
+    size = v.abs().max().clamp_min(torch.finfo(v.dtype).tiny)
+    residual = (v.T / size).to(torch.float32, memory_format=torch.contiguous_format)  # a row for every column of v
+    closed = torch.zeros(v.shape[1], dtype=torch.bool, device=v.device)
+    if taken is not None:
+        closed[taken] = True
+    left, pivots = list(quota), []
+    while residual.shape[1]:
+        usable = torch.tensor([n > 0 for n in left], device=v.device)[label] & ~closed
+        norms = torch.where(usable, torch.linalg.vector_norm(residual, dim=1), -1.0)
+        count = min(PANEL, residual.shape[1])
         pool = torch.topk(norms, min(POOL * count, int(usable.sum()))).indices
-        chosen, basis = _panel(residual[:, pool], count, label[pool].tolist(), left)
-        picked = pool[chosen]
-        residual -= basis @ (basis.T @ residual)
-        residual[:, picked] = 0.0
-        taken[picked] = True
-        pivots += picked.tolist()
-    return torch.tensor(pivots, device=v.device)
+        picked = pool[_panel(residual[pool].to(v.dtype), count, label[pool].tolist(), left)]
+        residual = _reflected(residual, residual[picked])
+        closed[picked] = True
+        pivots.append(picked)
+    return torch.cat(pivots)
 
 
-def _panel(pool: Tensor, count: int, labels: Sequence[int], left: list[int]) -> tuple[list[int], Tensor]:
-    """Plain pivoted Gram-Schmidt on a small pool; lowers `left`. May stop early when the pool's classes are used up."""
-    work = pool.clone()
+def _reflected(rows: Tensor, picked: Tensor) -> Tensor:
+    """The coordinates of `rows` in the directions that the m `picked` ones do not span; overwrites `rows`.
+
+    Block reflection I - Y T Yᵀ that turns the picked rows into the first m coordinates, which are left out, with
+    T⁻¹ = striu(YᵀY) + diag(YᵀY) / 2 (Schreiber and Van Loan 1989; Puglisi 1992).
+    """
+    m = len(picked)
+    y = torch.geqrf(picked.T).a.tril(-1)
+    y.diagonal().fill_(1.0)
+    inner = y.T @ y
+    inverse = inner.triu(1) + torch.diag(inner.diagonal() / 2)
+    rows.addmm_(rows @ y, torch.linalg.solve_triangular(inverse, y.T, upper=True), alpha=-1.0)
+    return rows[:, m:]
+
+
+def _within_quota(v: Tensor, pivots: Tensor, label: Tensor, quota: Sequence[int]) -> Tensor:
+    """The first pivots of every class up to its quota, and others in place of the rest: those that are longest in the
+    directions which the kept ones do not span."""
+    kept = torch.cat([pivots[label[pivots] == c][:most] for c, most in enumerate(quota)])
+    others = torch.linalg.qr(v[:, kept], mode="complete").Q[:, len(kept) :]
+    left = [most - int((label[kept] == c).sum()) for c, most in enumerate(quota)]
+    return torch.cat([kept, _pivoted_qr(others.T @ v, label, left, kept)])
+
+
+def _panel(pool: Tensor, count: int, labels: Sequence[int], left: list[int]) -> list[int]:
+    """The rows that pivoting takes out of a small pool, the longest after those before it first; lowers `left`.
+
+    It is a pivoted Cholesky factorization of the pool's Gram matrix. May stop early: when the pool's classes are used
+    up, or when what is left of the rows is near the rounding of their squares.
+    """
+    gram = pool @ pool.T
+    score = gram.diagonal().clone()
+    rows = gram.new_zeros(count, len(gram))
+    floor = RELIABLE * float(score.max())
+    classes = torch.tensor(labels, device=pool.device)
     chosen: list[int] = []
-    basis: list[Tensor] = []
-    floor = 1e-26 * float(pool.square().sum(0).max())
-    for _ in range(count):
-        norms = work.square().sum(0).tolist()
-        open_ = [i for i, c in enumerate(labels) if left[c] > 0 and i not in chosen]
-        if not open_:
+    for i in range(count):
+        best = int(score.argmax())
+        size = float(score[best])
+        if not size > floor:
             break
-        best = max(open_, key=lambda i: norms[i])
-        if not norms[best] > floor:
-            if chosen:
-                break
-            raise SvdError("the columns that may be pivots do not span the matrix: it is rank-deficient")
-        direction = work[:, best] / math.sqrt(norms[best])
-        for other in basis:  # once more against what is there: keeps the basis orthogonal to rounding
-            direction = direction - other * (other @ direction)
-        direction = direction / direction.norm()
-        work -= direction[:, None] * (direction @ work)
-        basis.append(direction)
+        row = (gram[best] - rows[:i, best] @ rows[:i]) / math.sqrt(size)
+        rows[i] = row
+        score -= row.square()
+        score[best] = -torch.inf
         chosen.append(best)
         left[labels[best]] -= 1
-    return chosen, torch.stack(basis, 1)
+        if not left[labels[best]]:
+            score[classes == labels[best]] = -torch.inf
+    if not chosen:
+        raise SvdError("the columns that may be pivots do not span the matrix: it is rank-deficient")
+    return chosen
 
 
 def _swap(v: Tensor, pivots: Tensor, label: Tensor, bound: float) -> Interpolation:
     """Exchange a pivot and another column of its class while a coefficient between such two exceeds `bound`."""
     mask = torch.ones(v.shape[1], dtype=torch.bool, device=v.device)
     mask[pivots] = False
-    rest = torch.arange(v.shape[1], device=v.device)[mask]
-    pivots = pivots.clone()
-    c = _coefficients(v, pivots, rest)
-    for _ in range(MAX_SWAPS):
-        same = label[pivots][:, None] == label[rest][None, :]
-        at = int(torch.where(same, c.abs(), 0.0).argmax()) if c.numel() else 0
-        i, j = divmod(at, max(len(rest), 1))
-        if not c.numel() or not same[i, j] or float(c[i, j].abs()) <= bound:
+    pivots, rest = pivots.sort().values, torch.nonzero(mask).flatten()
+    c, swaps = _coefficients(v, pivots, rest), 0
+    same = label[pivots][:, None] == label[rest][None, :]  # an exchange stays within a class: it never changes
+    while c.numel() and swaps < MAX_SWAPS:
+        size = torch.where(same, c.abs(), 0.0)
+        i, j = divmod(int(size.argmax()), len(rest))
+        if float(size[i, j]) <= bound:
             break
         pivots[i], rest[j] = rest[j].clone(), pivots[i].clone()
-        c = _exchange(c, i, j)
-    pivots, rest = pivots.sort().values, rest.sort().values
-    c = _coefficients(v, pivots, rest)
+        c, swaps = _exchange(c, i, j), swaps + 1
+    if swaps:
+        pivots, rest = pivots.sort().values, rest.sort().values
+        c = _coefficients(v, pivots, rest)
     limited = limit_growth(v[:, pivots], c, GROWTH_LIMIT)
     change = float((v[:, pivots] @ (limited - c)).norm() / v.norm()) if limited is not c else 0.0
     return Interpolation(pivots, limited, float(limited.abs().max()) if c.numel() else 0.0, change)
@@ -207,8 +214,8 @@ def _coefficients(v: Tensor, pivots: Tensor, rest: Tensor) -> Tensor:
 def _exchange(c: Tensor, i: int, j: int) -> Tensor:
     """The coefficients after pivot i and column j changed places (one step of Gauss-Jordan)."""
     pivot, row, column = c[i, j].clone(), c[i].clone(), c[:, j].clone()
-    new = c - column[:, None] * (row / pivot)[None, :]
-    new[i] = row / pivot
-    new[:, j] = -column / pivot
-    new[i, j] = 1.0 / pivot
-    return new
+    c.addr_(column, row, alpha=-1.0 / float(pivot))
+    c[i] = row / pivot
+    c[:, j] = -column / pivot
+    c[i, j] = 1.0 / pivot
+    return c

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
 from nxdi_svd_plugin.errors import RecipeError
 
+Cost = Callable[[int, int, float], float]
+"""Numbers stored for a matrix with sides m, n at a rank; rising from 0 to min(m, n)."""
 
-def block_rank(ratio: float, m: int, n: int, block: int, tau: float = 0.5) -> int:
-    """Eq. 5: r = b * floor((1 - ratio) m n / ((m + n) b) + 1 - tau), the multiple of the block that meets the ratio.
+
+def block_rank(ratio: float, m: int, n: int, block: int, tau: float, cost: Cost) -> int:
+    """Eq. 5 for any form: r = b floor(x / b + 1 - tau), where cost(m, n, x) = (1 - ratio) m n.
+
+    As the cost rises, r / b is the largest k with cost(b (k - 1 + tau)) <= (1 - ratio) m n, so no form needs to solve
+    for x. With the pair's cost x (m + n) it is the paper's Eq. 5.
 
     Args:
         ratio: share of the m * n parameters to save, in (0, 1).
         m, n: the two dimensions of the weight.
         block: b; ranks are its multiples.
         tau: rounding threshold in (0, 1]: 0.5 rounds to the nearest multiple, 1 down, near 0 up.
+        cost: of the form.
     Raises:
-        RecipeError: the block is larger than the matrix, or no multiple of it saves anything.
+        RecipeError: the block is larger than the matrix, or no multiple of it below full rank saves anything.
     """
     check_block(block, m, n)
-    rank = block * math.floor((1 - ratio) * m * n / ((m + n) * block) + 1 - tau)
+    kept, blocks = (1 - ratio) * m * n, 0
+    while block * (blocks + tau) < min(m, n) and cost(m, n, block * (blocks + tau)) <= kept:
+        blocks += 1
+    rank = block * blocks
     if rank < 1:
         raise RecipeError(
             f"ratio {ratio:.4g} with block {block} rounds to rank 0 for a {m} x {n} matrix; "
             "use a smaller block or ratio"
         )
-    if rank * (m + n) >= m * n:
+    if rank > min(m, n) or cost(m, n, rank) >= m * n:
         raise RecipeError(
-            f"ratio {ratio:.4g} with block {block} rounds to rank {rank}, which saves nothing of a {m} x {n} matrix "
-            f"(break-even is {m * n / (m + n):.0f}); use a smaller block, a larger tau or a larger ratio"
+            f"ratio {ratio:.4g} with block {block} rounds to rank {rank}, which saves nothing of a {m} x {n} matrix; "
+            "use a smaller block, a larger tau or a larger ratio"
         )
     return rank
 
@@ -39,11 +49,6 @@ def check_block(block: int, m: int, n: int) -> None:
         raise RecipeError(
             f"block {block} is larger than the smaller side of a {m} x {n} matrix; use a block of at most {min(m, n)}"
         )
-
-
-def break_even(m: int, n: int) -> float:
-    """The rank m n / (m + n) at which u and v hold as many numbers as the weight."""
-    return m * n / (m + n)
 
 
 def ratio(dense_parameters: int, compressed_parameters: int) -> float:

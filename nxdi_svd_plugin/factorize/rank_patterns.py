@@ -21,13 +21,18 @@ SWEEPS = 3  # times through all layers when single ones are moved
 def allocate_layers(layers: Sequence[Sequence[Options]], budget: int, max_patterns: int = 0) -> list[list[int]]:
     """The chosen option of every projection of every layer, with at most `max_patterns` different rows (0: no limit).
 
-    All layers must offer the same options in the same order. Groups are runs, found by dynamic programming, of two
-    orderings (position, and what the unlimited solution spends on a layer), refined by reassignment. Of the groupings
-    into 1 to `max_patterns` groups, the one with the least loss that fills the budget to 0.1 %, and the one with the
-    least loss, are improved by moving single layers. Against both stand what one pattern less gives and, for two, all
-    cuts of the orderings; the best that fills the budget to 0.1 % is taken, or the best where none does. Exact without
-    a limit, a heuristic with one. A single pattern is too coarse to fill the budget: a block more in one projection is
-    one more in every layer.
+    All layers must offer the same options in the same order. "Full" is a budget of which 99.9 % are spent; a single
+    pattern is too coarse for it, as a block more in one projection is one more in every layer.
+
+    1. Without a limit, or where it has no more patterns than allowed: `allocate` over all projections, which is exact.
+    2. Otherwise cut two orders of the layers (by position, and by what step 1 spends on them) into 1 to `max_patterns`
+       runs, each run with one choice, by dynamic programming; do so at three prices of a parameter.
+    3. Let layers move to the run whose choice suits them best (k-means), and solve each grouping exactly.
+    4. Improve two groupings by moving single layers: the best of the full ones, and the best of all.
+    5. With 2 patterns also try every cut of both orders; with more, what one pattern less gives.
+    6. Of all these take the full solution with the least loss, or the one with the least loss where none is full.
+
+    Steps 2 to 6 are a heuristic.
     Raises:
         RecipeError: even the cheapest options do not fit into `budget` parameters.
     """

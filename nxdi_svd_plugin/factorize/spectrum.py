@@ -14,8 +14,8 @@ side). The squared singular values are the eigenvalues of one H x H matrix,
 
 and the far matrix is needed inside P only. P is itself a covariance of H-vectors, W g for gate and up, W^T x = y for
 down, so it is accumulated directly and no I x I matrix is ever formed. With far = identity the objective is the input
-whitening of Eq. 3 (gate, up); with P from a diagonal far side it is the diagonal variant. Sources: K-FAC, paper
-section 4.1, research notes on SVD peers, section 2.
+whitening of Eq. 3 (gate, up). Sources: paper section 4.1; the Kronecker-factored curvature of K-FAC (Martens and Grosse
+2015, arXiv:1503.05671).
 """
 
 from __future__ import annotations
@@ -87,15 +87,27 @@ def spectrum(near: Tensor, projected: Tensor, gram: Tensor, far_trace: float, da
             the basis is that of an identity on that side, and the energy is zero.
         damping: relative ridge of both sides, the larger the closer to plain SVD.
     """
-    near, projected, gram = (t.to(PRECISION) for t in (near, projected, gram))
+    near = near.to(PRECISION)
     root, ridge = damp(near, damping)
-    far_ridge = damping * far_trace if far_trace > 0.0 else 1.0
-    kernel = root.T @ (projected + far_ridge * gram) @ root
-    energy, basis = torch.linalg.eigh((kernel + kernel.T) / 2)
+    far_ridge = _far_ridge(far_trace, damping)
+    energy, basis = torch.linalg.eigh(_kernel(root, projected, gram, far_ridge))
     mean = float(near.diagonal().mean())
     relative = ridge / mean if mean > 0 else None
-    energy = energy.flip(0).clamp_min(0.0) * (mean > 0.0 and far_trace > 0.0)
-    return Spectrum(energy, basis.flip(1), root, ridge, far_ridge, relative)
+    return Spectrum(_descending(energy, mean, far_trace), basis.flip(1), root, ridge, far_ridge, relative)
+
+
+def _far_ridge(far_trace: float, damping: float) -> float:
+    return damping * far_trace if far_trace > 0.0 else 1.0
+
+
+def _kernel(root: Tensor, projected: Tensor, gram: Tensor, far_ridge: float) -> Tensor:
+    """K = S^T (P + ridge W W^T) S, symmetric to the last bit."""
+    kernel = root.T @ (projected.to(PRECISION) + far_ridge * gram.to(PRECISION)) @ root
+    return (kernel + kernel.T) / 2
+
+
+def _descending(values: Tensor, near_mean: float, far_trace: float) -> Tensor:
+    return values.flip(0).clamp_min(0.0) * (near_mean > 0.0 and far_trace > 0.0)
 
 
 def truncate(weight: Tensor, spec: Spectrum, rank: int) -> tuple[Tensor, Tensor]:
@@ -104,27 +116,26 @@ def truncate(weight: Tensor, spec: Spectrum, rank: int) -> tuple[Tensor, Tensor]
     u = S^-T Q_r and v = Q_r^T S^T W. For down pass W^T and transpose both results: W' = v^T u^T.
     The rows of v are the whitened coordinates of the columns of W'.
     """
-    u, g = projector(spec, rank)
+    u, g = _projector(spec.root, spec.basis[:, :rank])
     return u, g @ weight.to(PRECISION)
 
 
-def projector(spec: Spectrum, rank: int) -> tuple[Tensor, Tensor]:
-    """W' = u g W: u = S^-T Q_r [H, r] and g = Q_r^T S^T [r, H]."""
-    kept = spec.basis[:, :rank]
-    return torch.linalg.solve_triangular(spec.root.T, kept, upper=True), kept.T @ spec.root.T
+def _projector(root: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """The part of W = u g W in some columns Q of the basis: u = S^-T Q [H, q] and g = Q^T S^T [q, H]."""
+    return torch.linalg.solve_triangular(root.T, directions, upper=True), directions.T @ root.T
 
 
 def output_error(spec: Spectrum, rank: int, near: Tensor, far: Tensor) -> float:
     """Relative error of the projection's output, |y - y'| / |y| over the tokens of the statistics, undamped.
 
-    With R = I - u g, W - W' = R W, it is the root of tr(near R far R^T) / tr(near far).
+    With u g the projector on the dropped directions, W - W' = u g W, it is the root of
+    tr(near u g far g^T u^T) / tr(near far).
 
     Args:
         near: E[x x^T] for gate and up, the identity for down. far: W W^T for gate and up, E[y y^T] for down.
     """
-    u, g = projector(spec, rank)
+    u, g = _projector(spec.root, spec.basis[:, rank:])
     near, far = near.to(PRECISION), far.to(PRECISION)
-    left, right = near @ u, far @ g.T
     total = float((near * far).sum())
-    dropped = total - 2 * float((left * right).sum()) + float(((u.T @ left) * (g @ right)).sum())
+    dropped = float(((u.T @ near @ u) * (g @ far @ g.T)).sum())
     return (max(dropped, 0.0) / total) ** 0.5 if total > 0 else 0.0

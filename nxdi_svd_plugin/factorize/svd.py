@@ -49,33 +49,46 @@ class Factors:
         return (self.discarded / total) ** 0.5 if total > 0 else 0.0
 
 
-def factor_by_input(weight: torch.Tensor, whitening: Whitening, rank: int) -> Factors:
+@dataclass(frozen=True)
+class Eigen:
+    """The eigendecomposition that every rank of one projection is cut from.
+
+    values: [H] squared singular values of W S, descending. vectors: [H, H], as columns. relative_ridge: see Factors.
+    """
+
+    values: torch.Tensor
+    vectors: torch.Tensor
+    relative_ridge: float | None
+
+
+def eigen_by_input(weight: torch.Tensor, whitening: Whitening) -> Eigen:
+    """Of S^T W^T W S, for `factor_by_input`."""
+    w, root = weight.to(torch.float64), whitening.root
+    return Eigen(*_eigh_descending(root.T @ (w.T @ w) @ root), whitening.relative_ridge)
+
+
+def factor_by_input(weight: torch.Tensor, whitening: Whitening, rank: int, eigen: Eigen | None = None) -> Factors:
     """Best factors of `weight` given the whitened covariance of its inputs.
 
     Args:
         weight: [out, in] with out >= in, any float type.
         whitening: of the input covariance [in, in].
         rank: 1 to min(out, in).
+        eigen: `eigen_by_input` of the same, if it is there already.
     """
-    w, root = weight.to(torch.float64), whitening.root
-    gram = root.T @ (w.T @ w) @ root
-    values, q = _eigh_descending(gram)
-    scale = _split(values, rank)
+    eigen = eigen or eigen_by_input(weight, whitening)
+    w, root, q = weight.to(torch.float64), whitening.root, eigen.vectors
+    scale = _split(eigen.values, rank)
     u = torch.linalg.solve_triangular(root.T, q[:, :rank], upper=True) * scale
     v = (w @ (root @ (q[:, :rank] / scale))).T
-    return Factors(u, v, values, whitening.relative_ridge)
+    return Factors(u, v, eigen.values, eigen.relative_ridge)
 
 
-def factor_by_output(weight: torch.Tensor, output_covariance: torch.Tensor, rank: int) -> Factors:
-    """Best factors of `weight` given the covariance of its outputs, sum y y^T = W C W^T.
+def eigen_by_output(weight: torch.Tensor, output_covariance: torch.Tensor) -> Eigen:
+    """Of sum y y^T, for `factor_by_output`.
 
     Directions in which the outputs never move are ordered by the weight alone: a ridge on C, the smallest that orders
     them, adds ridge * W W^T.
-
-    Args:
-        weight: [out, in] with out <= in, any float type.
-        output_covariance: [out, out], float64.
-        rank: 1 to min(out, in).
     Raises:
         CalibrationError: the covariance is not finite.
     """
@@ -83,10 +96,25 @@ def factor_by_output(weight: torch.Tensor, output_covariance: torch.Tensor, rank
         raise CalibrationError(
             "the covariance of the calibration outputs is not finite; check the weights and the text"
         )
-    w = weight.to(torch.float64)
-    values, p, relative_ridge = _ridged_eigh(output_covariance, w)
-    scale = _split(values, rank)
-    return Factors(w.T @ (p[:, :rank] / scale), (p[:, :rank] * scale).T, values, relative_ridge)
+    return Eigen(*_ridged_eigh(output_covariance, weight.to(torch.float64)))
+
+
+def factor_by_output(
+    weight: torch.Tensor, output_covariance: torch.Tensor, rank: int, eigen: Eigen | None = None
+) -> Factors:
+    """Best factors of `weight` given the covariance of its outputs, sum y y^T = W C W^T.
+
+    Args:
+        weight: [out, in] with out <= in, any float type.
+        output_covariance: [out, out], float64.
+        rank: 1 to min(out, in).
+        eigen: `eigen_by_output` of the same, if it is there already.
+    Raises:
+        CalibrationError: the covariance is not finite.
+    """
+    eigen = eigen or eigen_by_output(weight, output_covariance)
+    w, p, scale = weight.to(torch.float64), eigen.vectors, _split(eigen.values, rank)
+    return Factors(w.T @ (p[:, :rank] / scale), (p[:, :rank] * scale).T, eigen.values, eigen.relative_ridge)
 
 
 def _ridged_eigh(covariance: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float | None]:

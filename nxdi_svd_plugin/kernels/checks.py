@@ -3,12 +3,13 @@
 from typing import Any
 
 from nxdi_svd_plugin.errors import KernelError
+from nxdi_svd_plugin.hardware import PARTITIONS, tiles
+from nxdi_svd_plugin.kernels.kinds import kind_of
 from nxdi_svd_plugin.kernels.nki import nl
 from nxdi_svd_plugin.kernels.tiling import planner
 from nxdi_svd_plugin.kernels.tiling.blocks import Blocks
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
-from nxdi_svd_plugin.kernels.tiling.limits import PARTITIONS, tiles
-from nxdi_svd_plugin.kernels.tiling.segments import Runs, pivot_tiles
+from nxdi_svd_plugin.stored.runs import Runs, length
 
 
 def planned(
@@ -23,15 +24,16 @@ def planned(
     """The chain that the HBM tensors describe and its blocks (those of `strip` if it is given)."""
     if len(x.shape) != 2:
         raise KernelError(f"{kernel}: the input {tuple(x.shape)} must have two dimensions; flatten batch and sequence")
-    tokens, inputs = x.shape if kernel != "down" else (x.shape[1], x.shape[0])
+    kind = kind_of(kernel)
+    tokens, inputs = (x.shape[1], x.shape[0]) if kind.reads_intermediate else x.shape
     itemsize = _itemsize(kernel, x, [*us, *vs])
-    made = [PARTITIONS * pivot_tiles(runs) for runs in pivots] or [0] * len(us)
-    rows = inputs - made[0] if kernel == "down" else inputs
+    made = [PARTITIONS * length(runs) for runs in pivots] or [0] * len(us)
+    rows = inputs - made[0] if kind.reads_intermediate else inputs
     if rows < 1:
         raise KernelError(f"{kernel}: {made[0]} pivots of {inputs} inputs leave none over")
     ranks = tuple(_extent(kernel, "u", u, tiles(rows)) for u in us)
     columns = [_extent(kernel, "v", v, tiles(rank)) for v, rank in zip(vs, ranks, strict=True)]
-    outputs = {size if kernel == "down" else size + own for size, own in zip(columns, made, strict=True)}
+    outputs = {size + own if kind.writes_intermediate else size for size, own in zip(columns, made, strict=True)}
     if len(outputs) > 1:
         raise KernelError(f"{kernel}: gate and up must be equally wide, got {sorted(outputs)} columns")
     held = pivots if any(pivots) else ()

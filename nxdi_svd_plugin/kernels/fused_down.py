@@ -5,9 +5,8 @@ from typing import Any
 from nxdi_svd_plugin.kernels import stages
 from nxdi_svd_plugin.kernels.checks import planned
 from nxdi_svd_plugin.kernels.nki import jit, nl
-from nxdi_svd_plugin.kernels.tiling.blocks import holding
-from nxdi_svd_plugin.kernels.tiling.chain import column_tile
-from nxdi_svd_plugin.kernels.tiling.segments import Runs
+from nxdi_svd_plugin.kernels.tiling.pieces import holding
+from nxdi_svd_plugin.stored.runs import Runs
 
 
 def down_kernel(h_t: Any, u: Any, v: Any, strip: tuple[int, ...] | None = None, pivots: Runs = ()) -> Any:
@@ -33,7 +32,7 @@ def down_kernel(h_t: Any, u: Any, v: Any, strip: tuple[int, ...] | None = None, 
             xt = stages.load_columns(h_t, start, tokens, chain.segments)
             stages.new_holders(ts, part, holders, chain.ranks[0], h_t.dtype)
             stages.project(u, xt, chain.u_rows, blocks.buffers, ts, part, chain.pivot_tiles[0])
-        stages.expand(v, ts, rank, out, first, column_tile("down", rank), blocks.buffers)
+        stages.expand(v, ts, rank, out, first, chain.column_tile, blocks.buffers)
 
     stages.for_strips(blocks.groups, one_strip)
     return out

@@ -6,8 +6,9 @@ from nxdi_svd_plugin.kernels import stages
 from nxdi_svd_plugin.kernels.checks import planned
 from nxdi_svd_plugin.kernels.nki import jit, nisa, nl
 from nxdi_svd_plugin.kernels.packing import interleaved
-from nxdi_svd_plugin.kernels.tiling.blocks import holding, stored_rows
-from nxdi_svd_plugin.kernels.tiling.segments import Runs
+from nxdi_svd_plugin.kernels.tiling.blocks import stored_rows
+from nxdi_svd_plugin.kernels.tiling.pieces import holding
+from nxdi_svd_plugin.stored.runs import Runs
 
 
 def up_gate_kernel(
@@ -19,7 +20,7 @@ def up_gate_kernel(
     strip: tuple[int, ...] | None = None,
     pivots: tuple[Runs, Runs] = ((), ()),
 ) -> Any:
-    """SwiGLU of two factored projections, written transposed, [I, S], as `down` reads it.
+    """SwiGLU of two low-rank projections, written transposed, [I, S], as `down` reads it.
 
     Args:
         x: HBM [S, H], bf16, fp16 or fp32; any S >= 1. It is read, and transposed, once for both projections.

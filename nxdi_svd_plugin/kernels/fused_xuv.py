@@ -5,7 +5,8 @@ from typing import Any
 from nxdi_svd_plugin.kernels import stages
 from nxdi_svd_plugin.kernels.checks import planned
 from nxdi_svd_plugin.kernels.nki import jit, nl
-from nxdi_svd_plugin.kernels.tiling.blocks import holding, stored_rows
+from nxdi_svd_plugin.kernels.tiling.blocks import stored_rows
+from nxdi_svd_plugin.kernels.tiling.pieces import holding
 
 
 def xuv_kernel(x: Any, u: Any, v: Any, transposed_output: bool = False, strip: tuple[int, ...] | None = None) -> Any:

@@ -24,9 +24,10 @@ def _neuronxcc() -> tuple[ModuleType, ModuleType, ModuleType] | None:
 
 
 def _simulator() -> tuple[ModuleType, ModuleType, ModuleType]:
-    from nxdi_svd_plugin.simulator.front import isa, language, nki_api
+    from nxdi_svd_plugin.simulator.front import isa, language
+    from nxdi_svd_plugin.simulator.front.nki_api import nki
 
-    return nki_api, language, isa
+    return nki, language, isa
 
 
 def _choose(wanted: str) -> tuple[str, tuple[ModuleType, ModuleType, ModuleType]]:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from nxdi_svd_plugin.errors import KernelError
-from nxdi_svd_plugin.kernels.tiling.chain import KERNELS, column_tile
-from nxdi_svd_plugin.kernels.tiling.limits import PARTITIONS, tiles
+from nxdi_svd_plugin.hardware import PARTITIONS, tiles
+from nxdi_svd_plugin.kernels.kinds import kind_of
 
 
 def interleaved(extent: int) -> bool:
@@ -31,13 +31,13 @@ def pack(u: Any, v: Any, kernel: str = "xuv", interpolative: bool = False) -> tu
     `interpolative`: C stands in for v (up_gate) or u (down); `to_kernel_order` has the order of I.
     Raises KernelError if the ranks differ or the kernel is unknown.
     """
-    _check(kernel)
+    kind = kind_of(kernel)
     if u.ndim != 2 or v.ndim != 2 or u.shape[1] != v.shape[0]:
         raise KernelError(f"pack: u {tuple(u.shape)} and v {tuple(v.shape)} must be [inputs, R] and [R, outputs]")
     rank = u.shape[1]
-    u = _interleave_rows(u) if kernel == "down" and not interpolative else _pad_rows(u)
-    v = _interleave_columns(v) if kernel == "up_gate" and not interpolative else v
-    return _to_tiles(u, PARTITIONS), _to_tiles(_pad_rows(v), column_tile(kernel, rank))
+    u = _interleave_rows(u) if kind.reads_intermediate and not interpolative else _pad_rows(u)
+    v = _interleave_columns(v) if kind.writes_intermediate and not interpolative else v
+    return _to_tiles(u, PARTITIONS), _to_tiles(_pad_rows(v), kind.column_tile(rank))
 
 
 def packed_shapes(inputs: int, rank: int, outputs: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -49,7 +49,7 @@ def unpack(
     u_packed: Any, v_packed: Any, inputs: int, kernel: str = "xuv", interpolative: bool = False
 ) -> tuple[Any, Any]:
     """Inverse of `pack`: (u [inputs, R], v [R, outputs]). `inputs` is needed because its padding is not recorded."""
-    _check(kernel)
+    kind = kind_of(kernel)
     rank, outputs = u_packed.shape[1] // tiles(inputs), 0
     outputs = v_packed.shape[1] // max(1, tiles(rank))
     if (tuple(u_packed.shape), tuple(v_packed.shape)) != packed_shapes(inputs, rank, outputs) or not rank:
@@ -57,9 +57,9 @@ def unpack(
             f"unpack: u {tuple(u_packed.shape)} and v {tuple(v_packed.shape)} were not packed from {inputs} inputs"
         )
     u = _from_tiles(u_packed, tiles(inputs), rank, PARTITIONS)
-    v = _from_tiles(v_packed, tiles(rank), outputs, column_tile(kernel, rank))[:rank]
-    u = _restore_rows(u, inputs) if kernel == "down" and not interpolative else u[:inputs]
-    return u, _restore_columns(v) if kernel == "up_gate" and not interpolative else v
+    v = _from_tiles(v_packed, tiles(rank), outputs, kind.column_tile(rank))[:rank]
+    u = _restore_rows(u, inputs) if kind.reads_intermediate and not interpolative else u[:inputs]
+    return u, _restore_columns(v) if kind.writes_intermediate and not interpolative else v
 
 
 def to_kernel_order(h_t: Any) -> Any:
@@ -79,11 +79,6 @@ def from_kernel_order(h_t: Any) -> Any:
 
 def _swap_first(array: Any) -> Any:
     return _axes(array, 1, 0, *range(2, array.ndim))
-
-
-def _check(kernel: str) -> None:
-    if kernel not in KERNELS:
-        raise KernelError(f"kernel {kernel!r} is unknown; use one of {', '.join(KERNELS)}")
 
 
 def _zeros(like: Any, shape: tuple[int, int]) -> Any:

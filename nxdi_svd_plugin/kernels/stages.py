@@ -11,14 +11,14 @@ All temporaries are made inside the loop that uses them (one tensor per iteratio
 from collections.abc import Callable
 from typing import Any
 
+from nxdi_svd_plugin.hardware import MOVING, PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.nki import nisa, nl
 from nxdi_svd_plugin.kernels.packing import interleaved
-from nxdi_svd_plugin.kernels.tiling.blocks import Buffers, row_tokens, spans
-from nxdi_svd_plugin.kernels.tiling.limits import MOVING, PARTITIONS, tiles
+from nxdi_svd_plugin.kernels.tiling.blocks import Buffers
+from nxdi_svd_plugin.kernels.tiling.pieces import Piece, cut, row_tokens, whole_tiles
 from nxdi_svd_plugin.kernels.tiling.segments import Segment
 
 Tensor = Any
-Piece = tuple[int, int, int, int]
 
 
 def for_tiles(total: int, step: int, body: Callable[[Any, int], None]) -> None:
@@ -124,7 +124,7 @@ def load_columns(h_t: Tensor, first: Any, tokens: int, segments: list[Segment]) 
 
 def new_holders(ts: list[Tensor], part: list[Piece], sizes: list[int], rank: int, dtype: Any) -> None:
     """Append the t tensors that `part` is the first to need."""
-    new = [sizes[holder] for holder, *_ in part if holder >= len(ts)]
+    new = [sizes[piece.holder] for piece in part if piece.holder >= len(ts)]
     ts += [nl.ndarray((PARTITIONS, tiles(rank), size), dtype=dtype, buffer=nl.sbuf) for size in new]
 
 
@@ -133,19 +133,15 @@ def project(
 ) -> None:
     """(X·U)ᵀ of the tokens of xt; u packed. U is read once, every sum stays in PSUM and is rounded once.
 
-    `part` says where the tokens go (tiling.blocks.holding); `ts` are the t's of the strip, made by `new_holders`.
+    `part` says where the tokens go (tiling.pieces.holding); `ts` are the t's of the strip, made by `new_holders`.
     The first `pivots` rank tiles also take in the tiles of xt that follow those of U: U = [I ; C].
     """
     height = tiles(inputs)
     rank = u.shape[1] // height
-    pieces = [
-        (ts[holder], offset + shift, start + shift, size)
-        for holder, offset, start, total in part
-        for shift, size in spans(total, MOVING // buffers.u_tiles)
-    ]
+    pieces = [piece for whole in part for piece in cut(whole, MOVING // buffers.u_tiles)]
 
     def columns(tile: Any, count: int, width: int, pivot: bool = False) -> None:
-        sums = [nl.zeros((PARTITIONS, count, size), dtype=nl.float32, buffer=nl.psum) for *_, size in pieces]
+        sums = [nl.zeros((PARTITIONS, count, piece.tokens), dtype=nl.float32, buffer=nl.psum) for piece in pieces]
 
         def rows(load: Any, extent: int) -> None:
             start = tile * (height * PARTITIONS) + load * (buffers.u_rows * width)
@@ -153,19 +149,20 @@ def project(
 
             def add(j: Any, k: Any, deep: int) -> None:
                 weight = loaded[0:deep, nl.ds(j * (height * width) + k * width, width)]
-                for total, (_, _, first, size) in zip(sums, pieces, strict=True):
-                    total[0:width, j, 0:size] += nisa.nc_matmul(
-                        weight, xt[0:deep, load * buffers.u_rows + k, nl.ds(first, size)]
+                for total, piece in zip(sums, pieces, strict=True):
+                    total[0:width, j, 0 : piece.tokens] += nisa.nc_matmul(
+                        weight, xt[0:deep, load * buffers.u_rows + k, nl.ds(piece.start, piece.tokens)]
                     )
 
             for j in nl.affine_range(count):
                 for_tiles(extent, PARTITIONS, lambda k, deep: add(j, k, deep))  # noqa: B023 (called at once)
 
         for_tiles(inputs, buffers.u_rows * PARTITIONS, rows)
-        for total, (t, offset, first, size) in zip(sums, pieces, strict=True):
-            made, place = total[0:width, 0:count, 0:size], (slice(0, width), nl.ds(tile, count), nl.ds(offset, size))
+        for total, piece in zip(sums, pieces, strict=True):
+            t, made = ts[piece.holder], total[0:width, 0:count, 0 : piece.tokens]
+            place = slice(0, width), nl.ds(tile, count), nl.ds(piece.offset, piece.tokens)
             if pivot:
-                own = xt[0:width, nl.ds(height + tile, count), nl.ds(first, size)]
+                own = xt[0:width, nl.ds(height + tile, count), nl.ds(piece.start, piece.tokens)]
                 t[place] = nisa.tensor_tensor(made, own, op=nl.add, dtype=t.dtype)
             else:
                 t[place] = nisa.tensor_copy(made, dtype=t.dtype, engine=nisa.vector_engine)
@@ -182,7 +179,7 @@ def expand_transposed(
     factors: list[tuple[Tensor, list[Tensor], int]],
     out: Tensor,
     first: Any,
-    rows: list[list[tuple[int, int, int]]],
+    rows: list[list[Piece]],
     step: int,
     evict: Callable[[Tensor, list[Tensor]], Tensor],
     interleave: bool,
@@ -206,38 +203,38 @@ def expand_transposed(
         stored = first
         for row in rows:
             block = nl.ndarray((PARTITIONS, count, row_tokens(row)), dtype=out.dtype, buffer=nl.sbuf)
-            done = 0
-            for part, start, size in row:
+            for piece in row:
                 made = [
-                    _expanded(weights, ts[part], rank, count, width, start, size)
+                    _expanded(weights, ts[piece.holder], rank, count, width, piece)
                     if pivot is None
-                    else ts[part][0:width, nl.ds(pivot + tile, count), nl.ds(start, size)]
+                    else ts[piece.holder][0:width, nl.ds(pivot + tile, count), nl.ds(piece.offset, piece.tokens)]
                     for weights, (_, ts, rank), pivot in zip(loaded, factors, segment.pivots, strict=True)
                 ]
-                block[0:width, 0:count, nl.ds(done, size)] = evict(block, made)
-                done += size
+                block[0:width, 0:count, nl.ds(piece.start, piece.tokens)] = evict(block, made)
             store_rows(out, block, segment.start + tile, count, width, stored, interleave)
-            stored += done
+            stored += row_tokens(row)
 
+    whole, rest = divmod(out.shape[0], PARTITIONS)
     for segment in segments:
-        full = min(segment.stop, out.shape[0] // PARTITIONS) - segment.start
+        full = min(segment.stop, whole) - segment.start
         for_tiles(full, step, lambda g, count: group(segment, g * step, count, PARTITIONS))  # noqa: B023 (called at once)
-    if out.shape[0] % PARTITIONS:
-        group(segments[-1], full, 1, out.shape[0] % PARTITIONS)
+    if rest:
+        group(segments[-1], whole - segments[-1].start, 1, rest)
 
 
-def _expanded(weights: Tensor, t: Tensor, rank: int, count: int, width: int, start: int, size: int) -> Tensor:
-    """`count` tiles of Vᵀ·T for `size` tokens of t, in one PSUM tile."""
-    total = nl.zeros((PARTITIONS, count, size), dtype=nl.float32, buffer=nl.psum)
+def _expanded(weights: Tensor, t: Tensor, rank: int, count: int, width: int, piece: Piece) -> Tensor:
+    """`count` tiles of Vᵀ·T for the tokens of a piece of t, in one PSUM tile."""
+    total = nl.zeros((PARTITIONS, count, piece.tokens), dtype=nl.float32, buffer=nl.psum)
 
     def add(j: Any, k: Any, deep: int) -> None:
-        total[0:width, j, 0:size] += nisa.nc_matmul(
-            weights[0:deep, nl.ds(j * (tiles(rank) * width) + k * width, width)], t[0:deep, k, nl.ds(start, size)]
+        total[0:width, j, 0 : piece.tokens] += nisa.nc_matmul(
+            weights[0:deep, nl.ds(j * (tiles(rank) * width) + k * width, width)],
+            t[0:deep, k, nl.ds(piece.offset, piece.tokens)],
         )
 
     for j in nl.affine_range(count):
         for_tiles(rank, PARTITIONS, lambda k, deep: add(j, k, deep))  # noqa: B023 (called at once)
-    return total[0:width, 0:count, 0:size]
+    return total[0:width, 0:count, 0 : piece.tokens]
 
 
 def store_rows(out: Tensor, block: Tensor, tile: Any, count: int, width: int, first: Any, interleave: bool) -> None:
@@ -260,35 +257,36 @@ def expand(v: Tensor, ts: list[Tensor], rank: int, out: Tensor, first: Any, widt
     """
     outputs, deepest = out.shape[1], tiles(rank)
     wide = buffers.v_tiles * width
-    token_tiles = [(t, start, min(PARTITIONS, t.shape[2] - start)) for t in ts for start in _starts(t.shape[2])]
+    pieces = whole_tiles([t.shape[2] for t in ts])
 
     def block(b: Any, columns: int) -> None:
-        rows = nl.ndarray((PARTITIONS, len(token_tiles), columns), dtype=out.dtype, buffer=nl.sbuf)
+        rows = nl.ndarray((PARTITIONS, len(pieces), columns), dtype=out.dtype, buffer=nl.sbuf)
 
         def tile(c: Any, size: int) -> None:
             loaded = nl.load(v[0:PARTITIONS, nl.ds((b * wide + c * width) * deepest, deepest * size)])
-            for m, (t, start, count) in enumerate(token_tiles):
+            for m, piece in enumerate(pieces):
                 total = nl.zeros((PARTITIONS, size), dtype=nl.float32, buffer=nl.psum)
-                _add_rows(total, t, start, count, loaded, rank, size)
-                rows[0:count, m, nl.ds(c * width, size)] = copy_on_scalar(total[0:count, 0:size], out.dtype)
+                _add_rows(total, ts[piece.holder], piece, loaded, rank, size)
+                rows[0 : piece.tokens, m, nl.ds(c * width, size)] = copy_on_scalar(
+                    total[0 : piece.tokens, 0:size], out.dtype
+                )
 
         for_tiles(columns, width, tile)
-        done = 0
-        for m, (_, _, count) in enumerate(token_tiles):
-            nl.store(out[nl.ds(first + done, count), nl.ds(b * wide, columns)], value=rows[0:count, m, 0:columns])
-            done += count
+        for m, piece in enumerate(pieces):
+            nl.store(
+                out[nl.ds(first + piece.start, piece.tokens), nl.ds(b * wide, columns)],
+                value=rows[0 : piece.tokens, m, 0:columns],
+            )
 
     for_tiles(outputs, wide, block)
 
 
-def _starts(tokens: int) -> list[int]:
-    return [tile * PARTITIONS for tile, _ in enumerate([0] * tiles(tokens))]
+def _add_rows(total: Tensor, t: Tensor, piece: Piece, loaded: Tensor, rank: int, size: int) -> None:
+    """Tᵀ·V of the tokens of a piece of t and `size` columns, summed over the rank."""
 
-
-def _add_rows(total: Tensor, t: Tensor, start: int, count: int, loaded: Tensor, rank: int, size: int) -> None:
     def add(k: Any, deep: int) -> None:
-        total[0:count, 0:size] += nisa.nc_matmul(
-            t[0:deep, k, nl.ds(start, count)], loaded[0:deep, nl.ds(k * size, size)]
+        total[0 : piece.tokens, 0:size] += nisa.nc_matmul(
+            t[0:deep, k, nl.ds(piece.offset, piece.tokens)], loaded[0:deep, nl.ds(k * size, size)]
         )
 
     for_tiles(rank, PARTITIONS, add)

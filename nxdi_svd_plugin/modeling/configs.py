@@ -23,11 +23,8 @@ class SvdQwen3Config(Qwen3Config):
     model_type = "svd_qwen3"
 
 
-CONFIGS = (SvdLlamaConfig, SvdQwen3Config)
-
-
 def layers_of(config: PretrainedConfig) -> Layers:
-    """Form and rank of every projection.
+    """What every layer stores.
 
     Raises:
         CheckpointError: no svd_config, one that does not fit the config, or biases in the MLP.
@@ -39,5 +36,5 @@ def layers_of(config: PretrainedConfig) -> Layers:
             "compress the dense model with `nxdi-svd compress`"
         )
     if getattr(config, "mlp_bias", False):
-        raise CheckpointError("mlp_bias is true: factored MLPs have no biases; set it to false")
-    return parse_layers(svd_config, config.num_hidden_layers)
+        raise CheckpointError("mlp_bias is true: low-rank projections have no biases; set it to false")
+    return parse_layers(svd_config, config.num_hidden_layers, config.intermediate_size)

@@ -1,16 +1,18 @@
-"""Llama with factored MLPs."""
+"""Llama and Qwen3 whose MLPs are stored as config.json's svd_config says."""
 
 from __future__ import annotations
 
-from transformers import LlamaForCausalLM
+from typing import Any
 
-from nxdi_svd_plugin.modeling.configs import SvdLlamaConfig, layers_of
-from nxdi_svd_plugin.modeling.factored_linear import install_factors
+from transformers import LlamaForCausalLM, Qwen3ForCausalLM
+
+from nxdi_svd_plugin.modeling.configs import SvdLlamaConfig, SvdQwen3Config, layers_of
+from nxdi_svd_plugin.modeling.low_rank_linear import install_low_rank
 from nxdi_svd_plugin.modeling.strict import StrictLoading
 
 
-class SvdLlamaForCausalLM(StrictLoading, LlamaForCausalLM):  # type: ignore[misc, no-untyped-call]
-    """LlamaForCausalLM whose MLP projections have the forms and ranks of `config.svd_config`.
+class StoredMlps(StrictLoading):
+    """Mixin before a causal language model of transformers: its MLP projections have the forms of `config.svd_config`.
 
     `_init_weights` is transformers' own: overriding it makes 5.x draw loaded weights anew (transformers#46620).
 
@@ -18,10 +20,21 @@ class SvdLlamaForCausalLM(StrictLoading, LlamaForCausalLM):  # type: ignore[misc
         CheckpointError: svd_config is missing or does not fit the config.
     """
 
+    def __init__(self, config: Any) -> None:
+        layers = layers_of(config)
+        super().__init__(config)  # type: ignore[call-arg]
+        model: Any = self
+        install_low_rank({i: layer.mlp for i, layer in enumerate(model.model.layers)}, layers, config.hidden_size)
+        model.post_init()
+
+
+class SvdLlamaForCausalLM(StoredMlps, LlamaForCausalLM):  # type: ignore[misc, no-untyped-call]
+    """LlamaForCausalLM with stored MLPs."""
+
     config_class = SvdLlamaConfig
 
-    def __init__(self, config: SvdLlamaConfig) -> None:
-        layers = layers_of(config)
-        super().__init__(config)  # type: ignore[no-untyped-call]
-        install_factors({i: layer.mlp for i, layer in enumerate(self.model.layers)}, layers)
-        self.post_init()  # type: ignore[no-untyped-call]
+
+class SvdQwen3ForCausalLM(StoredMlps, Qwen3ForCausalLM):  # type: ignore[misc, no-untyped-call]
+    """Qwen3ForCausalLM with stored MLPs."""
+
+    config_class = SvdQwen3Config

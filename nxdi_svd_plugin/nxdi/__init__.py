@@ -1,4 +1,4 @@
-"""NxD Inference (NxDI) with factored MLPs: `mlp_impl="svd_fused"` in the neuron config, everything else as always.
+"""NxD Inference (NxDI) with compressed MLPs: `mlp_impl="svd_fused"` in the neuron config, everything else as always.
 
 Importing this package imports no NxDI; the first use of one of its names does, and says what is missing.
 """

@@ -6,79 +6,69 @@ a compressed checkpoint without `mlp_impl`, `mlp_impl` without factors and incom
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from neuronx_distributed_inference.models.config import NeuronConfig
 from neuronx_distributed_inference.models.llama.modeling_llama import LlamaInferenceConfig
 from neuronx_distributed_inference.models.qwen3.modeling_qwen3 import Qwen3InferenceConfig, Qwen3NeuronConfig
 
-from nxdi_svd_plugin.errors import NxdiError
+from nxdi_svd_plugin.errors import NxdiError, SvdError
 from nxdi_svd_plugin.nxdi import refusals
-from nxdi_svd_plugin.stored.layers import Layers, parse_layers
-
-DENSE, SVD, FUSED = "dense", "svd", "svd_fused"
-MLP_IMPLS = (DENSE, SVD, FUSED)
-
-
-def check_mlp_impl(value: object) -> str:
-    """The value of `mlp_impl`; raises NxdiError with a suggestion if it is none of MLP_IMPLS."""
-    if value in MLP_IMPLS:
-        return str(value)
-    close = difflib.get_close_matches(str(value), MLP_IMPLS, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise NxdiError(f"mlp_impl={value!r} is unknown; use one of {', '.join(map(repr, MLP_IMPLS))}.{hint}")
+from nxdi_svd_plugin.nxdi.mlp_impl import DENSE, check_mlp_impl
+from nxdi_svd_plugin.stored.cells import core_runs
+from nxdi_svd_plugin.stored.layers import Layers, groups_of, parse_layers
 
 
-class SvdLlamaNeuronConfig(NeuronConfig):  # type: ignore[misc]
-    """NeuronConfig with `mlp_impl`: "dense" (stock, the default), "svd" (XLA ops) or "svd_fused" (NKI kernels)."""
+class MlpImplOption:
+    """Mixin before a NeuronConfig: the option `mlp_impl`, one of mlp_impl.MLP_IMPLS, "dense" by default."""
 
     def __init__(self, **kwargs: Any) -> None:
         self.mlp_impl = check_mlp_impl(kwargs.pop("mlp_impl", DENSE))
         super().__init__(**kwargs)
 
 
-class SvdQwen3NeuronConfig(Qwen3NeuronConfig):  # type: ignore[misc]
-    """Qwen3's NeuronConfig with `mlp_impl`, see SvdLlamaNeuronConfig."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        self.mlp_impl = check_mlp_impl(kwargs.pop("mlp_impl", DENSE))
-        super().__init__(**kwargs)
+class SvdLlamaNeuronConfig(MlpImplOption, NeuronConfig):  # type: ignore[misc]
+    """NeuronConfig with `mlp_impl`."""
 
 
-class SvdLlamaInferenceConfig(LlamaInferenceConfig):  # type: ignore[misc]
+class SvdQwen3NeuronConfig(MlpImplOption, Qwen3NeuronConfig):  # type: ignore[misc]
+    """Qwen3's NeuronConfig with `mlp_impl`."""
+
+
+class CheckedConfig:
+    """Mixin before an InferenceConfig whose neuron config has `mlp_impl`."""
+
+    _neuron_config_cls: type[NeuronConfig]
+
+    @classmethod
+    def get_neuron_config_cls(cls) -> type[NeuronConfig]:
+        """The class that NxDI builds the neuron config with, also when it reloads neuron_config.json."""
+        return cls._neuron_config_cls
+
+    def validate_config(self) -> None:
+        """NxDI's checks and the plugin's, at construction and on reload."""
+        super().validate_config()  # type: ignore[misc]
+        check_config(self)
+
+
+class SvdLlamaInferenceConfig(CheckedConfig, LlamaInferenceConfig):  # type: ignore[misc]
     """LlamaInferenceConfig whose neuron config has `mlp_impl`."""
 
-    @classmethod
-    def get_neuron_config_cls(cls) -> type[NeuronConfig]:
-        """The class that NxDI builds the neuron config with, also when it reloads neuron_config.json."""
-        return SvdLlamaNeuronConfig
-
-    def validate_config(self) -> None:
-        """NxDI's checks and the plugin's, at construction and on reload."""
-        super().validate_config()
-        check_config(self)
+    _neuron_config_cls = SvdLlamaNeuronConfig
 
 
-class SvdQwen3InferenceConfig(Qwen3InferenceConfig):  # type: ignore[misc]
+class SvdQwen3InferenceConfig(CheckedConfig, Qwen3InferenceConfig):  # type: ignore[misc]
     """Qwen3InferenceConfig whose neuron config has `mlp_impl`."""
 
-    @classmethod
-    def get_neuron_config_cls(cls) -> type[NeuronConfig]:
-        """The class that NxDI builds the neuron config with, also when it reloads neuron_config.json."""
-        return SvdQwen3NeuronConfig
-
-    def validate_config(self) -> None:
-        """NxDI's checks and the plugin's, at construction and on reload."""
-        super().validate_config()
-        check_config(self)
+    _neuron_config_cls = SvdQwen3NeuronConfig
 
 
 def check_config(config: Any) -> None:
     """Check `mlp_impl` against the checkpoint's config and every other option; `config` is an InferenceConfig.
 
     Raises:
-        NxdiError: mlp_impl without factors, factors without mlp_impl, or an incompatible option.
+        NxdiError: mlp_impl without factors, factors without mlp_impl, an incompatible option, several groups, or a
+            tp_degree that the heads or the pivots do not divide by.
         CheckpointError: the checkpoint's svd_config cannot be read.
     """
     neuron_config = config.neuron_config
@@ -103,7 +93,7 @@ def check_config(config: Any) -> None:
         )
     refusals.check(config, mlp_impl)
     _check_heads(config, mlp_impl)
-    parse_layers(config.svd_config, config.num_hidden_layers)
+    _check_pivots(stored_layers(config) or {}, neuron_config.tp_degree)
 
 
 def _check_heads(config: Any, mlp_impl: str) -> None:
@@ -116,8 +106,27 @@ def _check_heads(config: Any, mlp_impl: str) -> None:
         )
 
 
-def factored_layers(config: Any) -> Layers | None:
-    """Form and rank of every MLP projection by layer, or None where `mlp_impl` is "dense" (stock MLPs)."""
+def _check_pivots(layers: Layers, degree: int) -> None:
+    for index, mlp in layers.items():
+        try:
+            core_runs(mlp, degree)
+        except SvdError as error:
+            raise NxdiError(f"tp_degree={degree}: layer {index}: {error}") from error
+
+
+def stored_layers(config: Any) -> Layers | None:
+    """What every layer stores, or None where `mlp_impl` is "dense" (stock MLPs).
+
+    Raises:
+        CheckpointError: svd_config cannot be read.
+        NxdiError: it has several groups.
+    """
     if getattr(config.neuron_config, "mlp_impl", DENSE) == DENSE:
         return None
-    return parse_layers(config.svd_config, config.num_hidden_layers)
+    layers = parse_layers(config.svd_config, config.num_hidden_layers, config.intermediate_size)
+    if (groups := groups_of(layers)) != 1:
+        raise NxdiError(
+            f"the checkpoint's MLPs are factored in {groups} groups, and this version serves one; compress the dense "
+            "model again with one group"
+        )
+    return layers

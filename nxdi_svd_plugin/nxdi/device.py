@@ -18,6 +18,7 @@ from torch_neuronx.utils import get_platform_target
 
 from nxdi_svd_plugin.errors import NxdiError
 from nxdi_svd_plugin.nxdi import upstream
+from nxdi_svd_plugin.nxdi.mlp_impl import FUSED
 
 PLATFORM = "trn1"
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def plain_reason(x: torch.Tensor) -> str | None:
 def require_kernels() -> None:
     """Raises NxdiError if the SDK on this Trn1 host cannot run the kernels."""
     sdk = upstream.sdk()
-    if "svd_fused" not in sdk.trn1:
+    if FUSED not in sdk.trn1:
         raise NxdiError(
             f"mlp_impl='svd_fused' needs Neuron SDK 2.26 to 2.28 on {PLATFORM}; this is SDK {sdk.release} (NxDI "
             f"{sdk.nxdi}): {sdk.note}. Use one of those SDKs, or mlp_impl='svd'"

@@ -12,10 +12,11 @@ from typing import Any
 
 from nxdi_svd_plugin.errors import NxdiError
 from nxdi_svd_plugin.import_hook import after_import
+from nxdi_svd_plugin.stored.projection import PROJECTIONS, TENSORS
 
 MODULE = "neuronx_distributed_inference.models.application_base"
 MARK = "_nxdi_svd_guarded"
-FACTORS = tuple(f".mlp.{name}.{factor}" for name in ("gate_proj", "up_proj", "down_proj") for factor in "uvc")
+FACTORS = tuple(f".mlp.{name}.{tensor}" for name in PROJECTIONS for tensor in TENSORS)
 
 
 def install() -> None:

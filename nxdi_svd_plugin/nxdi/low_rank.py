@@ -1,21 +1,20 @@
-"""Interpolative projections as NxDI parameters: every rank keeps its share of the pivots and of the other neurons.
+"""One low-rank projection as NxDI parameters: sharded, checked and laid out by NxDI's own checkpoint path.
 
-The intermediate dimension I of a layer is first shared out so that every rank has the same number of pivots of gate, up
-and down in the same places (`share_out`); a rank's part is then one run of I, and the forward pass is slices,
-concatenations and products. Inside a rank its own pivots come first among all r of them, so
+Tensor parallelism is the paper's (Fig. 4): near [H, r] is whole on every core, far [r, w - pivots] is split over the
+intermediate neurons, padded with zeros to a multiple of the cores; SiLU(0) * 0 = 0, so the padding is inert. A core has
+its share of the pivots in the same places as every other (state_dict.share_out), and its own pivots come first among
+all r, so that the forward pass is slices, concatenations and products:
 
-    gate, up:  z = x u (all r, replicated work as in the paper's layout), own neurons = [z[:own], z c_own]
-    down:      t = h_others c_own (all r), t[:own] += h_pivots, y = t v, summed over the ranks by the MLP.
+    gate, up:  z = x near (all r, the same work on every core), neurons = z[:own] at the pivots, z far elsewhere
+    down:      t = h_others far^T (all r), t[:own] += h_pivots, y = t near^T, summed over the cores by the MLP
 
-Where the pivots are whole tiles of 128 neurons the kernels do the same (fusion.py), and the parameters are in their
-layout (kernels/packing.py). The order of the pivots differs from rank to rank, so `u` (gate, up) and `v` (down), though
-whole on every rank, are handed to NxDI as one concatenation along dim 0 that it slices, like the split factors.
+A pair has no pivots, so own = 0. NxDI slices a parameter along one dimension. The preshard hook therefore builds every
+core's tensors, puts them into the layout that the kernel reads (kernels/packing.py), and concatenates along dim 0 those
+that differ from core to core: the slice of a core is then its layout.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
 from typing import Any
 
 import torch
@@ -24,122 +23,58 @@ from neuronx_distributed.parallel_layers.utils import set_tensor_model_parallel_
 
 from nxdi_svd_plugin.errors import NxdiError
 from nxdi_svd_plugin.kernels.packing import pack, unpack
-from nxdi_svd_plugin.kernels.tiling.limits import PARTITIONS
 from nxdi_svd_plugin.modeling.low_rank_linear import merge_runs, take_runs
-from nxdi_svd_plugin.stored.layers import Layers, Projection, Ranges, tensor_shapes
-from nxdi_svd_plugin.stored.order import complement, indices, split_evenly
+from nxdi_svd_plugin.stored.projection import LowRank, Side
+from nxdi_svd_plugin.stored.runs import Runs, complement, length
 
-INTERPOLATIVE = "interpolative"
-logger = logging.getLogger(__name__)
-
-
-@functools.cache
-def announce() -> None:
-    """Log once that `mlp_impl="svd_fused"` has no kernel for pivots like these."""
-    logger.warning(
-        "mlp_impl='svd_fused' runs interpolative projections as PyTorch ops, not as NKI kernels: on each rank their "
-        "pivots are not whole tiles of %d neurons, which the kernels need. Compress with a block of %d x tp_degree or "
-        "with --form pair for the kernels",
-        *(PARTITIONS, PARTITIONS),
-    )
+KERNEL = {Side.HIDDEN: "up_gate", Side.INTERMEDIATE: "down"}
+"""The kernel of a projection that reads this side."""
+Tensors = dict[str, torch.Tensor]
 
 
-def has_interpolative(projections: dict[str, Projection]) -> bool:
-    """Whether a layer has such a projection, so that its neurons are shared out over the ranks."""
-    return any(projection.form == INTERPOLATIVE for projection in projections.values())
-
-
-def shares(projections: dict[str, Projection], width: int, tp_degree: int) -> tuple[torch.Tensor, dict[str, Ranges]]:
-    """The order of I in which rank k has the k-th part, and the pivots' places inside a rank.
-
-    Raises:
-        NxdiError: the pivots do not divide over the ranks.
-    """
-    runs = {name: p.pivots for name, p in projections.items() if p.form == INTERPOLATIVE}
-    try:
-        parts, local = split_evenly(runs, width, tp_degree)
-    except RuntimeError as error:
-        raise NxdiError(f"tp_degree={tp_degree}: {error}") from error
-    return torch.cat(parts), local
-
-
-def share_out(state_dict: dict[str, torch.Tensor], layers: Layers, width: int, tp_degree: int) -> None:
-    """Put I into the order of `shares` in all projections of every interpolative layer, in place.
+class LowRankFactors(BaseParallelLinear):  # type: ignore[misc]
+    """One low-rank projection on this core, its parameters named as on disk; down's output is partial over the cores.
 
     Args:
-        state_dict: checked, names without the leading `model.`.
-    """
-    for index, projections in layers.items():
-        if not has_interpolative(projections):
-            continue
-        order, _ = shares(projections, width, tp_degree)
-        for name, projection in projections.items():
-            stem, down = f"layers.{index}.mlp.{name}.", name == "down_proj"
-            if projection.form == INTERPOLATIVE:
-                _reorder(state_dict, stem, projection, order, down)
-            else:
-                # `weight` is [out, in]: I is dim 1 of down's weight, dim 0 of gate's and up's; factors are [in, out]
-                dense = projection.form == "dense"
-                key, dim = stem + ("weight" if dense else "u" if down else "v"), int(down == dense)
-                state_dict[key] = state_dict[key].index_select(dim, order)
-
-
-def _reorder(
-    state_dict: dict[str, torch.Tensor], stem: str, projection: Projection, order: torch.Tensor, down: bool
-) -> None:
-    is_pivot = torch.zeros(len(order), dtype=torch.bool)
-    is_pivot[indices(projection.pivots)] = True
-    number = torch.where(is_pivot, is_pivot.cumsum(0), (~is_pivot).cumsum(0)) - 1
-    pivots, others = number[order[is_pivot[order]]], number[order[~is_pivot[order]]]
-    if down:
-        state_dict[stem + "c"] = state_dict[stem + "c"][others][:, pivots].contiguous()
-        state_dict[stem + "v"] = state_dict[stem + "v"][pivots]
-    else:
-        state_dict[stem + "u"] = state_dict[stem + "u"][:, pivots].contiguous()
-        state_dict[stem + "c"] = state_dict[stem + "c"][pivots][:, others].contiguous()
-
-
-class InterpolativeFactors(BaseParallelLinear):  # type: ignore[misc]
-    """One interpolative projection on this rank; y is partial over the ranks for the down projection.
-
-    Args:
-        fan_in, fan_out: the whole projection's dimensions.
-        projection: its rank and stored pivots.
-        pivots: where the pivots are among this rank's neurons, from `shares`.
-        split_input: True for down.
-        tp_degree: number of ranks.
+        stored: rank and stored pivots, of one group.
+        reads: the side of the input.
+        hidden, width: H and the layer's intermediate neurons on all cores together.
+        pivots: where the pivots are among this core's neurons (stored.cells.core_runs); none for a pair.
+        tp_degree: number of cores.
         dtype: of the parameters.
-        kernel: "up_gate" or "down" for the layout that kernel reads (kernels/packing.py), None for plain matrices.
+        kernel: whether the parameters are in the layout of the fused kernel, instead of plain matrices.
     """
 
     def __init__(
         self,
-        fan_in: int,
-        fan_out: int,
-        projection: Projection,
-        pivots: Ranges,
+        stored: LowRank,
+        reads: Side,
+        hidden: int,
+        width: int,
+        pivots: Runs,
         *,
-        split_input: bool,
         tp_degree: int,
         dtype: torch.dtype,
-        kernel: str | None = None,
+        kernel: bool = False,
     ) -> None:
         super().__init__()
-        self.shapes = tensor_shapes(projection, fan_in, fan_out)
-        self.split_input, self.tp_degree, self.pivots = split_input, tp_degree, pivots
-        width = (fan_in if split_input else fan_out) // tp_degree
-        self.others = complement(pivots, width)
-        self.own, self.made = projection.rank // tp_degree, width - projection.rank // tp_degree
-        self.kernel, self.rows = kernel, self.made if split_input else fan_in
-        local = {name: list(shape) for name, shape in self.shapes.items()}
-        local["c"][0 if split_input else 1] = self.made
-        laid_out = self._laid_out({name: torch.empty(shape, device="meta") for name, shape in local.items()})
-        for name in self.shapes:
+        self.stored, self.reads, self.pivots, self.tp_degree = stored, reads, pivots, tp_degree
+        self.kernel = KERNEL[reads] if kernel else None
+        self.shapes = stored.tensors(reads, hidden, width)
+        self.own, self.share = length(pivots), -(-width // tp_degree)
+        near_name, far_name = stored.names(reads)
+        self.split = {near_name: bool(pivots), far_name: True}
+        far = torch.empty(stored.rank, self.share - self.own, device="meta")
+        part = stored.to_disk(reads, torch.empty(hidden, stored.rank, device="meta"), far)
+        self.rows = next(iter(part.values())).shape[0]  # `unpack` needs it
+        for name, like in self._laid_out(part).items():
             # NaN, not random: a weight that never arrives must not look like an answer.
-            values = torch.full(laid_out[name].shape, float("nan"), dtype=dtype)
-            parameter = torch.nn.Parameter(values, requires_grad=False)
+            parameter = torch.nn.Parameter(torch.full(like.shape, float("nan"), dtype=dtype), requires_grad=False)
             self.register_parameter(name, parameter)
-            set_tensor_model_parallel_attributes(getattr(self, name), True, 0, stride=1, num_partitions=tp_degree)
+            # After registration: on the meta device registering makes a new Parameter out of the old one's attributes.
+            set_tensor_model_parallel_attributes(
+                getattr(self, name), self.split[name], 0, stride=1, num_partitions=tp_degree
+            )
 
     def preshard_hook(self, model_state_dict: dict[str, Any], prefix: str) -> bool:
         """Replace the checkpoint's tensors by what NxDI has to slice along dim 0; NxDI calls it once.
@@ -148,47 +83,60 @@ class InterpolativeFactors(BaseParallelLinear):  # type: ignore[misc]
             NxdiError: a tensor is missing or misshapen.
         """
         base = prefix.removesuffix("weight")
-        for name, shape in self.shapes.items():
-            found = model_state_dict.get(base + name)
-            if found is None or tuple(found.shape) != shape:
-                what = "is missing" if found is None else f"has shape {list(found.shape)}"
-                raise NxdiError(f"{base}{name} {what}; expected {list(shape)}. Run `nxdi-svd verify` on the directory")
-        parts = [self._laid_out(self._part(model_state_dict, base, rank)) for rank in range(self.tp_degree)]
-        for name in self.shapes:
-            model_state_dict[base + name] = torch.cat([part[name] for part in parts], 0)
+        whole = {name: self._found(model_state_dict, base, name) for name in self.shapes}
+        near, far = self.stored.from_disk(self.reads, whole)
+        pieces = enumerate(split_columns(far, self.tp_degree))
+        parts = [self._laid_out(self._part(near, piece, core)) for core, piece in pieces]
+        for name, split in self.split.items():
+            every = [part[name] for part in parts]
+            model_state_dict[base + name] = torch.cat(every) if split else every[0].contiguous()
         return True
 
-    def _laid_out(self, part: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """One rank's tensors in the layout of the parameters."""
+    def _found(self, state_dict: dict[str, Any], base: str, name: str) -> torch.Tensor:
+        found, shape = state_dict.get(base + name), self.shapes[name]
+        if found is None or tuple(found.shape) != shape:
+            what = "is missing" if found is None else f"has shape {list(found.shape)}"
+            raise NxdiError(f"{base}{name} {what}; expected {list(shape)}. Run `nxdi-svd verify` on the directory")
+        tensor: torch.Tensor = found
+        return tensor
+
+    def _part(self, near: torch.Tensor, far: torch.Tensor, core: int) -> Tensors:
+        """One core's tensors out of the whole near and its columns of far: its own pivots first, then the others'."""
+        if self.own:
+            every, start = torch.arange(self.stored.rank), core * self.own
+            first = torch.cat([every[start : start + self.own], every[:start], every[start + self.own :]])
+            near, far = near[:, first], far[first]
+        return self.stored.to_disk(self.reads, near, far)
+
+    def _laid_out(self, part: Tensors) -> Tensors:
+        """One core's tensors in the layout of the parameters."""
         if self.kernel is None:
             return part
         first, second = part.values()
-        return dict(zip(part, pack(first, second, self.kernel, interpolative=True), strict=True))
+        return dict(zip(part, pack(first, second, self.kernel, interpolative=bool(self.pivots)), strict=True))
 
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The parameters in the order of the kernels' arguments: u and c of gate and up, c and v of down."""
+        """The parameters in the order in which they multiply, which is that of the kernels' arguments."""
         first, second = (getattr(self, name) for name in self.shapes)
         return first, second
 
-    def _part(self, state_dict: dict[str, Any], base: str, rank: int) -> dict[str, torch.Tensor]:
-        """One rank's tensors: its own pivots first, then the others'."""
-        every = torch.arange(self.own * self.tp_degree)
-        own = every[rank * self.own : (rank + 1) * self.own]
-        first = torch.cat([own, every[: rank * self.own], every[(rank + 1) * self.own :]])
-        made = slice(rank * self.made, (rank + 1) * self.made)
-        if self.split_input:
-            return {"c": state_dict[base + "c"][made][:, first], "v": state_dict[base + "v"][first]}
-        return {"u": state_dict[base + "u"][:, first], "c": state_dict[base + "c"][first][:, made]}
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [..., in] -> [..., out] with this rank's part, in PyTorch ops."""
+        """x [..., in] -> [..., out] with this core's part, in PyTorch ops."""
         first, second = self.factors()
         if self.kernel is not None:
-            first, second = unpack(first, second, self.rows, kernel=self.kernel, interpolative=True)
-        if self.split_input:
-            t = take_runs(x, self.others) @ first
-            t = torch.cat([t[..., : self.own] + take_runs(x, self.pivots), t[..., self.own :]], -1)
-            y: torch.Tensor = t @ second
-            return y
-        z = x @ first
-        return merge_runs(z[..., : self.own], z @ second, self.pivots, self.others)
+            first, second = unpack(first, second, self.rows, kernel=self.kernel, interpolative=bool(self.pivots))
+        if self.reads is Side.HIDDEN:
+            z = x @ first
+            return merge_runs(z[..., : self.own], z @ second, self.pivots, self.share)
+        t = take_runs(x, complement(self.pivots, self.share)) @ first
+        if self.own:
+            t = t + torch.nn.functional.pad(take_runs(x, self.pivots), (0, self.stored.rank - self.own))
+        y: torch.Tensor = t @ second
+        return y
+
+
+def split_columns(far: torch.Tensor, parts: int) -> list[torch.Tensor]:
+    """`far` in so many parts of equally many columns, padded with zeros at the end."""
+    columns = -(-far.shape[1] // parts)
+    padded = torch.nn.functional.pad(far, (0, columns * parts - far.shape[1]))
+    return [padded[:, columns * k : columns * (k + 1)] for k in range(parts)]

@@ -1,7 +1,8 @@
-"""The MLP of a decoder layer with factored projections: down(SiLU(gate(x)) * up(x)), one all-reduce at the end."""
+"""The MLP of a decoder layer with low-rank projections: down(SiLU(gate(x)) * up(x)), one all-reduce at the end."""
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
@@ -15,16 +16,50 @@ from neuronx_distributed.parallel_layers.mappings import (
 from neuronx_distributed_inference.utils.distributed import get_tp_group
 
 from nxdi_svd_plugin.errors import NxdiError
+from nxdi_svd_plugin.hardware import PARTITIONS
 from nxdi_svd_plugin.kernels.packing import from_kernel_order, to_kernel_order
 from nxdi_svd_plugin.nxdi import device
-from nxdi_svd_plugin.nxdi.config import FUSED
-from nxdi_svd_plugin.nxdi.factors import Factors, shard_width
-from nxdi_svd_plugin.nxdi.low_rank import INTERPOLATIVE, InterpolativeFactors, announce, has_interpolative, shares
-from nxdi_svd_plugin.stored.kernel_fit import Fusion, fusion
-from nxdi_svd_plugin.stored.layers import Projection, Ranges, projection_dims
+from nxdi_svd_plugin.nxdi.low_rank import LowRankFactors
+from nxdi_svd_plugin.nxdi.mlp_impl import FUSED
+from nxdi_svd_plugin.stored.cells import core_runs
+from nxdi_svd_plugin.stored.kernel_fit import KernelFit, kernel_fit
+from nxdi_svd_plugin.stored.layers import Mlp
+from nxdi_svd_plugin.stored.projection import READS, Dense, Side
 
 SEQUENCE_DIM = 1
 logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def announce_misfit() -> None:
+    """Log once that `mlp_impl="svd_fused"` has no kernel for pivots like these."""
+    logger.warning(
+        "mlp_impl='svd_fused' runs interpolative projections as PyTorch ops, not as NKI kernels: on each rank their "
+        "pivots are not whole tiles of %d neurons, which the kernels need. Compress with a block of %d x tp_degree or "
+        "with --form pair for the kernels",
+        *(PARTITIONS, PARTITIONS),
+    )
+
+
+def log_fit(index: int, fit: KernelFit) -> None:
+    """Say which projections of a layer have no kernel and why; what one misfit of many layers explains, once."""
+    if fit.misfit:
+        announce_misfit()
+    if fit.refused:
+        level = logging.INFO if fit.misfit else logging.WARNING
+        logger.log(level, "layer %d runs without kernel: %s", index, fit.describe())
+
+
+def bridge(hidden_t: torch.Tensor, fit: KernelFit) -> torch.Tensor:
+    """Hidden rows [w, S] from the order of the half that wrote them to the order of the half that reads them.
+
+    Only a kernel with pivots has them in kernel order, every other half in the plain one.
+    """
+    written, read = bool(fit.pivots.get("gate_proj")), bool(fit.pivots.get("down_proj"))
+    if written == read:
+        return hidden_t
+    bridged: torch.Tensor = from_kernel_order(hidden_t) if written else to_kernel_order(hidden_t)
+    return bridged
 
 
 class SvdMLP(torch.nn.Module):
@@ -32,78 +67,49 @@ class SvdMLP(torch.nn.Module):
 
     Args:
         config: the submodel's InferenceConfig.
-        projections: form and rank of gate_proj, up_proj and down_proj; a dense one is NxDI's parallel linear layer.
+        stored: what the layer stores; a dense projection is NxDI's parallel linear layer, of the layer's width.
         index: the decoder layer, for messages.
     """
 
-    def __init__(self, config: Any, projections: dict[str, Projection], index: int) -> None:
+    def __init__(self, config: Any, stored: Mlp, index: int) -> None:
         super().__init__()
         neuron_config = config.neuron_config
-        self.index = index
+        self.index, self.stored = index, stored
         self.group = get_tp_group(config)
         self.sequence_parallel = neuron_config.sequence_parallel_enabled
         self.reduce_dtype = neuron_config.rpl_reduce_dtype or neuron_config.torch_dtype
-        self.local_pivots, width = self._local_pivots(config, projections)
         fused = neuron_config.mlp_impl == FUSED
-        self.fusion = fusion(projections, self.local_pivots, width) if fused else Fusion()
-        if self.fusion.misfit:
-            announce()
-        elif fused and not (self.fusion.up_gate and self.fusion.down):
-            alone = "gate and up" if self.fusion.down else "down" if self.fusion.up_gate else "gate, up and down"
-            logger.warning("layer %d runs %s without kernel: one is dense, or gate and up differ in form", index, alone)
-        up_gate = "up_gate" if self.fusion.up_gate else None
-        self.gate_proj = self._projection("gate_proj", projections, config, up_gate)
-        self.up_proj = self._projection("up_proj", projections, config, up_gate)
-        self.down_proj = self._projection("down_proj", projections, config, "down" if self.fusion.down else None)
+        self.fit = kernel_fit(stored, neuron_config.tp_degree) if fused else KernelFit({}, {})
+        log_fit(index, self.fit)
+        self.gate_proj = self._projection("gate_proj", config)
+        self.up_proj = self._projection("up_proj", config)
+        self.down_proj = self._projection("down_proj", config)
 
-    @staticmethod
-    def _local_pivots(config: Any, projections: dict[str, Projection]) -> tuple[dict[str, Ranges], int]:
-        """The pivots inside a rank, and how many neurons of I it has."""
+    def _projection(self, name: str, config: Any) -> torch.nn.Module:
+        projection, reads = self.stored[name], READS[name]
+        if isinstance(projection, Dense):
+            return self._dense(reads, config)
         degree = config.neuron_config.tp_degree
-        width = shard_width(config.intermediate_size, degree)
-        if not has_interpolative(projections):
-            return {}, width
-        return shares(projections, config.intermediate_size, degree)[1], width
+        return LowRankFactors(
+            projection,
+            reads,
+            config.hidden_size,
+            self.stored.width,
+            core_runs(self.stored, degree)[name],
+            tp_degree=degree,
+            dtype=config.neuron_config.torch_dtype,
+            kernel=name in self.fit.pivots,
+        )
 
-    def _projection(
-        self, name: str, projections: dict[str, Projection], config: Any, kernel: str | None
-    ) -> torch.nn.Module:
-        neuron_config = config.neuron_config
-        fan_in, fan_out = projection_dims(name, config.hidden_size, config.intermediate_size)
-        if projections[name].form == INTERPOLATIVE:
-            return InterpolativeFactors(
-                fan_in,
-                fan_out,
-                projections[name],
-                self.local_pivots[name],
-                split_input=name == "down_proj",
-                tp_degree=neuron_config.tp_degree,
-                dtype=neuron_config.torch_dtype,
-                kernel=kernel,
-            )
-        if projections[name].form == "factored":
-            return Factors(
-                fan_in,
-                fan_out,
-                projections[name].rank,
-                split_input=name == "down_proj",
-                tp_degree=neuron_config.tp_degree,
-                dtype=neuron_config.torch_dtype,
-                kernel=kernel,
-            )
-        common: dict[str, Any] = {
-            "bias": False,
-            "dtype": neuron_config.torch_dtype,
-            "pad": True,
-            "tensor_model_parallel_group": self.group,
-        }
-        if name == "down_proj":
-            down: torch.nn.Module = RowParallelLinear(
-                fan_in, fan_out, input_is_parallel=True, reduce_output=False, **common
-            )
-            return down
-        up: torch.nn.Module = ColumnParallelLinear(fan_in, fan_out, gather_output=False, **common)
-        return up
+    def _dense(self, reads: Side, config: Any) -> torch.nn.Module:
+        """NxDI's own layer."""
+        sizes, dtype = reads.dims(config.hidden_size, self.stored.width), config.neuron_config.torch_dtype
+        common = {"bias": False, "dtype": dtype, "pad": True, "tensor_model_parallel_group": self.group}
+        if reads is Side.HIDDEN:
+            up: torch.nn.Module = ColumnParallelLinear(*sizes, gather_output=False, **common)
+            return up
+        down: torch.nn.Module = RowParallelLinear(*sizes, input_is_parallel=True, reduce_output=False, **common)
+        return down
 
     def forward(
         self, x: torch.Tensor, rmsnorm: Any = None, residual: Any = None, adapter_ids: Any = None
@@ -113,7 +119,7 @@ class SvdMLP(torch.nn.Module):
         Args:
             x: [batch, sequence, hidden], normalised; [batch, sequence / tp, hidden] under sequence parallelism.
             rmsnorm, residual: None; NxDI passes them only to its own MLP kernels.
-            adapter_ids: of LoRA serving, which does not reach a factored MLP.
+            adapter_ids: of LoRA serving, which does not reach this MLP.
         Returns:
             (y, None), y like x, summed over the ranks (and scattered over the sequence under sequence parallelism).
         Raises:
@@ -124,7 +130,7 @@ class SvdMLP(torch.nn.Module):
             raise NxdiError(f"layer {self.index} leaves its norm or residual to the MLP; unset mlp_kernel_enabled")
         if self.sequence_parallel:
             x = gather_from_sequence_parallel_region(x, SEQUENCE_DIM, process_group=self.group)
-        if (self.fusion.up_gate or self.fusion.down) and device.runs_kernels(x):
+        if (self.fit.up_gate or self.fit.down) and device.runs_kernels(x):
             y = self._kernels(x.reshape(-1, x.shape[-1])).reshape(x.shape)
         else:
             y = self.down_proj(self._hidden(x))
@@ -140,20 +146,17 @@ class SvdMLP(torch.nn.Module):
 
         Parameters go in untouched, so that NxDI's weight layout optimisation leaves them alone.
         """
-        calls, pivots = device.kernel_calls(), self.fusion.pivots
+        calls, pivots = device.kernel_calls(), self.fit.pivots
         gate: Any = self.gate_proj
         up: Any = self.up_proj
         down: Any = self.down_proj
-        written = self.fusion.up_gate and bool(pivots["gate_proj"])
-        read = self.fusion.down and bool(pivots["down_proj"])
-        if self.fusion.up_gate:
+        if self.fit.up_gate:
             runs = pivots["gate_proj"], pivots["up_proj"]
             hidden_t = calls.up_gate(x, *gate.factors(), *up.factors(), pivots=runs)
         else:
             hidden_t = self._hidden(x).t().contiguous()
-        if written != read:  # only interpolative factors of a kernel have hidden rows in kernel order
-            hidden_t = from_kernel_order(hidden_t) if written else to_kernel_order(hidden_t)
-        if not self.fusion.down:
+        hidden_t = bridge(hidden_t, self.fit)
+        if not self.fit.down:
             y: torch.Tensor = down(hidden_t.t())
             return y
         return calls.down(hidden_t, *down.factors(), pivots=pivots["down_proj"])

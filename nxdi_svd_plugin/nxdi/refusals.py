@@ -1,4 +1,4 @@
-"""The NxDI options that do not go together with a factored MLP, each with its reason and remedy.
+"""The NxDI options that do not go together with a low-rank MLP, each with its reason and remedy.
 
 NxDI ignores what it cannot honour without a word, so every option that would bypass, duplicate or reinterpret the MLP
 is refused by name. The options were read in the sources of NxDI 0.6 to 0.9; an option that a version lacks is skipped.
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nxdi_svd_plugin.errors import NxdiError
-from nxdi_svd_plugin.stored.layers import PROJECTIONS
+from nxdi_svd_plugin.nxdi.mlp_impl import FUSED
+from nxdi_svd_plugin.stored.projection import PROJECTIONS
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ NEURON_CONFIG = (
     Refusal(
         "lora_config",
         _targets_mlp,
-        "its target_modules contain MLP projections, which are factored",
+        "its target_modules contain MLP projections, which are low-rank",
         "target attention modules only",
     ),
 )
@@ -74,7 +75,7 @@ FUSED_ONLY = (
 )
 MODEL_CONFIG = (
     Refusal("hidden_act", lambda act: act not in ("silu", "swish"), "the fused MLP computes SiLU", "use a SiLU model"),
-    Refusal("mlp_bias", bool, "factored projections have no bias", "use a model without MLP biases"),
+    Refusal("mlp_bias", bool, "low-rank projections have no bias", "use a model without MLP biases"),
 )
 
 
@@ -84,13 +85,10 @@ def check(config: Any, mlp_impl: str) -> None:
     Raises:
         NxdiError: names the option, its value, the reason and what to do.
     """
-    neuron_config = config.neuron_config
-    for option, value, entry in _refused(neuron_config, NEURON_CONFIG):
-        raise _error(mlp_impl, option, value, entry)
-    for option, value, entry in _refused(neuron_config, FUSED_ONLY if mlp_impl == "svd_fused" else ()):
-        raise _error(mlp_impl, option, value, entry)
-    for option, value, entry in _refused(config, MODEL_CONFIG):
-        raise _error(mlp_impl, option, value, entry)
+    fused_only = FUSED_ONLY if mlp_impl == FUSED else ()
+    for owner, table in ((config.neuron_config, (*NEURON_CONFIG, *fused_only)), (config, MODEL_CONFIG)):
+        for option, value, entry in _refused(owner, table):
+            raise _error(mlp_impl, option, value, entry)
 
 
 def _refused(owner: Any, table: tuple[Refusal, ...]) -> Iterator[tuple[str, Any, Refusal]]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from nxdi_svd_plugin.errors import NxdiError
 from nxdi_svd_plugin.nxdi import upstream
+from nxdi_svd_plugin.nxdi.mlp_impl import MLP_IMPLS
 from nxdi_svd_plugin.nxdi.registration import register
 
 PROGRAM = "inference_demo"
@@ -74,8 +75,8 @@ def with_mlp_impl(demo: Any) -> Iterator[None]:
         original(run_parser)
         run_parser.add_argument(
             "--mlp-impl",
-            choices=["dense", "svd", "svd_fused"],
-            help="the MLP: NxDI's own (default), factored in XLA ops, or factored in fused NKI kernels",
+            choices=list(MLP_IMPLS),
+            help="the MLP: NxDI's own (default), low-rank in XLA ops, or low-rank in fused NKI kernels",
         )
 
     demo.setup_run_parser = setup_run_parser

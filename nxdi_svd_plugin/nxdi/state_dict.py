@@ -1,43 +1,41 @@
-"""The factors in NxDI's checkpoint path: exactly the tensors that config.json promises, or an error.
+"""A compressed checkpoint on its way into NxDI: exactly the tensors that config.json promises, or an error.
 
 NxDI deletes the keys it has no parameter for, skips the parameters it has no key for, and runs what is left. This check
 runs inside `convert_hf_to_neuron_state_dict`, which every path goes through: CPU, load, `save_sharded_checkpoint`.
+There, too, the neurons of a layer with pivots are shared out over the cores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 
 from nxdi_svd_plugin.errors import NxdiError
-from nxdi_svd_plugin.stored.layers import Layers, projection_dims, tensor_shapes
+from nxdi_svd_plugin.stored.cells import pivot_runs
+from nxdi_svd_plugin.stored.layers import Layers
+from nxdi_svd_plugin.stored.order import indices, split_evenly
+from nxdi_svd_plugin.stored.projection import READS, Dense, Projection, Shape, Side
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def expected_shapes(layers: Layers, hidden: int, intermediate: int) -> dict[str, tuple[int, int]]:
+def expected_shapes(layers: Layers, hidden: int) -> dict[str, Shape]:
     """Name (without the leading `model.`) and shape of every MLP tensor of the checkpoint."""
-    return {
-        f"layers.{index}.mlp.{name}.{tensor}": shape
-        for index, projections in layers.items()
-        for name, projection in projections.items()
-        for tensor, shape in tensor_shapes(projection, *projection_dims(name, hidden, intermediate)).items()
-    }
+    return {f"layers.{i}.mlp.{name}": shape for i, mlp in layers.items() for name, shape in mlp.tensors(hidden).items()}
 
 
-def check_mlp_tensors(state_dict: Mapping[str, torch.Tensor], layers: Layers, config: Any) -> None:
+def check_mlp_tensors(state_dict: Mapping[str, torch.Tensor], layers: Layers, hidden: int) -> None:
     """Compare the checkpoint's MLP tensors with `layers`.
 
     Args:
         state_dict: the whole checkpoint, names without the leading `model.`.
-        layers: form and rank of every projection, from svd_config.
-        config: the InferenceConfig; gives hidden_size and intermediate_size.
+        layers: what every layer stores, from svd_config.
+        hidden: the model's hidden size.
     Raises:
         NxdiError: tensors are missing, left over, misshapen or not floating point.
     """
-    expected = expected_shapes(layers, config.hidden_size, config.intermediate_size)
+    expected = expected_shapes(layers, hidden)
     found = {key for key in state_dict if ".mlp." in key}
     _refuse("lacks", expected.keys() - found, "config.json's svd_config promises them")
     _refuse("has", found - expected.keys(), "config.json's svd_config does not know them")
@@ -60,3 +58,40 @@ def _refuse(verb: str, keys: Iterable[str], reason: str) -> None:
             f"the checkpoint {verb} the MLP tensors {shown}, but {reason}. "
             "The directory is damaged or mixed up: run `nxdi-svd verify` and compress it again"
         )
+
+
+def share_out(state_dict: dict[str, torch.Tensor], layers: Layers, tp_degree: int) -> None:
+    """Put the neurons of every layer with pivots into the order in which core k has the k-th part, in place.
+
+    Every core then has the same number of pivots of gate, up and down in the same places (stored.cells.core_runs).
+
+    Args:
+        state_dict: checked, names without the leading `model.`.
+    Raises:
+        SvdError: the pivots do not divide over the cores.
+    """
+    for index, mlp in layers.items():
+        if not any(pivot_runs(mlp)):
+            continue
+        order = torch.cat(split_evenly(mlp, tp_degree))
+        for name, projection in mlp.items():
+            stem = f"layers.{index}.mlp.{name}."
+            tensors = {tensor: state_dict[stem + tensor] for tensor in projection.tensors(READS[name], 1, mlp.width)}
+            for tensor, value in reordered(projection, READS[name], tensors, order).items():
+                state_dict[stem + tensor] = value
+
+
+def reordered(
+    projection: Projection, reads: Side, tensors: Mapping[str, torch.Tensor], order: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """A projection's tensors with its neurons in another order (new position -> stored one, int64 [w])."""
+    if isinstance(projection, Dense):
+        return {name: weight.index_select(reads.weight_axis, order) for name, weight in tensors.items()}
+    near, far = projection.from_disk(reads, tensors)
+    is_pivot = torch.zeros(len(order), dtype=torch.bool)
+    is_pivot[indices(projection.pivots)] = True
+    number = torch.where(is_pivot, is_pivot.cumsum(0), (~is_pivot).cumsum(0)) - 1  # among its kind
+    pivots, others = number[order[is_pivot[order]]], number[order[~is_pivot[order]]]
+    if projection.pivots:
+        near, far = near[:, pivots], far[pivots]
+    return projection.to_disk(reads, near, far[:, others])

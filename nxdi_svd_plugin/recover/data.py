@@ -6,7 +6,6 @@ windows and short ones share one: nothing is padded and nothing but the tail of 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from nxdi_svd_plugin.checkpoint.reader import file_sha256
 from nxdi_svd_plugin.errors import CalibrationError
 
 # The wording that the Alpaca data set is published with (tatsu-lab/stanford_alpaca).
@@ -60,16 +60,7 @@ def load_windows(path: Path, tokenizer: Any, length: int, limit: int | None = No
             "Give more text or a smaller --window"
         )
     windows = windows if limit is None else min(windows, limit)
-    return Windows(torch.cat(pieces)[: windows * length].view(windows, length), file_hash(path), documents, empty)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(CHUNK):
-            digest.update(block)
-    return digest.hexdigest()
+    return Windows(torch.cat(pieces)[: windows * length].view(windows, length), file_sha256(path), documents, empty)
 
 
 def read_documents(path: Path) -> Iterator[str]:

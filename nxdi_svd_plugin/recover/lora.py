@@ -1,93 +1,100 @@
-"""LoRA on both factors of every MLP projection (Eq. 9): U + B_u A_u and V + B_v A_v, merged back into plain factors.
+"""LoRA on both matrices of every low-rank projection (Eq. 9): U + B_u A_u and V + B_v A_v, merged back.
 
-peft adapts nn.Linear. While training, each factored or interpolative projection is therefore replaced by linear layers
-that share its memory; merging writes the sums into the same parameters and puts the projection back, so the form never
-changes.
+peft adapts nn.Linear. While training, each low-rank projection is therefore replaced by linear layers that share its
+memory; merging writes the sums into the same parameters and puts the projection back, so what is stored keeps its form.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nxdi_svd_plugin.errors import CheckpointError
-from nxdi_svd_plugin.modeling.factored_linear import FactoredLinear
-from nxdi_svd_plugin.modeling.low_rank_linear import InterpolativeLinear, merge_runs, take_runs
+from nxdi_svd_plugin.modeling.low_rank_linear import LowRankLinear, merge_runs, take_runs
+from nxdi_svd_plugin.stored.projection import Side
+from nxdi_svd_plugin.stored.runs import complement
 from nxdi_svd_plugin.versions import import_extra
 
 ADAPTER = "recovery"
 
 
-Factored = FactoredLinear | InterpolativeLinear
-
-
 class LinearParts(nn.Module):
-    """The same function as a factored projection, with an nn.Linear on the memory of each of its matrices.
+    """The same function as a low-rank projection, with an nn.Linear on the memory of near and of each group of far.
 
-    u and v of a pair; u and c, or c and v, of the interpolative form, whose identity block is no matrix and stays.
+    The linear layers stand in lists with the names of the parameters: u, v of a pair; u, c or c, v with pivots, whose
+    identity block is no matrix and stays.
     """
 
-    u: nn.Linear
-    c: nn.Linear
-    v: nn.Linear
-
-    def __init__(self, layer: Factored) -> None:
+    def __init__(self, layer: LowRankLinear) -> None:
         super().__init__()
         self._layer = [layer]  # in a list: not a submodule
-        for name, matrix in layer.named_parameters():
-            self.add_module(name, linear(matrix))
+        for name, _ in layer.named_parameters():
+            self.add_module(name, nn.ModuleList(linear(piece) for piece in self.pieces(name)))
 
     @property
-    def layer(self) -> Factored:
+    def layer(self) -> LowRankLinear:
         """The layer that this one stands for."""
         return self._layer[0]
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def pieces(self, name: str) -> tuple[Tensor, ...]:
+        """The parameter of this name [in, out] in pieces, views: far by groups of neurons, near whole."""
+        layer, matrix = self.layer, self.layer.get_parameter(name).detach()
+        near, _ = layer.stored.names(layer.reads)
+        neurons = 1 - layer.reads.weight_axis  # [in, out] here, [out, in] in a dense weight
+        return (matrix,) if name == near else matrix.chunk(layer.stored.groups, neurons)
+
+    def linears(self, name: str) -> list[nn.Module]:
+        """The linear layers on `pieces`."""
+        return list(cast(nn.ModuleList, self.get_submodule(name)))
+
+    def forward(self, x: Tensor) -> Tensor:
         """x [..., in] to [..., out]."""
-        layer, y = self.layer, x
-        if isinstance(layer, FactoredLinear):
-            y = self.v(self.u(x))
-        elif layer.on_output:
-            kept = self.u(x)
-            y = merge_runs(kept, self.c(kept), layer.pivots, layer.others)
-        else:
-            y = self.v(take_runs(x, layer.pivots) + self.c(take_runs(x, layer.others)))
+        layer = self.layer
+        near, far = (self.linears(name) for name in layer.stored.names(layer.reads))
+        pivots, part = layer.stored.pivots, layer.width // layer.stored.groups
+        if layer.reads is Side.HIDDEN:
+            slices = zip(near[0](x).chunk(len(far), -1), far, strict=True)
+            return torch.cat([merge_runs(t, c(t), pivots, part) for t, c in slices], -1)
+        gathered = []
+        for h, c in zip(x.chunk(len(far), -1), far, strict=True):
+            made = c(take_runs(h, complement(pivots, part)))
+            gathered.append(take_runs(h, pivots) + made if pivots else made)
+        y: Tensor = near[0](torch.cat(gathered, -1))
         return y
 
 
-def linear(matrix: torch.Tensor) -> nn.Linear:
+def linear(matrix: Tensor) -> nn.Linear:
     """nn.Linear that computes x @ matrix on the matrix's own memory."""
     layer = nn.Linear(matrix.shape[0], matrix.shape[1], bias=False, device="meta")
-    layer.weight = nn.Parameter(matrix.detach().t(), requires_grad=False)
+    layer.weight = nn.Parameter(matrix.t(), requires_grad=False)
     return layer
 
 
-def factored_layers(model: nn.Module) -> dict[str, Factored]:
+def low_rank_layers(model: nn.Module) -> dict[str, LowRankLinear]:
     """Name and layer of every projection that is not dense.
 
     Raises:
         CheckpointError: there is none.
     """
-    found = {
-        name: layer for name, layer in model.named_modules() if isinstance(layer, (FactoredLinear, InterpolativeLinear))
-    }
+    found = {name: layer for name, layer in model.named_modules() if isinstance(layer, LowRankLinear)}
     if not found:
-        raise CheckpointError("the model has no factored projection: compress it first with `nxdi-svd compress`")
+        raise CheckpointError("the model has no low-rank projection: compress it first with `nxdi-svd compress`")
     return found
 
 
 def factor_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name and parameter of every factor."""
+    """Name and parameter of every near and far."""
     return {
-        f"{name}.{part}": p for name, layer in factored_layers(model).items() for part, p in layer.named_parameters()
+        f"{name}.{part}": p for name, layer in low_rank_layers(model).items() for part, p in layer.named_parameters()
     }
 
 
 def attach(model: nn.Module, rank: int, alpha: float, generator: torch.Generator) -> dict[str, nn.Parameter]:
-    """Put LoRA of `rank`, scaled by alpha / rank, on both factors of every projection; the rest is frozen.
+    """Put LoRA of `rank`, scaled by alpha / rank, on near and far of every projection; the rest is frozen.
 
     A is drawn from `generator` (uniform as peft does, bound 1/sqrt(fan in)), B is zero: the function is unchanged.
 
@@ -95,14 +102,15 @@ def attach(model: nn.Module, rank: int, alpha: float, generator: torch.Generator
         The parameters to train, by name.
     Raises:
         MissingExtraError: peft is not installed.
-        CheckpointError: the model has no factored projection.
+        CheckpointError: the model has no low-rank projection.
     """
     peft = import_extra("peft", "recovery")
-    layers = factored_layers(model)
     model.requires_grad_(False)
-    for name, layer in layers.items():
+    for name, layer in low_rank_layers(model).items():
         replace(model, name, LinearParts(layer))
-    targets = [f"{name}.{part}" for name, layer in layers.items() for part, _ in layer.named_parameters()]
+    targets = [
+        f"{name}.{part}" for name, parts in parts_of(model) for part, m in parts.named_modules() if type(m) is nn.Linear
+    ]
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets)
     peft.inject_adapter_in_model(config, model, adapter_name=ADAPTER)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -114,12 +122,13 @@ def attach(model: nn.Module, rank: int, alpha: float, generator: torch.Generator
     return trained
 
 
+@torch.no_grad()
 def merge(model: nn.Module) -> None:
-    """Add every B A to its factor in float32 and put the projections back."""
+    """Add every B A to its matrix in float32 and put the projections back."""
     for name, parts in list(parts_of(model)):
-        for part, matrix in parts.layer.named_parameters():
-            with torch.no_grad():
-                matrix.add_(getattr(parts, part).get_delta_weight(ADAPTER).t())
+        for part, _ in parts.layer.named_parameters():
+            for piece, adapted in zip(parts.pieces(part), parts.linears(part), strict=True):
+                piece.add_(adapted.get_delta_weight(ADAPTER).t())  # type: ignore[operator]
         replace(model, name, parts.layer)
 
 

@@ -7,8 +7,6 @@ stored, and if training did not help, the output holds the input's tensors.
 from __future__ import annotations
 
 import dataclasses
-import json
-import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,31 +14,22 @@ from typing import Any
 
 import torch
 
-from nxdi_svd_plugin.checkpoint.names import (
-    CONFIG,
-    ORDER,
-    REPORT,
-    UNFINISHED,
-    carried_files,
-    projection_prefix,
-    read_json,
-)
-from nxdi_svd_plugin.checkpoint.reader import Reader, file_sha256
-from nxdi_svd_plugin.checkpoint.writer import Writer, prepare_output
+from nxdi_svd_plugin.checkpoint.names import UNFINISHED
+from nxdi_svd_plugin.checkpoint.reader import Reader
+from nxdi_svd_plugin.checkpoint.writer import prepare_output
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
 from nxdi_svd_plugin.evaluate.perplexity import check_window
-from nxdi_svd_plugin.factorize.interpolative import GROWTH_LIMIT
 from nxdi_svd_plugin.modeling.load import load_model, load_pretrained, load_tokenizer
 from nxdi_svd_plugin.recover import lora
+from nxdi_svd_plugin.recover.choose import as_stored, choose, copies, tell
 from nxdi_svd_plugin.recover.data import Windows, load_windows
 from nxdi_svd_plugin.recover.settings import Settings
-from nxdi_svd_plugin.recover.train import State, Trainer, validation_perplexity
-from nxdi_svd_plugin.report.card import CARD, model_card, read_card
+from nxdi_svd_plugin.recover.train import Trainer
+from nxdi_svd_plugin.recover.write import write
+from nxdi_svd_plugin.report.measured import Recovery, Step, TrainingText
+from nxdi_svd_plugin.report.record import Report
 
-LOG = logging.getLogger(__name__)
 HELD_OUT = 10  # without a validation file, one window in so many is held out, from the end of the data
-SHARD_SIZE = 5 * 10**9
-OF_THE_INPUT = ("evaluation", "tasks", "layer_losses")  # measured before recovery
 
 
 def recover(
@@ -53,51 +42,51 @@ def recover(
     teacher_dir: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
-) -> dict[str, Any]:
-    """Recover `model_dir` on `data` into `output` and return the `recovery` object of its report.json.
+) -> Recovery:
+    """Recover `model_dir` on `data` into `output` and return what its report.json says of it.
 
     Args:
-        data, validation: text files (recovery_data); without `validation` the end of the data is held out.
+        data, validation: text files (recover/data.py); without `validation` the end of the data is held out.
         teacher_dir: the dense model to distil from; None trains on the next token.
     Raises:
-        CheckpointError: not a compressed directory, a teacher of another vocabulary, a refused output.
+        CheckpointError: no compressed directory with its report.json, a teacher of another vocabulary, an output
+            that is refused.
         CalibrationError: unusable text. RecipeError: a window longer than the model takes. MissingExtraError: peft is
             not installed (method "lora").
     """
     began = time.monotonic()
-    tokenizer = load_tokenizer(model_dir)
-    train, held = texts(data, validation, tokenizer, settings)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model: Any = load_pretrained(model_dir, torch.float32)
-    check_window(model, settings.window)
-    model.to(device)
-    teacher = None if teacher_dir is None else load_teacher(teacher_dir, model).to(device)
-    reader = Reader(model_dir)
+    train, held = texts(data, validation, load_tokenizer(model_dir), settings)
+    model = load_student(model_dir, settings)
+    teacher = None if teacher_dir is None else load_teacher(teacher_dir, model).to(model.device)
+    reader, report = Reader(model_dir), Report.read(model_dir)
     factors = lora.factor_parameters(model)
-    before = {name: p.detach().clone() for name, p in factors.items()}
+    before = copies(factors)
     trained = trainable(model, factors, settings)
     prepare_output(output, model_dir, resume=resume, overwrite=overwrite)
     identity = identity_of(reader, settings, train, held, teacher_dir)
-    trainer = Trainer(model, trained, settings, teacher, output / UNFINISHED / "recovery.pt", identity)
-    state = trainer.run(train.tokens, held.tokens)
+    state = Trainer(model, trained, settings, teacher, output / UNFINISHED / "recovery.pt", identity).run(
+        train.tokens, held.tokens
+    )
     if settings.method == "lora":
         lora.merge(model)
-    perplexity = choose(model, factors, before, reader, held.tokens, state)
-    record = {
-        "settings": dataclasses.asdict(settings),
-        "loss": "next token" if teacher is None else "distillation",
-        "teacher": None if teacher_dir is None else teacher_dir.resolve().name,
-        "data": describe(data, train),
-        "validation": describe(validation or data, held),
-        "perplexity": perplexity,
-        "kept_input": perplexity["output"] == perplexity["input"],
-        "best_step": state.best_step,
-        "history": state.history,
-        "seconds": time.monotonic() - began,
-        "device": device.type,
-    }
-    write(model_dir, output, reader, factors, record)
-    return record
+    as_stored(factors, reader, report.layers)
+    change = choose(model, factors, before, held.tokens)
+    tell(change, state.best_step)
+    recovery = Recovery(
+        settings=dataclasses.asdict(settings),
+        loss="next token" if teacher is None else "distillation",
+        teacher=None if teacher_dir is None else teacher_dir.resolve().name,
+        data=describe(data, train),
+        validation=describe(validation or data, held),
+        perplexity=change,
+        kept_input=change.output == change.input,
+        best_step=state.best_step,
+        history=tuple(Step(**row) for row in state.history),
+        seconds=time.monotonic() - began,
+        device=model.device.type,
+    )
+    write(output, reader, factors, report, recovery)
+    return recovery
 
 
 def texts(data: Path, validation: Path | None, tokenizer: Any, settings: Settings) -> tuple[Windows, Windows]:
@@ -118,6 +107,17 @@ def texts(data: Path, validation: Path | None, tokenizer: Any, settings: Setting
     cut = len(train.tokens) - count
     parts = train.tokens[:cut], train.tokens[cut:]
     return dataclasses.replace(train, tokens=parts[0]), dataclasses.replace(train, tokens=parts[1])
+
+
+def load_student(directory: Path, settings: Settings) -> Any:
+    """The compressed model in float32, on the GPU where there is one.
+
+    Raises:
+        CheckpointError: as `load_pretrained`. RecipeError: a window longer than it takes.
+    """
+    model: Any = load_pretrained(directory, torch.float32)
+    check_window(model, settings.window)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_teacher(directory: Path, student: Any) -> Any:
@@ -161,95 +161,7 @@ def identity_of(
     }
 
 
-@torch.no_grad()
-def choose(
-    model: Any,
-    factors: Mapping[str, torch.Tensor],
-    before: Mapping[str, torch.Tensor],
-    reader: Reader,
-    validation: torch.Tensor,
-    state: State,
-) -> dict[str, float]:
-    """Leave the better of the trained and the input's factors in the model, as stored; both perplexities.
-
-    As stored: rounded to the stored dtype, C within the limit of its growth.
-    """
-    for name, parameter in factors.items():
-        if name.endswith(".c"):
-            parameter.clamp_(-GROWTH_LIMIT, GROWTH_LIMIT)
-        parameter.copy_(parameter.to(reader.tensors[name].dtype))
-    trained = validation_perplexity(model, validation)
-    candidate = {name: p.detach().clone() for name, p in factors.items()}
-    restore(factors, before)
-    original = validation_perplexity(model, validation)
-    better = trained < original
-    if better:
-        restore(factors, candidate)
-        LOG.info("validation perplexity %.3f, was %.3f (best step %d)", trained, original, state.best_step)
-    else:
-        LOG.warning(
-            "recovery did not help: validation perplexity %.3f, the input has %.3f; the output keeps the input. "
-            "Try more or other text, or a smaller learning rate",
-            trained,
-            original,
-        )
-    return {"input": original, "trained": trained, "output": trained if better else original}
-
-
-def restore(factors: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
-    """Copy values into the parameters of the same names."""
-    for name, parameter in factors.items():
-        parameter.copy_(values[name])
-
-
-def describe(path: Path, windows: Windows) -> dict[str, Any]:
+def describe(path: Path, windows: Windows) -> TrainingText:
     """Name, hash and size of a text."""
     count, length = windows.tokens.shape
-    return {
-        "text": path.name,
-        "sha256": windows.sha256,
-        "windows": count,
-        "length": length,
-        "documents": windows.documents,
-        "empty": windows.empty,
-    }
-
-
-def write(
-    model_dir: Path, output: Path, reader: Reader, factors: Mapping[str, torch.Tensor], record: dict[str, Any]
-) -> None:
-    """The input's directory with other factors; config.json and report.json say what was done."""
-    entries = {name: (info.dtype, info.shape) for name, info in reader.tensors.items()}
-    writer = Writer(output, entries, SHARD_SIZE)
-    for name, (dtype, _) in entries.items():
-        writer.write(name, factors[name].to(dtype) if name in factors else reader.get(name))
-    writer.sync(entries)
-    config, report = read_json(model_dir / CONFIG), read_report(model_dir)
-    config["svd_config"] = {**dict(config["svd_config"]), "recovery": summary(record)}
-    report = {key: value for key, value in report.items() if key not in OF_THE_INPUT} | {"recovery": record}
-    if not record["kept_input"]:
-        report["matrices"] = [remeasured(matrix, factors) for matrix in report.get("matrices", [])]
-    report["files"] = {shard.name: file_sha256(output / UNFINISHED / shard.name) for shard in writer.shards}
-    order = [ORDER] if (model_dir / ORDER).is_file() else []
-    carried = {name: (model_dir / name).read_bytes() for name in (*carried_files(model_dir), *order)}
-    if (model_dir / CARD).is_file():
-        carried[CARD] = model_card(report, config, read_card(model_dir)).encode()
-    carried[REPORT] = (json.dumps(report, indent=2) + "\n").encode()
-    writer.finish(carried, config)
-
-
-def remeasured(matrix: Mapping[str, Any], factors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """The record of one projection with the growth of the new C, and without what was measured on the old one."""
-    found = {key: value for key, value in matrix.items() if key not in ("bf16_error", "limited")}
-    name = f"{projection_prefix(matrix['layer'], matrix['projection'])}c"
-    return found | ({"growth": float(factors[name].abs().max())} if name in factors else {})
-
-
-def summary(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The `recovery` object of svd_config: the record without history and machine."""
-    return {key: record[key] for key in ("settings", "loss", "teacher", "data", "perplexity", "kept_input")}
-
-
-def read_report(model_dir: Path) -> dict[str, Any]:
-    """The input's report.json, or an empty one."""
-    return read_json(model_dir / REPORT) if (model_dir / REPORT).is_file() else {}
+    return TrainingText(path.name, windows.sha256, count, length, windows.documents, windows.empty)

@@ -17,7 +17,7 @@ RATES = {"lora": 1e-3, "full": 1e-4}
 class Settings:
     """How to train.
 
-    method: "lora" (Eq. 9) or "full", every number of the factors. lora_rank, lora_alpha: of both adapters of a factor.
+    method: "lora" (Eq. 9) or "full", every number of the factors. lora_rank, lora_alpha: of every adapter.
     steps, batch: optimizer steps and windows a step. micro_batch: windows at once; costs memory, changes nothing else.
     window: tokens a window. learning_rate: 0 for the default of the method. patience: evaluations without a better
     validation perplexity until the run stops. validation_windows: at most so many are measured.

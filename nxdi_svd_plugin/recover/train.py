@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import pickle
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.evaluate.perplexity import measure
 from nxdi_svd_plugin.recover.settings import Settings
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 CLIP = 1.0  # largest gradient norm
 WARMUP = 0.05  # share of the steps in which the learning rate rises
 FLOOR = 0.1  # share of the learning rate that is left at the last step
@@ -133,7 +134,7 @@ class Trainer:
         row = {"step": state.step, "train_loss": loss, "validation_perplexity": perplexity, "seconds": seconds}
         state.history.append(row | {"train_loss": loss if math.isfinite(loss) else None})
         trained = "" if math.isnan(loss) else f"loss {loss:.4f}, "
-        LOG.info("step %d of %d: %svalidation perplexity %.3f", state.step, self.settings.steps, trained, perplexity)
+        logger.info("step %d of %d: %svalidation perplexity %.3f", state.step, self.settings.steps, trained, perplexity)
         self.save(state)
 
     def stale(self, state: State) -> bool:
@@ -158,9 +159,13 @@ class Trainer:
         """Restore parameters and optimizer from the file.
 
         Raises:
-            CheckpointError: the state belongs to another model, data or settings.
+            CheckpointError: the state is damaged, or belongs to another model, data or settings.
         """
-        content = torch.load(self.file, map_location=self.device, weights_only=True)
+        try:
+            content = torch.load(self.file, map_location=self.device, weights_only=True)
+        except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(f"{self.file} is damaged ({said}); start anew with --overwrite") from error
         changed = sorted(k for k in self.identity if content["identity"].get(k) != self.identity[k])
         if changed:
             raise CheckpointError(

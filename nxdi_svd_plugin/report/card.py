@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from nxdi_svd_plugin.checkpoint.atomic import write_bytes, write_json
-from nxdi_svd_plugin.checkpoint.names import CONFIG, REPORT, read_json
-from nxdi_svd_plugin.checkpoint.serving import serving
-from nxdi_svd_plugin.errors import CheckpointError
-from nxdi_svd_plugin.stored.layers import PROJECTIONS
+from nxdi_svd_plugin.report.measured import Evaluation, Recovery
+from nxdi_svd_plugin.report.record import Report
+from nxdi_svd_plugin.report.serving import serving
+from nxdi_svd_plugin.report.source_card import base_model, licence, llama_name, metadata_of
+from nxdi_svd_plugin.stored.layers import Layers, groups_of
+from nxdi_svd_plugin.stored.projection import DENSE_FORM, INTERPOLATIVE, PAIR, PROJECTIONS
 
-CARD = "README.md"
 TAGS = ["svd", "low-rank", "compressed", "neuron", "trainium", "nxdi"]
 LLAMA_NOTICE = """\
 **Built with Llama.** {name} is licensed under the {name} Community License, Copyright (c) Meta Platforms, Inc.
 All Rights Reserved. A model distributed from this directory needs a name that begins with "Llama", a copy of that
 licence and this notice.
 """
+FORM_TEXTS = {
+    PAIR: "as pairs of thin matrices, y = x U V",
+    INTERPOLATIVE: "in the interpolative form, which keeps r intermediate neurons and makes the others of them (gate "
+    "and up: x U, then x U C; down: (kept + others C) V)",
+}
 BODY = """\
 # {title}
 
-{link} with its MLP weights factored, y = x U V, by nxdi-svd-plugin: {saved_mlp} % of the MLP parameters and
-{saved_model} % of all parameters are gone.
+{link} with its MLP weights {stored}, by nxdi-svd-plugin:
+{saved_mlp} % of the MLP parameters and {saved_model} % of all parameters are gone.
 {notice}
 ## What was done
 
@@ -35,8 +39,8 @@ BODY = """\
 | ratio asked | {asked} of the {target} parameters |
 | ratio reached | {mlp} of the MLP, {model} of the model |
 | ranks | {ranks} |
-| calibration text | {text}, sha256 `{sha256}` |
-| calibration tokens | {tokens} in {samples} samples, seed {seed} |
+| calibration text | {calibration.text}, sha256 `{calibration.sha256}` |
+| calibration tokens | {calibration.tokens} in {calibration.samples} samples, seed {calibration.seed} |
 | made with | {versions} |
 {recovery}
 {evaluation}
@@ -72,16 +76,15 @@ vllm serve DIR --tensor-parallel-size {tp} --max-model-len 2048 \\
 """
 
 
-def model_card(report: Mapping[str, Any], config: Mapping[str, Any], source_card: str = "") -> str:
+def model_card(report: Report, config: Mapping[str, Any], source_card: str = "") -> str:
     """The card of a compressed model.
 
     Args:
-        report: report.json's keys source, ratio, matrices, calibration, versions; recovery and evaluation if done.
-        config: the compressed directory's config.json.
+        config: its config.json.
         source_card: the source's README.md, whose licence, language and base model are taken over; "" if it has none.
     """
     source = metadata_of(source_card)
-    base = base_model(report, config)
+    base = base_model(report.source.name, config)
     llama = llama_name(source, base)
     title = f"{'Llama-' if llama and not base.split('/')[-1].startswith('Llama') else ''}{base.split('/')[-1]}-SVD"
     meta: dict[str, Any] = {
@@ -92,142 +95,74 @@ def model_card(report: Mapping[str, Any], config: Mapping[str, Any], source_card
         **{key: source[key] for key in ("license", "license_name", "license_link", "language") if key in source},
         "tags": [*TAGS, *(["llama"] if llama else [])],
     }
-    ratio, calibration = report["ratio"], report["calibration"]
-    impl, tp, fit = serving(config)
+    ratio, calibration, advice = report.ratio, report.calibration, serving(report.layers)
     body = BODY.format(
         title=title,
         link=f"[{base}](https://huggingface.co/{base})" if "/" in base else base,
+        stored=stored_text(report.layers),
         notice="\n" + LLAMA_NOTICE.format(name=llama) if llama else "",
-        saved_mlp=f"{100 * ratio['mlp']:.1f}",
-        saved_model=f"{100 * ratio['model']:.1f}",
-        asked=ratio["asked"],
-        target="MLP" if ratio["target"] == "mlp" else "model's",
-        mlp=f"{ratio['mlp']:.4f}",
-        model=f"{ratio['model']:.4f}",
-        ranks=rank_summary(report["matrices"]),
-        impl=impl,
-        tp=tp,
-        fit=fit,
-        **{key: calibration[key] for key in ("text", "sha256", "tokens", "samples", "seed")},
+        saved_mlp=f"{100 * ratio.mlp:.1f}",
+        saved_model=f"{100 * ratio.model:.1f}",
+        asked=ratio.asked,
+        target="MLP" if ratio.target == "mlp" else "model's",
+        mlp=f"{ratio.mlp:.4f}",
+        model=f"{ratio.model:.4f}",
+        ranks=rank_summary(report),
+        impl=advice.impl,
+        tp=advice.tp,
+        fit=f"{advice.why}\n\n" if advice.why else "",
+        calibration=calibration,
         licence=licence(source),
-        versions=", ".join(f"{name} {version}" for name, version in report["versions"].items()),
-        recovery=recovery_text(report.get("recovery")),
-        evaluation=evaluation_text(report.get("evaluation")),
+        versions=", ".join(f"{name} {version}" for name, version in report.versions.items()),
+        recovery=recovery_text(report.recovery),
+        evaluation=evaluation_text(report.evaluation),
     )
     return f"---\n{yaml.safe_dump(meta, sort_keys=False)}---\n\n{body}"
 
 
-def read_card(directory: Path) -> str:
-    """The card of a directory, "" when it has none."""
-    path = directory / CARD
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+def stored_text(layers: Layers) -> str:
+    """How the MLP weights are stored: their low-rank forms, in how many groups."""
+    forms = sorted({p.form for mlp in layers.values() for _, p in mlp.items()} - {DENSE_FORM})
+    if not forms:
+        return "all dense"
+    groups = groups_of(layers)
+    return " and ".join(FORM_TEXTS[form] for form in forms) + (f", in {groups} groups of neurons" if groups > 1 else "")
 
 
-def metadata_of(card: str) -> dict[str, Any]:
-    """The YAML front matter of a card, {} when there is none that can be read."""
-    if not card.startswith("---\n") or "\n---" not in card[4:]:
-        return {}
-    try:
-        loaded = yaml.safe_load(card[4:].split("\n---", 1)[0])
-    except yaml.YAMLError:
-        return {}
-    return loaded if isinstance(loaded, dict) else {}
-
-
-def base_model(report: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """The hub id of the source where its config.json tells one, else the name of its directory."""
-    recorded = str(config.get("_name_or_path", ""))
-    if recorded.count("/") == 1 and not recorded.startswith((".", "/", "~")):
-        return recorded
-    return str(report["source"]["name"])
-
-
-def llama_name(source: Mapping[str, Any], base: str) -> str:
-    """ "Llama 3.2" when the source has Meta's licence, which its card's `license` or its name says; "" otherwise."""
-    licence = str(source.get("license_name") or source.get("license") or "").lower()
-    if not licence:
-        licence = base.split("/")[-1].lower().replace("meta-", "").replace("llama-", "llama")
-    for version in ("3.3", "3.2", "3.1", "3", "2"):
-        if licence.startswith(f"llama{version}"):
-            return f"Llama {version}"
-    return ""
-
-
-def licence(source: Mapping[str, Any]) -> str:
-    """The licence that the source's card states, or that it states none."""
-    name = str(source.get("license_name") or source.get("license") or "")
-    if not name:
-        return "not stated by the source: the base model's terms apply"
-    link = source.get("license_link")
-    return f"{name}, as the base model" + (f" ({link})" if link else "")
-
-
-def rank_summary(matrices: list[dict[str, Any]]) -> str:
+def rank_summary(report: Report) -> str:
     """Smallest to largest rank of each projection, and how many stay dense."""
     parts = []
     for name in PROJECTIONS:
-        rows = [row for row in matrices if row["projection"] == name]
-        ranks = sorted({row["rank"] for row in rows if row["form"] != "dense"})
-        dense = sum(row["form"] == "dense" for row in rows)
+        found = [record.rank for record in report.matrices if record.name == name]
+        ranks = sorted({rank for rank in found if rank is not None})
+        dense = found.count(None)
         span = f"{ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "") if ranks else "all dense"
         parts.append(f"{name} {span}" + (f" ({dense} dense)" if dense and ranks else ""))
     return ", ".join(parts)
 
 
-def recovery_text(recovery: Mapping[str, Any] | None) -> str:
+def recovery_text(recovery: Recovery | None) -> str:
     """How the factors were trained after the compression, "" when they were not."""
-    if not recovery:
+    if recovery is None:
         return ""
-    settings, data, perplexity = recovery["settings"], recovery["data"], recovery["perplexity"]
+    settings, data, perplexity = recovery.settings, recovery.data, recovery.perplexity
     return (
-        f"\nThen the factors were trained ({settings['method']}, {recovery['loss']}, {settings['steps']} steps of "
-        f"{settings['batch']} windows of {settings['window']} tokens of {data['text']}, sha256 `{data['sha256']}`, "
-        f"seed {settings['seed']}): validation perplexity {perplexity['input']:.3f} before, "
-        f"{perplexity['output']:.3f} after.\n"
+        f"\nThen the factors were trained ({settings['method']}, {recovery.loss}, {settings['steps']} steps of "
+        f"{settings['batch']} windows of {settings['window']} tokens of {data.text}, sha256 `{data.sha256}`, "
+        f"seed {settings['seed']}): validation perplexity {perplexity.input:.3f} before, "
+        f"{perplexity.output:.3f} after.\n"
     )
 
 
-def evaluation_text(evaluation: Mapping[str, Any] | None) -> str:
+def evaluation_text(evaluation: Evaluation | None) -> str:
     """The measured perplexities, or that none were."""
-    if not evaluation:
+    if evaluation is None:
         return "Perplexity was not measured: `nxdi-svd evaluate --model DIR --base BASE --record` measures and adds it."
-    rows = [("this model", evaluation), *([("dense base", evaluation["base"])] if "base" in evaluation else [])]
-    return "\n".join(
-        [
-            "| | perplexity |",
-            "|---|---|",
-            *(f"| {name} | {row['perplexity']:.3f} |" for name, row in rows),
-            "",
-            f"On {evaluation['tokens']} tokens of {evaluation['text']['name']} "
-            f"(sha256 `{evaluation['text']['sha256']}`), windows of {evaluation['window']} tokens, "
-            f"stride {evaluation['stride']}, {evaluation['dtype']}.",
-        ]
+    lines = ["| | perplexity |", "|---|---|", f"| this model | {evaluation.perplexity:.3f} |"]
+    if evaluation.base is not None:
+        lines.append(f"| dense base | {evaluation.base.perplexity:.3f} |")
+    how = (
+        f"On {evaluation.tokens} tokens of {evaluation.text.name} (sha256 `{evaluation.text.sha256}`), windows of "
+        f"{evaluation.window} tokens, stride {evaluation.stride}, {evaluation.dtype}."
     )
-
-
-def recordable(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """report.json and config.json of a directory that an evaluation can be recorded in.
-
-    Raises:
-        CheckpointError: there is none, or it cannot be read.
-    """
-    try:
-        return read_json(directory / REPORT), read_json(directory / CONFIG)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{directory} has no report to record the evaluation in ({error}); --record is for compressed directories"
-        ) from error
-
-
-def record_evaluation(directory: Path, evaluation: Mapping[str, Any]) -> None:
-    """Put measured perplexities into report.json and the card of a compressed directory.
-
-    Raises:
-        CheckpointError: no readable report.json or config.json.
-    """
-    report, config = recordable(directory)
-    report["evaluation"] = {**evaluation, "model": directory.resolve().name}
-    if "base" in evaluation:
-        report["evaluation"]["base"] = {**evaluation["base"], "model": Path(evaluation["base"]["model"]).resolve().name}
-    write_json(directory / REPORT, report)
-    write_bytes(directory / CARD, model_card(report, config, read_card(directory)).encode())
+    return "\n".join([*lines, "", how])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from nxdi_svd_plugin.stored.layers import PROJECTIONS
+from nxdi_svd_plugin.report.matrix import MatrixRecord
+from nxdi_svd_plugin.report.measured import LayerLosses, Row
+from nxdi_svd_plugin.stored.projection import PROJECTIONS
 from nxdi_svd_plugin.versions import import_extra
 
 DPI = 120
@@ -25,7 +28,7 @@ class Measured(Protocol):
         """How it was made; points of one line share it."""
 
     @property
-    def rows(self) -> Sequence[Mapping[str, Any]]:
+    def rows(self) -> Sequence[Row]:
         """Evaluation rows."""
 
 
@@ -40,15 +43,15 @@ def series(entries: Sequence[Measured], metric: str) -> tuple[Points, Points]:
     compressed: Points = {}
     base: Points = {}
     groups = {entry.group for entry in entries}
-    windows = {row.get("window") for entry in entries for row in entry.rows if row["metric"] == metric}
+    windows = {row.window for entry in entries for row in entry.rows if row.metric == metric}
     for entry in sorted(entries, key=lambda e: e.ratio):
         for row in entry.rows:
-            if row["metric"] == metric:
-                parts = [str(row["task"])]
-                parts += [f"window {row['window']}"] if len(windows) > 1 and row.get("window") else []
+            if row.metric == metric:
+                parts = [row.task]
+                parts += [f"window {row.window}"] if len(windows) > 1 and row.window else []
                 parts += [entry.group] if len(groups) > 1 else []
-                compressed.setdefault(", ".join(parts), []).append((entry.ratio, row["compressed"]))
-                base.setdefault(", ".join(parts), []).append((entry.ratio, row["base"]))
+                compressed.setdefault(", ".join(parts), []).append((entry.ratio, row.compressed))
+                base.setdefault(", ".join(parts), []).append((entry.ratio, row.base))
     return compressed, base
 
 
@@ -85,32 +88,33 @@ def draw(axes: Any, entries: Sequence[Measured], metric: str) -> int:
     return len(compressed)
 
 
-def layers(matrices: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
+def layers(matrices: Sequence[MatrixRecord], title: str, path: Path) -> None:
     """Relative output error of each layer's projections above the map of their ranks; "d" marks a dense one.
 
     Dotted: what bfloat16 adds, where it was measured.
     """
     figure = new_figure(10, 5)
     errors, ranks = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    count = 1 + max(record["layer"] for record in matrices)
+    count = 1 + max(record.layer for record in matrices)
     for name in PROJECTIONS:
-        by_layer = {r["layer"]: r for r in matrices if r["projection"] == name and r["form"] != "dense"}
-        for key, style in (("relative_error", {"marker": ".", "label": name}), ("bf16_error", {"linestyle": ":"})):
-            found = [by_layer.get(i, {}).get(key) for i in range(count)]
-            values = [float("nan") if error is None else 100 * error for error in found]
-            errors.plot(range(count), values, color=COLOURS[name], **style)
-    measured = any(record.get("bf16_error") is not None for record in matrices)
+        found = [record for record in matrices if record.name == name and record.rank is not None]
+        for values, style in (
+            ({record.layer: record.relative_error for record in found}, {"marker": ".", "label": name}),
+            ({record.layer: record.bf16_error for record in found}, {"linestyle": ":"}),
+        ):
+            errors.plot(range(count), in_percent(values, count), color=COLOURS[name], **style)
+    measured = any(record.bf16_error is not None for record in matrices)
     errors.set_ylabel("output error (%)" + ("\ndotted: added by bfloat16" if measured else ""))
     errors.set_title(title)
     errors.grid(alpha=0.3)
     errors.legend(fontsize="small")
-    grid = [[float("nan")] * count for _ in PROJECTIONS]
+    grid = [[math.nan] * count for _ in PROJECTIONS]
     for record in matrices:
-        row = PROJECTIONS.index(record["projection"])
-        if record["form"] == "dense":
-            ranks.text(record["layer"], row, "d", ha="center", va="center", fontsize=7)
+        row = PROJECTIONS.index(record.name)
+        if record.rank is None:
+            ranks.text(record.layer, row, "d", ha="center", va="center", fontsize=7)
         else:
-            grid[row][record["layer"]] = record["rank"]
+            grid[row][record.layer] = record.rank
     image = ranks.imshow(grid, aspect="auto", cmap="viridis")
     ranks.set_yticks(range(len(PROJECTIONS)), PROJECTIONS)
     ranks.set_xlabel("layer")
@@ -118,11 +122,17 @@ def layers(matrices: Sequence[Mapping[str, Any]], title: str, path: Path) -> Non
     save(figure, path)
 
 
-def losses(found: Mapping[str, Any], title: str, path: Path) -> None:
+def in_percent(shares: Mapping[int, float | None], count: int) -> list[float]:
+    """The shares of layers 0 to count - 1 in percent; NaN, which interrupts a line, where there is none."""
+    found = [shares.get(layer) for layer in range(count)]
+    return [math.nan if share is None else 100 * share for share in found]
+
+
+def losses(found: LayerLosses, title: str, path: Path) -> None:
     """Predicted against measured loss of each layer, on logarithmic axes, with the line where they are equal."""
     figure = new_figure(5, 5)
     axes = figure.subplots()
-    pairs = enumerate(zip(found["predicted"], found["measured"], strict=True))
+    pairs = enumerate(zip(found.predicted, found.measured, strict=True))
     points = [(x, y, str(i)) for i, (x, y) in pairs if x > 0 and y > 0]
     axes.scatter([x for x, _, _ in points], [y for _, y, _ in points], s=14)
     for x, y, layer in points:
@@ -132,7 +142,7 @@ def losses(found: Mapping[str, Any], title: str, path: Path) -> None:
         axes.plot(ends, ends, color="gray", linewidth=0.8, label="equal")
         axes.set(xscale="log", yscale="log")
         axes.legend(fontsize="small")
-    rho = found["rank_correlation"]
+    rho = found.rank_correlation
     axes.set_title(title if rho is None else f"{title}: rank correlation {rho:.2f}")
     axes.set_xlabel("predicted loss of the layer (nats per token)")
     axes.set_ylabel("measured loss (nats per token)")

@@ -5,48 +5,45 @@ Figures: perplexity and accuracy against ratio (the paper's Figures 6 and 7), ou
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from nxdi_svd_plugin.checkpoint.names import read_json
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.report import figures
-from nxdi_svd_plugin.report.record import rounding_lines
-from nxdi_svd_plugin.stored.layers import PROJECTIONS
+from nxdi_svd_plugin.report.cells import layer_rows, rounding_lines
+from nxdi_svd_plugin.report.json_object import from_json
+from nxdi_svd_plugin.report.measured import Evaluation, LayerLosses, Recovery, Row, Tasks
+from nxdi_svd_plugin.report.record import Report
+from nxdi_svd_plugin.stored.projection import PROJECTIONS
 
-REPORT = "report.json"
 MARKDOWN = "report.md"
 QUALITY = "report-quality.png"
-NEEDED = ("ratio", "parameters", "matrices", "calibration", "cost", "source")
+KINDS = {"rows": Tasks, "rank_correlation": LayerLosses, "perplexity": Evaluation}
+"""What `nxdi-svd evaluate --json` prints, by a key that no other has."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One compressed model: its name, its report.json and its evaluation rows.
-
-    rows: {task, metric, base, compressed} and for tasks base_stderr, compressed_stderr, recovery; see `rows_of`.
-    losses: predicted and measured loss of every layer, as `evaluate --layers` has them, or None.
-    """
+    """One compressed model: its name, its report, and what was measured on it, recorded there or in other files."""
 
     name: str
-    report: Mapping[str, Any]
-    rows: Sequence[Mapping[str, Any]] = ()
-    losses: Mapping[str, Any] | None = None
+    report: Report
+    rows: Sequence[Row] = ()
+    losses: LayerLosses | None = None
 
     @property
     def ratio(self) -> float:
         """Share of the MLP parameters that was saved."""
-        return float(self.report["ratio"]["mlp"])
+        return self.report.ratio.mlp
 
     @property
     def group(self) -> str:
         """How it was made: form and objective, and whether the factors were trained."""
-        recipe = self.report.get("recipe", {})
+        recipe = self.report.recipe
         made = [str(recipe[key]) for key in ("form", "objective") if key in recipe]
-        trained = not self.report.get("recovery", {}).get("kept_input", True)
-        return " ".join([*made, *(["recovered"] if trained else [])])
+        return " ".join([*made, *(["recovered"] if self.report.trained else [])])
 
 
 def read_entry(directory: Path, evaluations: Iterable[Path] = ()) -> Entry:
@@ -55,51 +52,38 @@ def read_entry(directory: Path, evaluations: Iterable[Path] = ()) -> Entry:
     Raises:
         CheckpointError: no report.json, or files that are not what they should be.
     """
-    report = read_object(directory / REPORT)
-    missing = [key for key in NEEDED if key not in report]
-    if missing:
-        raise CheckpointError(f"{directory / REPORT} has no {', '.join(missing)}; compress again with this version")
-    recorded = [report[key] for key in ("evaluation", "tasks") if {"base", "rows"} & set(report.get(key, ()))]
-    rows = [row for payload in recorded for row in rows_of(payload, directory / REPORT)]
-    losses = report.get("layer_losses")
+    report = Report.read(directory)
+    rows = [*(report.evaluation.rows() if report.evaluation else []), *(report.tasks.rows if report.tasks else [])]
+    losses = report.layer_losses
     for path in evaluations:
-        payload = read_object(path)
-        if "rank_correlation" in payload:
-            losses = payload
+        found = read_measured(path)
+        if isinstance(found, LayerLosses):
+            losses = found
         else:
-            rows += rows_of(payload, path)
+            rows += found.rows() if isinstance(found, Evaluation) else found.rows
     return Entry(directory.resolve().name, report, rows, losses)
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object.
+def read_measured(path: Path) -> Evaluation | Tasks | LayerLosses:
+    """One file that `evaluate --json` printed, of both models.
 
     Raises:
-        CheckpointError: unreadable, or no object.
+        CheckpointError: unreadable, something else, or of one model alone.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
-    return content
-
-
-def rows_of(payload: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
-    """The rows of one evaluation, whose JSON has `rows` (tasks) or `base` beside `perplexity` (a text)."""
-    if isinstance(payload.get("rows"), list):
-        return list(payload["rows"])
-    base, compressed = payload.get("base"), payload.get("perplexity")
-    if isinstance(base, Mapping) and isinstance(compressed, (int, float)):
-        before = float(base["perplexity"])
-        text = payload.get("text", path.stem)
-        name = text["name"] if isinstance(text, Mapping) else str(text)
-        row = {"task": name, "metric": "perplexity", "window": payload.get("window")}
-        return [row | {"base": before, "compressed": float(compressed), "recovery": before / float(compressed)}]
-    raise CheckpointError(
-        f"{path} has no pair of base and compressed; make it with `nxdi-svd evaluate --base ... --json`"
-    )
+    kind = next((kind for key, kind in KINDS.items() if key in content), None)
+    if kind is None or (kind is Evaluation and "base" not in content):
+        raise CheckpointError(
+            f"{path} has no pair of base and compressed; make it with `nxdi-svd evaluate --base ... --json`"
+        )
+    try:
+        found: Evaluation | Tasks | LayerLosses = from_json(kind, content)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}; make it with `nxdi-svd evaluate --base ... --json`") from error
+    return found
 
 
 def write_report(entries: Sequence[Entry], output: Path) -> list[Path]:
@@ -116,7 +100,7 @@ def write_report(entries: Sequence[Entry], output: Path) -> list[Path]:
         figures.quality(entries, files[0])
     for i, entry in enumerate(entries):
         files.append(output / layers_file(i, entries))
-        figures.layers(entry.report["matrices"], entry.name, files[-1])
+        figures.layers(entry.report.matrices, entry.name, files[-1])
         if entry.losses:
             files.append(output / losses_file(i, entries))
             figures.losses(entry.losses, entry.name, files[-1])
@@ -126,9 +110,7 @@ def write_report(entries: Sequence[Entry], output: Path) -> list[Path]:
 
 def before_recovery(entry: Entry) -> list[str]:
     """What the errors of a recovered model are."""
-    return (
-        ["The output errors are those of the compression, before recovery.", ""] if "recovery" in entry.report else []
-    )
+    return ["The output errors are those of the compression, before recovery.", ""] if entry.report.recovery else []
 
 
 def layers_file(index: int, entries: Sequence[Entry]) -> str:
@@ -141,12 +123,12 @@ def losses_file(index: int, entries: Sequence[Entry]) -> str:
     return layers_file(index, entries).replace("layers", "losses")
 
 
-def losses_lines(losses: Mapping[str, Any], file: str) -> list[str]:
+def losses_lines(losses: LayerLosses, file: str) -> list[str]:
     """What came of predicting the loss of each layer."""
-    rho = losses["rank_correlation"]
+    rho = losses.rank_correlation
     kept = "not defined" if rho is None else f"{rho:.3f}"
-    sums = f"predicted {sum(losses['predicted']):.3g}, measured {sum(losses['measured']):.3g} nats per token"
-    text = f"{losses['tokens']} tokens of {losses['text']['name']} in windows of {losses['window']}, float32"
+    sums = f"predicted {sum(losses.predicted):.3g}, measured {sum(losses.measured):.3g} nats per token"
+    text = f"{losses.tokens} tokens of {losses.text.name} in windows of {losses.window}, float32"
     return [
         "",
         f"Each layer compressed alone: rank correlation (Spearman) of predicted and measured loss {kept}; sums of all "
@@ -158,16 +140,16 @@ def losses_lines(losses: Mapping[str, Any], file: str) -> list[str]:
 
 def markdown(entries: Sequence[Entry]) -> str:
     """The whole text."""
-    source = entries[0].report["source"]["name"]
+    source = entries[0].report.source.name
     parts = [f"# Compression of {source}", "", *table(MODEL_HEAD, map(model_row, entries))]
     parts += ["", provenance(entries[0].report)]
     if any(entry.rows for entry in entries):
         rows = (evaluation_row(entry, row) for entry in entries for row in entry.rows)
         parts += ["", "## Quality", "", f"![perplexity and accuracy against ratio]({QUALITY})", ""]
         parts += [*table(EVALUATION_HEAD, rows), "", RECOVERY_NOTE]
-    recovered = [entry for entry in entries if "recovery" in entry.report]
+    recovered = [recovery_row(entry.name, entry.report.recovery) for entry in entries if entry.report.recovery]
     if recovered:
-        parts += ["", "## Recovery", "", *table(RECOVERY_HEAD, map(recovery_row, recovered))]
+        parts += ["", "## Recovery", "", *table(RECOVERY_HEAD, recovered)]
     for i, entry in enumerate(entries):
         parts += [
             "",
@@ -177,10 +159,10 @@ def markdown(entries: Sequence[Entry]) -> str:
             f"![output error and ranks]({layers_file(i, entries)})",
             "",
         ]
-        parts += [LAYERS_NOTE, "", *table(("layer", *PROJECTIONS), layer_rows(entry.report["matrices"]))]
+        parts += [LAYERS_NOTE, "", *table(("layer", *PROJECTIONS), layer_rows(entry.report.matrices))]
         parts += losses_lines(entry.losses, losses_file(i, entries)) if entry.losses else []
         parts += [
-            line for text in rounding_lines(entry.report["matrices"]) for line in ("", f"{text[0].upper()}{text[1:]}.")
+            line for text in rounding_lines(entry.report.matrices) for line in ("", f"{text[0].upper()}{text[1:]}.")
         ]
     return "\n".join([*parts, ""])
 
@@ -196,20 +178,19 @@ MODEL_HEAD = ("model", "ratio asked", "MLP", "whole model", "parameters (million
 
 def model_row(entry: Entry) -> list[str]:
     """Sizes and costs of one model."""
-    ratio, count, cost = entry.report["ratio"], entry.report["parameters"], entry.report["cost"]
-    sizes = f"{count['model_dense'] / 1e6:.1f} → {count['model'] / 1e6:.1f}"
-    reached = [f"{ratio['mlp']:.4f}", f"{ratio['model']:.4f}"]
-    asked = f"{ratio['asked']:.4f} of the {ratio['target']}"
-    return [entry.name, asked, *reached, sizes, f"{cost['wall_seconds']:.0f}", f"{cost['peak_bytes'] / 2**30:.2f}"]
+    ratio, count, cost = entry.report.ratio, entry.report.parameters, entry.report.cost
+    sizes = f"{count.model_dense / 1e6:.1f} → {count.model / 1e6:.1f}"
+    reached = [f"{ratio.mlp:.4f}", f"{ratio.model:.4f}"]
+    asked = f"{ratio.asked:.4f} of the {ratio.target}"
+    return [entry.name, asked, *reached, sizes, f"{cost.wall_seconds:.0f}", f"{cost.peak_bytes / 2**30:.2f}"]
 
 
-def provenance(report: Mapping[str, Any]) -> str:
+def provenance(report: Report) -> str:
     """One sentence on calibration and machine."""
-    text, cost = report["calibration"], report["cost"]
-    machine = f", {cost['machine']}" if "machine" in cost else ""
+    used, cost = report.calibration, report.cost
     return (
-        f"Calibrated on {text['tokens']} tokens of {text['text']} (sha256 {text['sha256'][:12]}, seed {text['seed']}). "
-        f"Run on {cost.get('device', 'cpu')}{machine}; times and memory are of that run."
+        f"Calibrated on {used.tokens} tokens of {used.text} (sha256 {used.sha256[:12]}, seed {used.seed}). "
+        f"Run on {cost.device}, {cost.machine}; times and memory are of that run."
     )
 
 
@@ -217,11 +198,10 @@ EVALUATION_HEAD = ("model", "text or task", "metric", "base", "compressed", "rec
 RECOVERY_NOTE = "Recovery is compressed / base, or base / compressed where lower is better: 1 is no loss."
 
 
-def evaluation_row(entry: Entry, row: Mapping[str, Any]) -> list[str]:
+def evaluation_row(entry: Entry, row: Row) -> list[str]:
     """One score of both models."""
-    cells = [with_error(row[side], row.get(f"{side}_stderr")) for side in ("base", "compressed")]
-    kept = row.get("recovery")
-    return [entry.name, str(row["task"]), str(row["metric"]), *cells, "-" if kept is None else f"{kept:.3f}"]
+    cells = [with_error(row.base, row.base_stderr), with_error(row.compressed, row.compressed_stderr)]
+    return [entry.name, row.task, row.metric, *cells, "-" if row.recovery is None else f"{row.recovery:.3f}"]
 
 
 def with_error(value: float, error: float | None) -> str:
@@ -232,30 +212,12 @@ def with_error(value: float, error: float | None) -> str:
 RECOVERY_HEAD = ("model", "data", "loss", "method", "steps (best)", "validation perplexity", "kept", "seconds")
 
 
-def recovery_row(entry: Entry) -> list[str]:
-    """What recovery did."""
-    record = entry.report["recovery"]
-    values, steps = record["perplexity"], record["history"][-1]["step"]
-    change = f"{values['input']:.3f} → {values['output']:.3f}"
-    kept = "input (no gain)" if record["kept_input"] else "trained"
-    run = [record["data"]["text"], record["loss"], record["settings"]["method"], f"{steps} ({record['best_step']})"]
-    return [entry.name, *run, change, kept, f"{record['seconds']:.0f}"]
+def recovery_row(name: str, record: Recovery) -> list[str]:
+    """What recovery did to the model of this name."""
+    change = f"{record.perplexity.input:.3f} → {record.perplexity.output:.3f}"
+    kept = "input (no gain)" if record.kept_input else "trained"
+    run = [record.data.text, record.loss, str(record.settings["method"]), f"{record.steps} ({record.best_step})"]
+    return [name, *run, change, kept, f"{record.seconds:.0f}"]
 
 
 LAYERS_NOTE = "Rank, and relative output error on the calibration tokens; after it what bfloat16 adds, where measured."
-
-
-def layer_rows(matrices: Iterable[Mapping[str, Any]]) -> list[list[str]]:
-    """Form, rank and relative output error of each projection, one row a layer."""
-    rows: dict[int, dict[str, str]] = {}
-    for record in matrices:
-        cell = "dense" if record["form"] == "dense" else f"{record['rank']}{error_text(record)}"
-        rows.setdefault(record["layer"], {})[record["projection"]] = cell
-    return [[str(i), *(cells.get(name, "") for name in PROJECTIONS)] for i, cells in sorted(rows.items())]
-
-
-def error_text(record: Mapping[str, Any]) -> str:
-    """The relative output error in brackets, and what bfloat16 adds, if they were measured."""
-    errors = [record.get("relative_error"), record.get("bf16_error")]
-    shown = [f"{100 * error:.1f} %" for error in errors if error is not None]
-    return f" ({' + '.join(shown)})" if shown else ""

@@ -1,50 +1,106 @@
-"""Which of a layer's projections the fused kernels run, and where the pivots of interpolative ones are."""
+"""Which of a layer's projections the fused kernels run on one core, and why not the others."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from nxdi_svd_plugin.kernels.tiling.limits import PARTITIONS
-from nxdi_svd_plugin.kernels.tiling.segments import Runs
-from nxdi_svd_plugin.stored.layers import Projection, Ranges
+from nxdi_svd_plugin.errors import SvdError
+from nxdi_svd_plugin.hardware import PARTITIONS
+from nxdi_svd_plugin.stored.cells import core_runs
+from nxdi_svd_plugin.stored.layers import Mlp
+from nxdi_svd_plugin.stored.projection import PROJECTIONS, Dense, LowRank, Projection
+from nxdi_svd_plugin.stored.runs import Runs
 
-DOWN, UP_GATE = ("down_proj",), ("gate_proj", "up_proj")
+DEGREES = (1, 2, 4, 8)
+"""Tensor-parallel degrees that are tried when one is recommended."""
 
 
 @dataclass(frozen=True)
-class Fusion:
-    """What the kernels do in one layer.
+class KernelFit:
+    """What the kernels do in one layer on one core.
 
-    up_gate, down: whether that kernel runs. `up_gate` takes two factored projections of one form.
-    pivots: for every projection that a kernel runs, its pivots as runs of 128-neuron tiles of this rank's share of I.
-    misfit: projections that have a kernel, but not with these pivots: they are no whole tiles on every rank.
+    pivots: of every projection that a kernel takes, in tiles of 128 neurons of the core's share; () for a pair.
+    refused: projection -> why no kernel takes it.
+    misfit: those of `refused` that another block or degree would bring to the kernels: their pivots do not fit.
     """
 
-    up_gate: bool = False
-    down: bool = False
-    pivots: dict[str, Runs] = field(default_factory=dict)
+    pivots: Mapping[str, Runs]
+    refused: Mapping[str, str]
     misfit: tuple[str, ...] = ()
 
+    @property
+    def up_gate(self) -> bool:
+        """Whether the kernel `up_gate` runs."""
+        return {"gate_proj", "up_proj"} <= set(self.pivots)
 
-def fusion(projections: Mapping[str, Projection], local: Mapping[str, Ranges], width: int) -> Fusion:
-    """The kernels of a layer.
+    @property
+    def down(self) -> bool:
+        """Whether the kernel `down` runs."""
+        return "down_proj" in self.pivots
 
-    Args:
-        local: the pivots of interpolative projections inside one rank (interpolative.shares).
-        width: neurons of the intermediate dimension on one rank.
+    def describe(self) -> str:
+        """Which projections have no kernel and why, or nothing."""
+        alike: dict[str, list[str]] = {}
+        for name, reason in self.refused.items():
+            alike.setdefault(reason, []).append(name)
+        return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in alike.items())
+
+
+def kernel_fit(mlp: Mlp, tp: int) -> KernelFit:
+    """The kernels of a layer at tensor-parallel degree `tp`.
+
+    Pivots go in whole tiles of 128 neurons on every core; `up_gate` takes gate and up in one form. Where the pivots lie
+    does not matter, so a plan whose pivots are not chosen yet gets the same answer.
     """
-    runs = {name: tile_runs(local.get(name, ()), width) for name, p in projections.items() if p.form != "dense"}
-    pivots = {name: found for name, found in runs.items() if found is not None}
-    misfit = tuple(name for name in runs if name not in pivots)
-    same = len({projections[name].form for name in UP_GATE}) == 1
-    return Fusion(same and set(UP_GATE) <= set(pivots), set(DOWN) <= set(pivots), pivots, misfit)
+    runs = _tiles(mlp, tp)
+    refused = {name: reason for name, p in mlp.items() if (reason := _refusal(p, runs[name], tp))}
+    misfit = tuple(name for name in refused if runs[name] is None)
+    refused |= _together(mlp, refused)
+    return KernelFit({name: runs[name] or () for name in PROJECTIONS if name not in refused}, refused, misfit)
 
 
-def tile_runs(ranges: Ranges, width: int) -> Runs | None:
-    """The ranges in tiles of 128 neurons; None if they or the `width` are not whole tiles. No ranges: no runs."""
-    if not ranges:
+def _tiles(mlp: Mlp, tp: int) -> dict[str, Runs | None]:
+    """The pivots inside one core in tiles; None where they, or the core's share of the neurons, are not whole tiles."""
+    try:
+        found = core_runs(mlp, tp)
+    except SvdError:  # the pivots do not even divide over the cores
+        return {name: () if not isinstance(p, LowRank) or not p.pivots else None for name, p in mlp.items()}
+    share = -(-mlp.width // tp)
+    return {name: _in_tiles(runs, share) for name, runs in found.items()}
+
+
+def _in_tiles(runs: Runs, share: int) -> Runs | None:
+    if not runs:
         return ()
-    if any(edge % PARTITIONS for edge in (width, *(edge for run in ranges for edge in run))):
+    if any(edge % PARTITIONS for edge in (share, *(edge for run in runs for edge in run))):
         return None
-    return tuple((start // PARTITIONS, stop // PARTITIONS) for start, stop in ranges)
+    return tuple((start // PARTITIONS, stop // PARTITIONS) for start, stop in runs)
+
+
+def _refusal(projection: Projection, runs: Runs | None, tp: int) -> str:
+    if isinstance(projection, Dense):
+        return "it is dense"
+    if projection.groups != 1:
+        return f"it has {projection.groups} groups, the kernels take one"
+    if runs is None:
+        return (
+            f"at tp {tp} the pivots are not whole tiles of {PARTITIONS} neurons on every core; compress with "
+            f"--block {PARTITIONS * tp} or --form pair"
+        )
+    return ""
+
+
+def _together(mlp: Mlp, refused: Mapping[str, str]) -> dict[str, str]:
+    """Why `up_gate` does not run although one of its projections, or both, might."""
+    left = [name for name in ("gate_proj", "up_proj") if name not in refused]
+    if len(left) == 1:
+        return {left[0]: "the kernel takes gate and up together"}
+    if len(left) == 2 and mlp.gate.form != mlp.up.form:
+        return dict.fromkeys(left, f"gate is {mlp.gate.form} and up {mlp.up.form}, the kernel takes one form")
+    return {}
+
+
+def kernel_degrees(layers: Mapping[int, Mlp]) -> list[int]:
+    """The degrees of DEGREES at which no pivots keep a projection of the model from the kernels."""
+    return [tp for tp in DEGREES if not any(kernel_fit(mlp, tp).misfit for mlp in layers.values())]

@@ -6,19 +6,19 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from reports import write_report
 from safetensors.torch import load_file, save_file
 
-from nxdi_svd_plugin.checkpoint.reader import file_sha256
-from nxdi_svd_plugin.checkpoint.verify import verify
+from nxdi_svd_plugin.checkpoint import verify as module
 from nxdi_svd_plugin.errors import CheckpointError
+from nxdi_svd_plugin.report.record import recorded_hashes
 
 U = "model.layers.0.mlp.gate_proj.u"
 NORM = "model.layers.1.input_layernorm.weight"
 
 
-def hash_files(directory):
-    report = {"files": {"model.safetensors": file_sha256(directory / "model.safetensors")}}
-    (directory / "report.json").write_text(json.dumps(report))
+def verify(directory, base=None):
+    return module.verify(directory, recorded_hashes, base)
 
 
 @pytest.fixture(params=["llama", "qwen3"])
@@ -26,7 +26,7 @@ def pair(request, tmp_path):
     """(compressed directory with a report, its dense base)."""
     directory = tmp_path / "svd"
     shutil.copytree(request.getfixturevalue(f"tiny_svd_{request.param}"), directory)
-    hash_files(directory)
+    write_report(directory)
     return directory, request.getfixturevalue(f"tiny_{request.param}")
 
 
@@ -39,7 +39,7 @@ def rewrite(directory, change, rehash=True):
     change(tensors)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     if rehash:
-        hash_files(directory)
+        write_report(directory)
 
 
 def test_a_good_directory_passes(pair):
@@ -76,10 +76,45 @@ def test_a_changed_byte_is_found_by_the_hash(pair):
 def test_a_report_without_hashes_fails(pair):
     (pair[0] / "report.json").unlink()
     assert list(failing(verify(pair[0]))) == ["files have the hashes in report.json"]
-    (pair[0] / "report.json").write_text(json.dumps({"files": {}}))
+    write_report(pair[0], files={})
     assert failing(verify(pair[0])) == {
         "files have the hashes in report.json": "1: model.safetensors (not in report.json)"
     }
+    report = json.loads((pair[0] / "report.json").read_text())
+    del report["files"]
+    (pair[0] / "report.json").write_text(json.dumps(report))
+    assert "there is no key 'files'" in failing(verify(pair[0]))["files have the hashes in report.json"]
+
+
+def test_a_tied_head_may_be_stored_in_its_shape(tiny_svd_qwen3, tmp_path):
+    directory = shutil.copytree(tiny_svd_qwen3, tmp_path / "svd")
+    rewrite(directory, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    assert failing(verify(directory)) == {}
+    rewrite(directory, lambda t: t.update({"lm_head.weight": torch.zeros(3, 44)}))
+    assert failing(verify(directory)) == {"shapes fit config.json": "1: lm_head.weight [3, 44] instead of [259, 44]"}
+
+
+def test_a_head_that_is_not_tied_is_expected(tiny_svd_llama, tmp_path):
+    directory = shutil.copytree(tiny_svd_llama, tmp_path / "svd")
+    rewrite(directory, lambda t: t.pop("lm_head.weight"))
+    assert failing(verify(directory)) == {"no tensor is missing": "1: lm_head.weight"}
+
+
+def test_a_narrower_layer_and_groups_are_expected_as_config_says(pair):
+    """Two groups halve the rows of every far matrix, and layer 0 keeps 60 of 90 neurons."""
+    path = pair[0] / "config.json"
+    config = json.loads(path.read_text())
+    config["svd_config"]["groups"] = 2
+    config["svd_config"]["layers"]["0"]["width"] = 60
+    path.write_text(json.dumps(config))
+    found = failing(verify(pair[0]))
+    assert list(found) == ["shapes fit config.json"]
+    assert found["shapes fit config.json"].startswith("8: model.layers.0.mlp.gate_proj.v [20, 90] instead of [10, 60]")
+    assert "model.layers.0.mlp.down_proj.u [90, 20] instead of [60, 10]" in found["shapes fit config.json"]
+    config["svd_config"]["layers"]["0"]["width"] = 59
+    path.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"layer 0: 59 neurons in 2 groups .* expected equal slices"):
+        verify(pair[0])
 
 
 @pytest.mark.parametrize(
@@ -89,6 +124,9 @@ def test_a_report_without_hashes_fails(pair):
         (lambda c: c.pop("svd_config"), "and the object svd_config"),
         (lambda c: c.update(quantization_config={}), "has a quantization_config"),
         (lambda c: c["svd_config"].update(format_version=2_000), "Upgrade"),
+        (lambda c: c["svd_config"].update(format_version=1), "format_version 1, which no release wrote; make the dir"),
+        (lambda c: c["svd_config"]["layers"]["0"]["up_proj"].update(form="factored"), "form 'factored' is unknown"),
+        (lambda c: c.update(mlp_bias=True), "has mlp_bias"),
     ],
 )
 def test_a_config_that_would_load_something_else_is_refused(pair, change, message):

@@ -13,9 +13,12 @@ from nxdi_svd_plugin.cli.main import main
 from nxdi_svd_plugin.errors import KernelError
 from nxdi_svd_plugin.kernels import nki
 from nxdi_svd_plugin.kernels.measure import counts
-from nxdi_svd_plugin.kernels.measure.calls import Part
-from nxdi_svd_plugin.kernels.measure.layer import Layer, dense, fused, unfused
-from nxdi_svd_plugin.stored.layers import Projection, layers_to_json
+from nxdi_svd_plugin.kernels.measure.calls import DENSE, Share
+from nxdi_svd_plugin.kernels.measure.layer import Layer, dense, fused, on_core, unfused
+from nxdi_svd_plugin.stored.kernel_fit import KernelFit
+from nxdi_svd_plugin.stored.layers import Mlp, layers_to_json
+from nxdi_svd_plugin.stored.projection import DENSE as DENSE_WEIGHT
+from nxdi_svd_plugin.stored.projection import LowRank
 
 SIZES = {"hidden_size": 64, "intermediate_size": 256, "vocab_size": 260}
 
@@ -31,11 +34,11 @@ def bench(directory, *options, capsys):
     return json.loads(capsys.readouterr().out)
 
 
-def with_config(source, target, layers):
+def with_config(source, target, layers, **sizes):
     """A directory that has config.json alone: bench reads no weight."""
     target.mkdir()
-    config = json.loads((source / "config.json").read_text())
-    config["svd_config"]["layers"] = layers_to_json(layers)
+    config = json.loads((source / "config.json").read_text()) | sizes
+    config["svd_config"] |= layers_to_json(layers)
     config["num_hidden_layers"] = len(layers)
     (target / "config.json").write_text(json.dumps(config))
     return target
@@ -63,22 +66,30 @@ def test_pairs_and_a_dense_projection(pairs, tp, capsys):
 
 def test_costs_by_hand():
     """One token: every weight once, and every intermediate of the unfused chain out and in again."""
-    layer = Layer(64, 256, Part(40), Part(), Part(40))
+    layer = Layer(64, 256, 256, Share(40), DENSE, Share(40))
     through = 3 * 256  # gate and up read, their product written
     assert dense(layer, 1).hbm_bytes == 2 * (3 * 64 * 256 + 2 * (64 + 256) + (256 + 64) + through)
     gate = 64 * 40 + 40 * 256 + (64 + 40) + (40 + 256)
     down = 256 * 40 + 40 * 64 + (256 + 40) + (40 + 64)
     assert unfused(layer, 1).hbm_bytes == 2 * (gate + (64 * 256 + 64 + 256) + through + down)
-    assert fused(layer, 1, False, False) == unfused(layer, 1)
+    assert fused(layer, KernelFit({}, {}), 1) == unfused(layer, 1)
+
+
+def test_a_layer_with_fewer_neurons_is_compared_with_the_whole_dense_one():
+    layer = on_core(64, 512, Mlp(384, LowRank(40), DENSE_WEIGHT, LowRank(40)), 2)
+    assert (layer.dense_width, layer.width, layer.gate, layer.up) == (256, 192, Share(40), DENSE)
+    assert dense(layer, 1) == dense(on_core(64, 512, Mlp(512, *[DENSE_WEIGHT] * 3), 2), 1)
+
+
+def test_groups_are_not_counted():
+    with pytest.raises(KernelError, match="2 groups is not counted"):
+        on_core(64, 512, Mlp(512, *[LowRank(40, groups=2)] * 3), 2)
 
 
 def test_interpolative_layers(pairs, tmp_path, capsys):
     """Pivots in whole tiles on one core; on two cores they are half tiles, which no kernel takes."""
-    pivots = {"gate_proj": ((0, 128),), "up_proj": ((128, 256),), "down_proj": ((256, 384),)}
-    layer = {name: Projection("interpolative", 128, runs) for name, runs in pivots.items()}
-    directory = with_config(pairs, tmp_path / "interpolative", {0: layer})
-    config = json.loads((directory / "config.json").read_text()) | {"intermediate_size": 512}
-    (directory / "config.json").write_text(json.dumps(config))
+    layer = Mlp(512, *(LowRank(128, ((first, first + 128),)) for first in (0, 128, 256)))
+    directory = with_config(pairs, tmp_path / "interpolative", {0: layer}, intermediate_size=512)
     [row] = bench(directory, "--tokens", "1", capsys=capsys)["rows"]
     padded = 128  # rows of u, which has 64
     weights = 2 * (padded * 128 + 128 * 384) + 384 * 128 + 128 * 64
@@ -140,7 +151,7 @@ def test_rows_say_what_ran_and_reads_apart_from_writes(pairs, capsys):
 
 def test_unfused_pivots_are_added_by_a_pass():
     """t [r, S] and the pivots in, t out: three times 128 elements more than without."""
-    layer, tokens = Layer(64, 512, Part(128, 128), Part(128, 128), Part(128, 128)), 1
+    layer, tokens = Layer(64, 512, 512, *[Share(128, 128)] * 3), 1
     cost = unfused(layer, tokens)
     assert [call.split()[0] for call in cost.calls] == ["matmul"] * 4 + ["swiglu", "matmul", "add", "matmul"]
     gate = 64 * 128 + 128 * 384 + (64 + 128) + (128 + 384)

@@ -57,7 +57,7 @@ def test_a_good_machine_passes(machine):
 @pytest.mark.parametrize(
     ("name", "version", "message"),
     [
-        # what `pip install lm-eval` does to a DLAMI venv (ecosystem research, section 3.3)
+        # what `pip install lm-eval` does to a DLAMI venv
         ("huggingface-hub", "2.4.0", "huggingface-hub 2.4.0 (transformers needs huggingface-hub<1.0,>=0.34)"),
         ("transformers", "4.40.0", "transformers 4.40.0 (nxdi-svd-plugin needs transformers<6,>=4.51)"),
         ("torch", "2.1.0", "torch 2.1.0 (nxdi-svd-plugin needs torch>=2.5)"),
@@ -79,6 +79,22 @@ def test_pyarrow_24_needs_numpy_2(machine, numpy, ok):
     plugin = ("0.1.0", ['pyarrow; extra == "eval"'])
     machine({**GOOD, "nxdi-svd-plugin": plugin, "numpy": (numpy, []), "pyarrow": ("26.0.0", [])})
     assert doctor.examine()["extras"]["eval"]["ok"] is ok
+
+
+def test_an_empty_extra_is_no_proof_of_what_it_is_for(machine, monkeypatch):
+    """neuron and vllm require nothing of pip; they are there when the DLAMI's own packages are."""
+    machine(GOOD)
+    monkeypatch.setattr(versions, "extras", lambda: ["neuron", "vllm"])
+    findings = doctor.examine()
+    text = doctor.to_text(findings)
+    for extra, name in (("neuron", "neuronx-distributed-inference"), ("vllm", "vllm")):
+        absent = f"{name} not installed: it comes with the Neuron DLAMI, pip installs nothing for it"
+        assert findings["extras"][extra] == {"ok": False, "wrong": [absent], "fix": ""}
+        assert f"  none {extra}\n         {absent}\n" in text and "ok   vllm" not in text
+    assert findings["ok"], "neither is a requirement"
+    machine({**GOOD, "neuronx-distributed-inference": ("0.8.16251", []), "vllm": ("0.13.0", [])})
+    monkeypatch.setattr(versions, "extras", lambda: ["neuron", "vllm"])
+    assert all(check["ok"] for check in doctor.examine()["extras"].values())
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from reports import RECOVERY, write_report
 
 from nxdi_svd_plugin.checkpoint.reader import file_sha256
 from nxdi_svd_plugin.cli.main import main
@@ -53,14 +54,7 @@ def test_evaluate_records_into_report_and_card(tiny_svd_llama, text, tmp_path, c
     with monkeypatch.context() as patch:  # before anything is measured
         patch.setattr("nxdi_svd_plugin.modeling.load.load_model", lambda *_: pytest.fail("measured first"))
         assert run_json(capsys, *argv)[0] == 1
-    report = {
-        "source": {"name": "tiny"},
-        "ratio": {"asked": 0.1, "target": "mlp", "mlp": 0.1, "model": 0.05},
-        "matrices": [],
-        "calibration": {"text": "t", "sha256": "0", "tokens": 1, "samples": 1, "seed": 0},
-        "versions": {},
-    }
-    (directory / "report.json").write_text(json.dumps(report))
+    write_report(directory)
     code, result = run_json(capsys, *argv)
     assert code == 0
     assert json.loads((directory / "report.json").read_text())["evaluation"]["perplexity"] == result["perplexity"]
@@ -98,16 +92,15 @@ def test_evaluate_with_a_window_that_does_not_fit_is_wrong_usage(tiny_llama, tex
 def test_inspect_shows_rank_bytes_and_error(tiny_svd_llama, tmp_path, capsys):
     directory = tmp_path / "svd"
     shutil.copytree(tiny_svd_llama, directory)
-    matrices = [{"layer": 0, "projection": "gate_proj", "form": "factored", "rank": 20, "relative_error": 0.125}]
-    matrices[0]["bf16_error"] = 0.011
-    (directory / "report.json").write_text(json.dumps({"matrices": matrices}))
+    write_report(directory)
     code, found = run_json(capsys, "inspect", directory)
     rows = {(row["layer"], row["projection"]): row for row in found["matrices"]}
-    assert code == 0 and found["format_version"] == 1 and len(rows) == 9
+    assert code == 0 and found["format_version"] == 2 and found["groups"] == 1 and len(rows) == 9
     assert rows[0, "gate_proj"] == {
         "layer": 0,
         "projection": "gate_proj",
-        "form": "factored",
+        "width": 90,
+        "form": "pair",
         "rank": 20,
         "bytes": 4 * 20 * (44 + 90),
         "dense_parameters": 44 * 90,
@@ -126,12 +119,36 @@ def test_the_default_window_is_no_longer_than_the_model_takes(tiny_svd_llama, ti
     assert code == 0 and result["window"] == result["base"]["window"] == 512
 
 
-def test_inspect_of_a_damaged_report_is_one_line(tiny_svd_llama, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [('{"matrices": [', "report.json cannot be read"), ('{"groups": 1, "matrices": []}', "there is no key 'source'")],
+)
+def test_inspect_of_a_damaged_report_is_one_line(content, message, tiny_svd_llama, tmp_path, capsys):
     directory = shutil.copytree(tiny_svd_llama, tmp_path / "svd")
-    (directory / "report.json").write_text('{"matrices": [')
+    (directory / "report.json").write_text(content)
     assert main(["inspect", str(directory)]) == 1
     error = capsys.readouterr().err
-    assert "report.json cannot be read" in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1
+
+
+def test_inspect_needs_no_report(tiny_svd_llama, capsys):
+    code, found = run_json(capsys, "inspect", tiny_svd_llama)
+    assert code == 0 and found["calibration"] is None and found["matrices"][0]["relative_error"] is None
+
+
+def test_inspect_says_what_was_recovered_and_what_was_asked(tiny_svd_llama, tmp_path, capsys):
+    directory = shutil.copytree(tiny_svd_llama, tmp_path / "svd")
+    config = json.loads((directory / "config.json").read_text())
+    config["svd_config"]["ratio"] = {"asked": 0.1, "target": "mlp", "mlp": 0.12, "model": 0.05}
+    config["svd_config"]["recovery"] = RECOVERY.summary()
+    (directory / "config.json").write_text(json.dumps(config))
+    assert main(["inspect", str(directory)]) == 0
+    shown = capsys.readouterr().out
+    assert "ratio asked 0.1 of the mlp; reached 0.1200" in shown and shown.endswith("before recovery\n")
+    config["svd_config"]["ratio"] = {"asked": 0.1}
+    (directory / "config.json").write_text(json.dumps(config))
+    code, found = run_json(capsys, "inspect", directory)
+    assert code == 1 and "svd_config.ratio has no key 'target'" in found["error"]
 
 
 def test_inspect_of_a_dense_directory_fails(tiny_llama, capsys):
@@ -144,9 +161,7 @@ def test_verify_exits_1_when_a_check_fails(tiny_svd_llama, tiny_llama, tmp_path,
     shutil.copytree(tiny_svd_llama, directory)
     code, result = run_json(capsys, "verify", directory, "--base", tiny_llama)
     assert code == 1 and not result["ok"]
-    (directory / "report.json").write_text(
-        json.dumps({"files": {"model.safetensors": file_sha256(directory / "model.safetensors")}})
-    )
+    write_report(directory)
     code, result = run_json(capsys, "verify", directory, "--base", tiny_llama)
     assert code == 0 and result["ok"] and all(check["ok"] for check in result["checks"])
     assert main(["verify", str(directory)]) == 0
@@ -205,7 +220,6 @@ def test_a_config_of_no_model_is_one_line_and_no_traceback(
 ):
     monkeypatch.chdir(tmp_path)
     directory = shutil.copytree(tiny_llama if command in ("plan", "compress") else tiny_svd_llama, tmp_path / "model")
-    (directory / "report.json").write_text("{}")
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps({**config, **changes}))
     code, error = main([*COMMANDS[command], "model"]), capsys.readouterr().err

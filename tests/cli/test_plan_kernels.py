@@ -6,6 +6,9 @@ import pytest
 from tiny_models import save_dense
 
 from nxdi_svd_plugin.cli.main import main
+from nxdi_svd_plugin.cli.plan_kernels import kernel_plans, kernel_text
+from nxdi_svd_plugin.stored.layers import Mlp
+from nxdi_svd_plugin.stored.projection import DENSE, LowRank
 
 
 def test_the_kernel_plan_of_a_model(tiny_llama, capsys):
@@ -67,6 +70,19 @@ def test_pivots_that_are_no_whole_tiles_have_no_kernel_and_the_plan_says_so(tmp_
     model = save_dense(tmp_path / "dense", "llama", hidden_size=512, intermediate_size=1536)
     options = ["--rank=gate_proj=384", "--rank=up_proj=384", "--rank=down_proj=384", "--tp", "2", "--tokens", "1"]
     [plan] = plans_of(model, *options, capsys=capsys)
-    assert "multiples of 256" in plan["no_kernel"] and "up_gate" not in plan
+    assert "not whole tiles of 128 neurons on every core" in plan["no_kernel"]
+    assert "up_gate" not in plan and "down" not in plan
     assert main(["plan", "--model", str(model), *options]) == 0
     assert "--block 256 or --form pair" in capsys.readouterr().out
+
+
+def test_layers_that_store_the_same_share_a_plan_and_a_dense_projection_is_named():
+    pair = LowRank(40)
+    layers = {0: Mlp(256, *[pair] * 3), 1: Mlp(256, DENSE, pair, pair), 2: Mlp(256, *[pair] * 3)}
+    both, one = kernel_plans(64, layers, 2, [1], "source")
+    assert both["layers"] == ["0", "2"] and both["ranks"] == [40, 40, 40] and "no_kernel" not in both
+    assert one["layers"] == ["1"] and one["ranks"] == [None, 40, 40]
+    assert one["no_kernel"] == "gate_proj: it is dense; up_proj: the kernel takes gate and up together"
+    assert one["down"] == both["down"] and "up_gate" not in one
+    text = kernel_text([both, one])
+    assert "ranks dense, 40, 40, tp 2" in text and "no kernel for gate_proj: it is dense" in text

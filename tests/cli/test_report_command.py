@@ -1,29 +1,20 @@
 """nxdi-svd report: files named on stdout, evaluations dealt out to the models."""
 
+import dataclasses
 import json
 
 import pytest
+from reports import EVALUATION, a_report
 
 from nxdi_svd_plugin.cli.main import main
-from nxdi_svd_plugin.stored.layers import PROJECTIONS
+from nxdi_svd_plugin.report.measured import TextName
 
 
 def save(folder):
     folder.mkdir()
-    matrices = [
-        {"layer": 0, "projection": name, "form": "factored", "rank": 4, "relative_error": 0.1} for name in PROJECTIONS
-    ]
-    content = {
-        "source": {"name": "tiny"},
-        "ratio": {"asked": 0.1, "target": "mlp", "mlp": 0.1, "model": 0.05},
-        "parameters": {"mlp_dense": 100, "mlp": 90, "model_dense": 200, "model": 190},
-        "matrices": matrices,
-        "calibration": {"text": "built-in", "sha256": "ab" * 32, "tokens": 64, "seed": 0},
-        "cost": {"wall_seconds": 1.0, "peak_bytes": 2**30},
-    }
-    (folder / "report.json").write_text(json.dumps(content))
-    pair = {"base": {"perplexity": 10.0}, "perplexity": 12.5, "text": {"name": folder.name + ".txt", "sha256": "0"}}
-    (folder / "pair.json").write_text(json.dumps(pair))
+    a_report().write(folder)
+    pair = dataclasses.replace(EVALUATION, text=TextName(f"{folder.name}.txt", "0"))
+    (folder / "pair.json").write_text(json.dumps(pair.to_dict()))
     return folder
 
 
@@ -35,7 +26,7 @@ def test_two_models_into_a_directory(tmp_path, capsys):
     named = json.loads(capsys.readouterr().out)["files"]
     assert sorted(named) == sorted(str(path) for path in (tmp_path / "out").iterdir())
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "| a | a.txt | perplexity | 10 | 12.5 | 0.800 |" in text and "| b | b.txt |" in text
+    assert "| a | a.txt | perplexity | 20 | 25 | 0.800 |" in text and "| b | b.txt |" in text
 
 
 def test_uneven_evaluations_are_refused(tmp_path, capsys):

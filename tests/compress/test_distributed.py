@@ -17,27 +17,26 @@ from nxdi_svd_plugin.recipe import Calibration, Recipe
 CHILD = """
 import sys
 import torch
-from nxdi_svd_plugin.compress.run import run as pipeline
+from nxdi_svd_plugin.compress.run import calibration, run as loop
 from nxdi_svd_plugin.errors import SvdError
 from nxdi_svd_plugin.recipe import Calibration, Recipe
 
 source, output, statistics, resume, stop = sys.argv[1:]
-collect = pipeline.Run.collect
 
-def kept(run, layer, progress):
-    found = collect(run, layer, progress)
-    torch.save([found.inputs, found.outputs], f"{statistics}-{run.world.size}-{run.world.rank}-{layer}.pt")
-    return found
+def kept(run, layer, sums, original=calibration.save_statistics):
+    total = sums.total(run.world.total)
+    torch.save([total.inputs, total.outputs], f"{statistics}-{run.world.size}-{run.world.rank}-{layer}.pt")
+    original(run, layer, sums)
 
-def done(run, layer, original=pipeline.Run._layer_done):
-    original(run, layer)
-    if str(layer) == stop:
+def done(run, step, original=loop.record):
+    original(run, step)
+    if step.name == stop:
         sys.exit(7)
 
-pipeline.Run.collect, pipeline.Run._layer_done = kept, done
+calibration.save_statistics, loop.record = kept, done
 recipe = Recipe(ratio=0.2, block=2, dense=("1.up_proj",), calibration=Calibration(samples=5, length=40))
 try:
-    pipeline.compress(source, output, recipe, resume=resume == "resume")
+    loop.compress(source, output, recipe, resume=resume == "resume")
 except SvdError as error:
     print(error)
     sys.exit(5)
@@ -91,7 +90,7 @@ def test_the_model_is_the_same(both):
 
 @pytest.mark.slow
 def test_two_processes_resume(both, tiny_llama, tmp_path):
-    codes, _ = launch(2, tiny_llama, tmp_path / "out", tmp_path / "s", stop="0")
+    codes, _ = launch(2, tiny_llama, tmp_path / "out", tmp_path / "s", stop="factor 0 1")
     assert 7 in codes
     assert launch(2, tiny_llama, tmp_path / "out", tmp_path / "s", resume="resume")[0] == [0, 0]
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (both / "two" / "model.safetensors").read_bytes()

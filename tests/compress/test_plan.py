@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 
 from nxdi_svd_plugin.checkpoint.source import SourceConfig
 from nxdi_svd_plugin.cli.main import main
-from nxdi_svd_plugin.compress.plan.cost import peak_memory_model
-from nxdi_svd_plugin.compress.plan.ranks import decide_ranks, projection_parameters
+from nxdi_svd_plugin.compress.plan.cost import peak_memory
+from nxdi_svd_plugin.compress.plan.ranks import decide_ranks, stored_parameters
 from nxdi_svd_plugin.compress.plan.summary import make_plan, plan_text
 from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.recipe import Calibration, Recipe
-from nxdi_svd_plugin.stored.layers import Projection
+from nxdi_svd_plugin.stored.projection import DENSE, PROJECTIONS, LowRank
 
 SMALL = Calibration(samples=4, length=32)
 
@@ -57,7 +57,7 @@ def test_the_plan_is_what_compress_writes(tiny_llama, tmp_path, capsys):
 def test_a_real_model_needs_config_json_alone(tmp_path):
     plan = make_plan(llama(4096, 14336, 32, tmp_path), Recipe(ratio=0.10))
     assert plan["parameters"]["model_dense"] == 8_030_261_248  # Llama-3.1-8B
-    assert {p["rank"] for layer in plan["layers"].values() for p in layer.values()} == {2816}
+    assert {layer[name]["rank"] for layer in plan["layers"].values() for name in PROJECTIONS} == {2816}
     assert plan["ratio"]["mlp"] == pytest.approx(0.1161, abs=1e-4)
     assert plan["bytes"]["dense"] == 2 * 8_030_261_248
     assert plan["peak_memory"]["bytes"] < 10 * 2**30
@@ -100,16 +100,16 @@ def test_the_rest_makes_up_for_what_stays_dense(ratio, dense):
     except RecipeError:
         assert ratio > 0.5  # only when the rest cannot give that much
         return
-    kept = sum(projection_parameters(config, name, p) for layer in layers.values() for name, p in layer.items())
+    kept = stored_parameters(config, layers)
     assert 1 - kept / config.mlp_parameters == pytest.approx(ratio, abs=0.5 * (64 + 160) / (64 * 160) + 1e-9)
 
 
 def test_the_more_specific_selector_wins():
     recipe = Recipe(block=1, ranks={"down_proj": 40, "2.down_proj": 42}, dense=("2",))
     layers = decide_ranks(config_of(), recipe)
-    assert layers[1]["down_proj"] == Projection("factored", 40)
-    assert layers[2]["down_proj"] == Projection("factored", 42)
-    assert layers[2]["up_proj"] == Projection("dense")
+    assert layers[1]["down_proj"] == LowRank(40)
+    assert layers[2]["down_proj"] == LowRank(42)
+    assert layers[2]["up_proj"] == DENSE
 
 
 def test_ratio_of_the_whole_model(tiny_llama):
@@ -127,7 +127,7 @@ def test_dry_run_checks_and_writes_nothing(tiny_llama, tmp_path, capsys, monkeyp
         usage = shutil.disk_usage(tmp_path)._replace(free=450_000)  # enough for the result, or for the states
         patch.setattr(shutil, "disk_usage", lambda _: usage)
         assert main(["compress", "--model", str(tiny_llama), "--output", str(tmp_path / "out"), *options]) == 1
-        assert "GB (statistics 0.00 and, one after the other, hidden states" in capsys.readouterr().err
+        assert "GB (statistics 0.00, hidden states" in capsys.readouterr().err
         patch.setenv("RANK", "1")
         patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**12))
         assert main(["compress", "--model", str(tiny_llama), "--output", str(tmp_path / "out"), *options]) == 0
@@ -146,5 +146,5 @@ def test_wrong_usage_exits_with_2(tiny_llama, capsys):
 def test_the_memory_model_counts_one_layer(tiny_llama):
     from nxdi_svd_plugin.checkpoint.source import read_config
 
-    memory = peak_memory_model(read_config(tiny_llama), Recipe(calibration=SMALL))
+    memory = peak_memory(read_config(tiny_llama), Recipe(calibration=SMALL))
     assert memory.peak > max(memory.load, memory.calibrate, memory.factor) > 0

@@ -1,5 +1,6 @@
 """lm-eval on local files in the hub's formats: all ten tasks of the paper, base and compressed as a pair."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -8,20 +9,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from reports import write_report
 
 from nxdi_svd_plugin.cli.main import main
-from nxdi_svd_plugin.errors import CalibrationError, CheckpointError, MissingExtraError, RecipeError
+from nxdi_svd_plugin.errors import CalibrationError, MissingExtraError, RecipeError
 from nxdi_svd_plugin.evaluate.harness import (
     PAPER_TASKS,
     Options,
     evaluate_pair,
     pair_rows,
-    record,
     recovery,
     rolling_error,
     to_text,
 )
 from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+from nxdi_svd_plugin.report.measured import Row
+from nxdi_svd_plugin.report.record import Report
 
 DATA = Path(__file__).parent / "data"
 needs_lm_eval = pytest.mark.skipif(
@@ -40,17 +43,17 @@ def offline(monkeypatch, tmp_path):
 @needs_lm_eval
 def test_all_tasks_of_the_paper_on_local_data(tiny_llama, tiny_svd_llama):
     got = evaluate_pair(tiny_llama, tiny_svd_llama, Options(["paper"], task_data=DATA))
-    rows = got["rows"]
-    assert {row["task"] for row in rows} == set(PAPER_TASKS)
+    rows = got.rows
+    assert {row.task for row in rows} == set(PAPER_TASKS)
     lines = {task: len((DATA / f"{task}.jsonl").read_text().splitlines()) for task in PAPER_TASKS}
-    assert all(row["samples"] == lines[row["task"]] for row in rows)
-    assert all(math.isfinite(row["base"]) and math.isfinite(row["compressed"]) for row in rows)
-    metrics = {task: {row["metric"] for row in rows if row["task"] == task} for task in PAPER_TASKS}
+    assert all(row.samples == lines[row.task] for row in rows)
+    assert all(math.isfinite(row.base) and math.isfinite(row.compressed) for row in rows)
+    metrics = {task: {row.metric for row in rows if row.task == task} for task in PAPER_TASKS}
     assert all("word_perplexity" in metrics[task] for task in ("wikitext", "ptb", "c4"))
     assert all("acc" in metrics[task] for task in PAPER_TASKS[3:])
-    accuracies = [row for row in rows if row["metric"] == "acc"]
-    assert all(0 <= row["base"] <= 1 for row in accuracies)
-    assert all(row[f"{side}_stderr"] is not None for row in rows for side in ("base", "compressed"))
+    accuracies = [row for row in rows if row.metric == "acc"]
+    assert all(0 <= row.base <= 1 for row in accuracies)
+    assert all(getattr(row, f"{side}_stderr") is not None for row in rows for side in ("base", "compressed"))
 
 
 @needs_lm_eval
@@ -70,23 +73,23 @@ def test_a_score_computed_by_hand(tiny_llama, monkeypatch):
                 chances = model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
             likelihoods.append(float(chances[len(question) - 1 :].sum()))
         right += likelihoods[doc["label"]] == max(likelihoods)
-    (row,) = got["rows"]
-    assert row["base"] == row["compressed"] == pytest.approx(right / 3) and row["samples"] == 3
-    assert row["recovery"] == (1 if right else None)
+    (row,) = got.rows
+    assert row.base == row.compressed == pytest.approx(right / 3) and row.samples == 3
+    assert row.recovery == (1 if right else None)
 
 
 @needs_lm_eval
 def test_rolling_perplexity_computed_by_hand(tiny_llama, tiny_svd_llama, tmp_path):
     (tmp_path / "ptb.jsonl").write_text('{"sentence": "a rose is a rose"}\n')
     got = evaluate_pair(tiny_llama, tiny_svd_llama, Options(["ptb"], task_data=tmp_path))
-    row = next(row for row in got["rows"] if row["metric"] == "byte_perplexity")
+    row = next(row for row in got.rows if row.metric == "byte_perplexity")
     for side, directory in (("base", tiny_llama), ("compressed", tiny_svd_llama)):
         model, tokenizer = load_model(directory, torch.float32), load_tokenizer(directory)
         ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer("a rose is a rose")["input_ids"]]])
         with torch.no_grad():
             chances = model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
-        assert row[side] == pytest.approx(math.exp(-float(chances.mean())), rel=1e-4)  # one token a byte
-    assert row["recovery"] == pytest.approx(row["base"] / row["compressed"])
+        assert getattr(row, side) == pytest.approx(math.exp(-float(chances.mean())), rel=1e-4)  # one token a byte
+    assert row.recovery == pytest.approx(row.base / row.compressed)
 
 
 def test_errors_of_perplexities():
@@ -110,7 +113,7 @@ def test_errors_of_perplexities():
 @needs_lm_eval
 def test_limit(tiny_llama, tiny_svd_llama):
     got = evaluate_pair(tiny_llama, tiny_svd_llama, Options(["arc_easy"], limit=2, task_data=DATA))
-    assert {row["samples"] for row in got["rows"]} == {2} and got["settings"]["limit"] == 2
+    assert {row.samples for row in got.rows} == {2} and got.settings["limit"] == 2
 
 
 @needs_lm_eval
@@ -151,17 +154,14 @@ def test_rows_pair_scores_with_their_errors():
         }
 
     (row,) = pair_rows(results(0.5, 0.1), results(0.25, "N/A"))
-    assert row == {
-        **{"task": "t", "metric": "acc", "samples": 5, "base": 0.5, "base_stderr": 0.1},
-        **{"compressed": 0.25, "compressed_stderr": None, "recovery": 0.5},
-    }
+    assert row == Row("t", "acc", 5, 0.5, 0.1, 0.25, None, 0.5)
     assert "0.5000 ± 0.1000" in to_text([row]) and "0.500" in to_text([row]).splitlines()[1][-6:]
 
 
 @needs_lm_eval
 def test_the_command_prints_and_records_the_pairs(tiny_llama, tiny_svd_llama, tmp_path, capsys):
     model = shutil.copytree(tiny_svd_llama, tmp_path / "model")
-    (model / "report.json").write_text('{"source": {}}')
+    report = write_report(model)
     command = [
         "evaluate",
         "--base",
@@ -175,15 +175,11 @@ def test_the_command_prints_and_records_the_pairs(tiny_llama, tiny_svd_llama, tm
     ]
     assert main([*command, "--record", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    recorded = json.loads((model / "report.json").read_text())
-    assert recorded == {"source": {}, "tasks": printed} and printed["rows"][0]["task"] == "piqa"
+    found = Report.read(model)
+    assert found == dataclasses.replace(report, tasks=found.tasks) and found.tasks.to_dict() == printed
+    assert printed["rows"][0]["task"] == "piqa"
 
 
 def test_the_command_wants_a_pair(tiny_svd_llama, capsys):
     assert main(["evaluate", "--model", str(tiny_svd_llama), "--tasks", "piqa"]) == 2
     assert "give the dense model with --base" in capsys.readouterr().err
-
-
-def test_record_needs_a_report(tmp_path):
-    with pytest.raises(CheckpointError, match="has no report to record the tasks in"):
-        record(tmp_path, {})

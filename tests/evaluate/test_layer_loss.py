@@ -1,17 +1,24 @@
 """Predicted against measured loss of each layer, on a tiny model where the prediction has to hold."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 import torch
+from reports import EVERYTHING, LOSSES, a_report, matrices
 
+import nxdi_svd_plugin
 from nxdi_svd_plugin.cli.main import main
-from nxdi_svd_plugin.compress.run.run import compress
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError, RecipeError
-from nxdi_svd_plugin.evaluate.layer_loss import measure_layers, rank_correlation
+from nxdi_svd_plugin.evaluate.layer_loss import measure_layers, predicted_losses, rank_correlation, to_text
 from nxdi_svd_plugin.modeling.load import load_model
 from nxdi_svd_plugin.recipe import from_dict
+from nxdi_svd_plugin.report.measured import TextName
+from nxdi_svd_plugin.report.record import Report
+from nxdi_svd_plugin.stored.projection import DENSE
+
+TEXT = TextName("text.txt", "0" * 64)
 
 
 def test_rank_correlation_of_known_orders():
@@ -29,14 +36,14 @@ def made(tiny_llama, tmp_path_factory):
     recipe = {"block": 4, "allocation": "uniform", "calibration": {"samples": 8, "length": 64}}
     ranks = {f"{i}.{name}": rank for i, rank in ((0, 8), (1, 36), (2, 24)) for name in ("gate_proj", "up_proj")}
     recipe |= {"ranks": ranks, "dense": ["down_proj"], "damping": 1e-3}
-    compress(tiny_llama, output, from_dict(recipe), progress=False)
+    nxdi_svd_plugin.compress(tiny_llama, output, from_dict(recipe), progress=False)
     return output
 
 
 def test_prediction_orders_the_layers(tiny_llama, made):
     """The measured KL has the predicted order, and is the divergence of a model with that one MLP exchanged."""
     ids = torch.randint(3, 259, (256,), generator=torch.Generator().manual_seed(0))
-    losses = measure_layers(tiny_llama, made, ids, 64)
+    losses = measure_layers(tiny_llama, made, ids, 64, TEXT)
     assert losses.rank_correlation == pytest.approx(1) and losses.tokens == 256
     assert all(m > 0 for m in losses.measured)
     dense, mixed = load_model(tiny_llama, torch.float64), load_model(tiny_llama, torch.float64)
@@ -73,17 +80,16 @@ def test_the_command_measures_records_and_reports(tiny_llama, made, tmp_path, ca
 def test_what_cannot_be_measured_is_refused(tiny_llama, made, tmp_path, capsys):
     ids = torch.arange(3, 67)
     with pytest.raises(CalibrationError, match="has 64 tokens, one window needs 65"):
-        measure_layers(tiny_llama, made, ids, 65)
+        measure_layers(tiny_llama, made, ids, 65, TEXT)
     with pytest.raises(RecipeError, match="window is 1; this model takes 2 to"):
-        measure_layers(tiny_llama, made, ids, 1)
+        measure_layers(tiny_llama, made, ids, 1, TEXT)
     trained = shutil.copytree(made, tmp_path / "trained")
-    report = json.loads((trained / "report.json").read_text())
-    (trained / "report.json").write_text(json.dumps(report | {"recovery": {"kept_input": False}}))
+    dataclasses.replace(Report.read(trained), recovery=EVERYTHING["recovery"]).write(trained)
     with pytest.raises(CheckpointError, match="were trained after their losses were predicted"):
-        measure_layers(tiny_llama, trained, ids, 32)
+        measure_layers(tiny_llama, trained, ids, 32, TEXT)
     (trained / "report.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no report\.json"):
-        measure_layers(tiny_llama, trained, ids, 32)
+        measure_layers(tiny_llama, trained, ids, 32, TEXT)
     assert main(["evaluate", "--model", str(made), "--layers"]) == 2
     assert "give it with --base" in capsys.readouterr().err
     words = ["evaluate", "--model", str(made), "--base", str(tiny_llama), "--layers"]
@@ -94,6 +100,23 @@ def test_what_cannot_be_measured_is_refused(tiny_llama, made, tmp_path, capsys):
 
 def test_a_report_without_predictions_is_refused(tiny_llama, tmp_path):
     recipe = from_dict({"recipe": "paper", "block": 4, "calibration": {"samples": 2, "length": 40}})
-    compress(tiny_llama, tmp_path / "out", recipe, progress=False)
+    nxdi_svd_plugin.compress(tiny_llama, tmp_path / "out", recipe, progress=False)
     with pytest.raises(CheckpointError, match="objective two_sided"):
-        measure_layers(tiny_llama, tmp_path / "out", torch.arange(3, 67), 32)
+        measure_layers(tiny_llama, tmp_path / "out", torch.arange(3, 67), 32, TEXT)
+
+
+def test_the_predictions_are_those_of_the_report(tmp_path):
+    """Sums over the projections of a layer; a dense one adds nothing."""
+    records = [dataclasses.replace(m, predicted_loss=0.1 * (m.layer + 1)) for m in matrices()]
+    records[-1] = dataclasses.replace(records[-1], projection=DENSE, predicted_loss=None)
+    a_report(matrices=tuple(records)).write(tmp_path)
+    assert predicted_losses(tmp_path) == pytest.approx([0.3, 0.6, 0.6])
+    a_report().write(tmp_path)
+    with pytest.raises(CheckpointError, match="no predicted losses; compress with objective two_sided"):
+        predicted_losses(tmp_path)
+
+
+def test_losses_are_a_table():
+    lines = to_text(LOSSES).splitlines()
+    assert len(lines) == 5 and lines[2].split() == ["1", "0.2", "0.25"]
+    assert lines[-1] == "rank correlation (Spearman) 1.000 on 2048 tokens of held.txt, float32"

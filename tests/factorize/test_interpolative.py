@@ -5,17 +5,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nxdi_svd_plugin.errors import RecipeError, SvdError
+from nxdi_svd_plugin.errors import SvdError
 from nxdi_svd_plugin.factorize.interpolative import (
     GROWTH_BOUND,
     GROWTH_LIMIT,
     block_quotas,
     interpolate,
-    interpolative_cost,
-    interpolative_rank,
     limit_growth,
 )
-from nxdi_svd_plugin.stored.order import cells, common_order, complement, indices, split_evenly
+from nxdi_svd_plugin.stored.cells import core_runs
+from nxdi_svd_plugin.stored.layers import Mlp
+from nxdi_svd_plugin.stored.order import cells, common_order, indices, split_evenly
+from nxdi_svd_plugin.stored.projection import DENSE, PROJECTIONS, LowRank
+from nxdi_svd_plugin.stored.runs import complement, length
 
 
 def low_rank(rank, width, seed=0, decay=1.0):
@@ -143,29 +145,6 @@ def test_coefficients_in_another_order():
     torch.testing.assert_close(v[:, kept] @ found.in_order(columns, kept), v[:, columns])
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(8, 60), st.integers(8, 200), st.floats(0.01, 0.9), st.sampled_from([1, 2, 4]))
-def test_rank_fits_the_interpolative_cost(fan_in, fan_out, ratio, block):
-    """Against brute force: tau near 1 rounds down, the most blocks within the budget; 0.5 is at most one block away."""
-    budget = (1 - ratio) * fan_in * fan_out
-    ranks = range(block, min(fan_in, fan_out), block)
-    below = [r for r in ranks if interpolative_cost(fan_in, fan_out, r) <= budget * (1 + 1e-12)]
-    if below:
-        down = interpolative_rank(fan_in, fan_out, ratio, block, tau=1 - 1e-9)
-        assert down == max(below)
-    if below and max(below) + block < min(fan_in, fan_out):
-        assert interpolative_rank(fan_in, fan_out, ratio, block) - down in (0, block)
-
-
-def test_a_rank_that_saves_nothing_is_refused():
-    with pytest.raises(RecipeError, match="rounds to rank 576"):
-        interpolative_rank(576, 1536, 0.01, 64, tau=0.1)
-    with pytest.raises(RecipeError, match="rounds to rank 0"):
-        interpolative_rank(576, 1536, 0.99, 128)
-    with pytest.raises(RecipeError, match="block 577 is larger than the smaller side of a 576 x 1536 matrix"):
-        interpolative_rank(576, 1536, 0.1, 577)
-
-
 def three_sets(width, block, ranks, seed):
     gen = torch.Generator().manual_seed(seed)
     sets = []
@@ -196,7 +175,8 @@ def test_ranks_share_the_pivots_evenly(parts):
     sets = three_sets(512, 16, (192, 176, 160), seed=1)
     _, ranges = common_order(sets, 512)
     runs = dict(zip(("gate_proj", "up_proj", "down_proj"), ranges, strict=True))
-    shares, local = split_evenly(runs, 512, parts)
+    mlp = Mlp(512, *(LowRank(length(runs[name]), runs[name]) if name in runs else DENSE for name in PROJECTIONS))
+    shares, local = split_evenly(mlp, parts), core_runs(mlp, parts)
     assert torch.equal(torch.cat(shares).sort().values, torch.arange(512))
     for name in runs:
         pivots = set(indices(runs[name]).tolist())
@@ -207,6 +187,6 @@ def test_ranks_share_the_pivots_evenly(parts):
 
 def test_uneven_pivots_are_refused_by_name():
     with pytest.raises(SvdError, match="do not divide over 4"):
-        split_evenly({"gate_proj": ((0, 6),)}, 12, 4)
-    shares, local = split_evenly({"gate_proj": ((0, 6),)}, 12, 2)
-    assert local["down_proj"] == () and shares[0].tolist() == [0, 1, 2, 6, 7, 8]
+        split_evenly(Mlp(12, LowRank(6, ((0, 6),)), DENSE, DENSE), 4)
+    mlp = Mlp(12, LowRank(6, ((0, 6),)), DENSE, DENSE)
+    assert core_runs(mlp, 2)["down_proj"] == () and split_evenly(mlp, 2)[0].tolist() == [0, 1, 2, 6, 7, 8]

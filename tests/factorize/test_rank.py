@@ -7,7 +7,20 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from nxdi_svd_plugin.errors import RecipeError
-from nxdi_svd_plugin.factorize.rank import block_rank, break_even, ratio
+from nxdi_svd_plugin.factorize.rank import block_rank as rank_of_cost
+from nxdi_svd_plugin.factorize.rank import ratio
+
+
+def pair(m, n, rank):
+    return rank * (m + n)
+
+
+def interpolative(m, n, rank):
+    return rank * (m + n - rank)
+
+
+def block_rank(saving, m, n, block, tau=0.5, cost=pair):
+    return rank_of_cost(saving, m, n, block, tau, cost)
 
 
 def searched(saving, m, n, block, tau):
@@ -35,7 +48,7 @@ def near_a_tie(saving, m, n, block, tau):
 def test_eq5_against_a_search_over_all_multiples(saving, m, n, block, tau):
     assume(block <= min(m, n) and not near_a_tie(saving, m, n, block, tau))
     expected = searched(saving, m, n, block, tau)
-    if 0 < expected < break_even(m, n):
+    if 0 < expected < m * n / (m + n):
         assert block_rank(saving, m, n, block, tau) == expected
     else:
         with pytest.raises(RecipeError, match="rounds to rank"):
@@ -67,10 +80,32 @@ def test_refusals_name_the_block_the_rank_and_the_way_out():
         block_rank(0.1, 90, 44, 128)
     with pytest.raises(RecipeError, match="rounds to rank 0.*smaller block or ratio"):
         block_rank(0.9, 44, 90, 44)
-    with pytest.raises(RecipeError, match="rounds to rank 32, which saves nothing.*break-even is 30"):
+    with pytest.raises(RecipeError, match="rounds to rank 32, which saves nothing of a 44 x 90 matrix"):
         block_rank(0.01, 44, 90, 16)
 
 
 def test_ratio_is_eq4():
     assert ratio(1000, 900) == pytest.approx(0.1)
     assert ratio(7, 7) == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(8, 60), st.integers(8, 200), st.floats(0.01, 0.9), st.sampled_from([1, 2, 4]))
+def test_another_cost_against_brute_force(m, n, saving, block):
+    """tau near 1 rounds down, the most blocks within the budget; 0.5 is at most one block away."""
+    budget, ranks = (1 - saving) * m * n, range(block, min(m, n), block)
+    below = [r for r in ranks if interpolative(m, n, r) <= budget * (1 + 1e-12)]
+    if below:
+        down = block_rank(saving, m, n, block, 1 - 1e-9, interpolative)
+        assert down == max(below)
+    if below and max(below) + block < min(m, n):
+        assert block_rank(saving, m, n, block, 0.5, interpolative) - down in (0, block)
+
+
+def test_another_cost_that_saves_nothing_is_refused():
+    with pytest.raises(RecipeError, match="rounds to rank 576"):
+        block_rank(0.01, 576, 1536, 64, 0.1, interpolative)
+    with pytest.raises(RecipeError, match="rounds to rank 0"):
+        block_rank(0.99, 576, 1536, 128, 0.5, interpolative)
+    with pytest.raises(RecipeError, match="block 577 is larger than the smaller side of a 576 x 1536 matrix"):
+        block_rank(0.1, 576, 1536, 577, 0.5, interpolative)

@@ -89,6 +89,17 @@ def test_output_error_is_that_of_the_outputs_not_of_the_objective(damping):
     assert output_error(spec, 6, 0 * eye, 0 * eye) == 0
 
 
+@pytest.mark.parametrize("damping", [1e-9, 0.1])
+@pytest.mark.parametrize("nothing", ["", "near", "far"])
+def test_a_side_without_signal_has_no_energy(damping, nothing):
+    weight, near, far_vectors, far = problem(16, 48, 400)
+    near = 0 * near if nothing == "near" else near
+    trace = 0.0 if nothing == "far" else float(far.diagonal().mean())
+    projected = (weight @ far_vectors.T) @ (weight @ far_vectors.T).T / 400 * (trace > 0)
+    energy = spectrum(near, projected, weight @ weight.T, trace, damping).energy
+    assert bool((energy == 0).all()) == bool(nothing)
+
+
 def test_few_tokens_and_dead_channels_give_finite_factors():
     weight, _, far_vectors, far = problem(12, 20, 5)
     near = torch.zeros(12, 12, dtype=torch.float64)

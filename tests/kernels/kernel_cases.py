@@ -1,4 +1,4 @@
-"""Random factored projections for the kernel tests, and the derived tolerance."""
+"""Random factor pairs for the kernel tests, and the derived tolerance."""
 
 import ml_dtypes
 import numpy as np

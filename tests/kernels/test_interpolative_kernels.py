@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from kernel_cases import DTYPES, assert_close, matrix
 
 from nxdi_svd_plugin.errors import KernelError
+from nxdi_svd_plugin.hardware import SBUF_BYTES
 from nxdi_svd_plugin.kernels import reference
 from nxdi_svd_plugin.kernels.fused_down import down
 from nxdi_svd_plugin.kernels.fused_up_gate import up_gate
@@ -15,10 +16,10 @@ from nxdi_svd_plugin.kernels.tiling.blocks import hbm_bytes, sbuf_bytes
 from nxdi_svd_plugin.kernels.tiling.brute_force import least_hbm_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.engines import matmul_cycles, minimum_pe_cycles, transpose_cycles
-from nxdi_svd_plugin.kernels.tiling.limits import SBUF_BYTES
 from nxdi_svd_plugin.kernels.tiling.planner import IN_FLIGHT, choose
-from nxdi_svd_plugin.kernels.tiling.segments import pivot_tiles, segments
+from nxdi_svd_plugin.kernels.tiling.segments import segments
 from nxdi_svd_plugin.simulator import TensorSpec, simulate
+from nxdi_svd_plugin.stored.runs import length
 
 # gate's pivots are tiles 0-2, up's 2-4, down's 1 and 5-6: overlapping runs, as cells of Gray-code order make them
 GATE, UP, DOWN = ((0, 2),), ((2, 4),), ((1, 2), (5, 7))
@@ -46,7 +47,7 @@ def whole(c, runs, extent):
 def factors(rng, hidden, rank, extent, runs, dtype):
     """(u [hidden, r], c [r, I - pivots]) of an interpolative gate or up."""
     u = matrix(rng, hidden, rank, dtype, hidden**-0.5)
-    return u, matrix(rng, rank, extent - 128 * pivot_tiles(runs), dtype, rank**-0.5)
+    return u, matrix(rng, rank, extent - 128 * length(runs), dtype, rank**-0.5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -105,9 +106,9 @@ def chains(draw):
     for _ in range(2 if kernel == "up_gate" else 1):
         edges = sorted(draw(st.sets(st.integers(0, extent), max_size=6)))
         runs = tuple(zip(edges[::2], edges[1::2], strict=False))
-        runs = runs if pivot_tiles(runs) < extent else ()
+        runs = runs if length(runs) < extent else ()
         pivots.append(runs)
-        ranks.append(128 * pivot_tiles(runs) + draw(st.integers(0 if runs else 1, 500)))
+        ranks.append(128 * length(runs) + draw(st.integers(0 if runs else 1, 500)))
     hidden, tokens = draw(st.integers(128, 4096)), draw(st.integers(1, 2500))
     inputs, outputs = (hidden, 128 * extent) if kernel == "up_gate" else (128 * extent, hidden)
     return Chain(kernel, tokens, inputs, tuple(ranks), outputs, draw(st.sampled_from([2, 4])), pivots=tuple(pivots))

@@ -7,7 +7,7 @@ from kernel_cases import DTYPES, assert_close, factors, matrix
 from nxdi_svd_plugin import kernels
 from nxdi_svd_plugin.errors import KernelError
 from nxdi_svd_plugin.kernels import reference
-from nxdi_svd_plugin.kernels.measure.calls import DENSE, Part, dense_mlp, unfused_down, unfused_up_gate
+from nxdi_svd_plugin.kernels.measure.calls import DENSE, Share, dense_mlp, unfused_down, unfused_up_gate
 from nxdi_svd_plugin.kernels.packing import pack, packed_shapes
 from nxdi_svd_plugin.simulator import simulate
 
@@ -51,14 +51,14 @@ def test_dense(size):
 
 @pytest.mark.parametrize("pivots", [0, 64])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_factored(size, pivots):
+def test_low_rank(size, pivots):
     """Pairs, and interpolative factors V = [I | C], U = [I ; C] with all of the rank (64) as pivots."""
     tokens, hidden, inner = size
     rng, dtype, rank, made = np.random.default_rng(1), DTYPES["bf16"], 64, inner - pivots
     x = matrix(rng, tokens, hidden, dtype)
     (u_gate, v_gate), (u_up, v_up) = (factors(rng, hidden, rank, made, dtype) for _ in range(2))
     u_down, v_down = factors(rng, made, rank, hidden, dtype)
-    form = Part(rank, pivots)
+    form = Share(rank, pivots)
     calls = [*unfused_up_gate(tokens, hidden, inner, form, form), *unfused_down(tokens, hidden, inner, form)]
     run, left = runner(calls)
     x_t = np.ascontiguousarray(x.T)

@@ -6,13 +6,18 @@ from hypothesis import strategies as st
 from kernel_cases import count
 
 from nxdi_svd_plugin.errors import KernelError
+from nxdi_svd_plugin.hardware import SBUF_BYTES
 from nxdi_svd_plugin.kernels.measure.plan import plan_mlp
-from nxdi_svd_plugin.kernels.tiling.blocks import hbm_bytes, sbuf_bytes, spans
+from nxdi_svd_plugin.kernels.tiling.blocks import hbm_bytes, sbuf_bytes
 from nxdi_svd_plugin.kernels.tiling.brute_force import least_hbm_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.engines import matmul_cycles, transpose_cycles
-from nxdi_svd_plugin.kernels.tiling.limits import SBUF_BYTES
+from nxdi_svd_plugin.kernels.tiling.pieces import spans
 from nxdi_svd_plugin.kernels.tiling.planner import IN_FLIGHT, choose, fill, forced
+from nxdi_svd_plugin.stored.layers import Mlp
+from nxdi_svd_plugin.stored.projection import DENSE, LowRank
+
+SMALL = Mlp(1536, *[LowRank(384)] * 3)
 
 
 def chains(tokens, ranks, extents, itemsizes):
@@ -82,22 +87,30 @@ def test_shapes_that_fit_nothing_are_refused_with_the_reason():
 
 
 def test_the_plan_of_an_mlp_says_what_bounds_it():
-    prefill = plan_mlp(2048, 8192, (1536, 1536, 1536), 2048, tp=2)
+    wide = Mlp(8192, *[LowRank(1536)] * 3)
+    prefill = plan_mlp(2048, wide, 2048, tp=2)
     assert {plan.bound for plan in prefill.values()} == {"tensor"}
     assert "tensor engine is the bottleneck" in prefill["up_gate"].reason
-    decode = plan_mlp(2048, 8192, (1536, 1536, 1536), 1)
+    decode = plan_mlp(2048, wide, 1)
     assert {plan.bound for plan in decode.values()} == {"dma"}
     assert "no plan avoids it" in decode["down"].reason
     assert decode["down"].to_dict()["strips"] == [(1, [1])]
-    thin = plan_mlp(576, 1536, (384, 384, 384), 2048, tp=2)["down"]
+    thin = plan_mlp(576, SMALL, 2048, tp=2)["down"]
     assert thin.bound == "dma" and "reading the input and writing the output takes longer" in thin.reason
+
+
+def test_a_kernel_that_does_not_run_has_no_plan():
+    """A dense gate leaves `down` alone; a dense down leaves `up_gate`."""
+    pair = LowRank(384)
+    assert list(plan_mlp(576, Mlp(1536, DENSE, pair, pair), 1)) == ["down"]
+    assert list(plan_mlp(576, Mlp(1536, pair, pair, DENSE), 1)) == ["up_gate"]
 
 
 def test_a_degree_that_does_not_divide_is_refused():
     with pytest.raises(KernelError, match="does not divide"):
-        plan_mlp(576, 1536, (384, 384, 384), 1, tp=5)
+        plan_mlp(576, SMALL, 1, tp=5)
     with pytest.raises(KernelError, match="float8"):
-        plan_mlp(576, 1536, (384, 384, 384), 1, dtype="float8")
+        plan_mlp(576, SMALL, 1, dtype="float8")
 
 
 @given(st.integers(1, 5000), st.integers(1, 600))

@@ -8,17 +8,22 @@ import pytest
 import torch
 from kernel_cases import assert_close
 
-from nxdi_svd_plugin.compress.factor.layer import factor_layer, layer_spectrum
+from nxdi_svd_plugin.compress.calibrate.statistics import Statistics
+from nxdi_svd_plugin.compress.factor.layer import factor_layer
 from nxdi_svd_plugin.compress.factor.rounding import Bf16Results, stored_layer
+from nxdi_svd_plugin.compress.factor.spectra import decompose, restore
+from nxdi_svd_plugin.compress.forms import named
 from nxdi_svd_plugin.evaluate.perplexity import token_ids
 from nxdi_svd_plugin.kernels.fused_down import down
 from nxdi_svd_plugin.kernels.fused_up_gate import up_gate
 from nxdi_svd_plugin.kernels.fused_xuv import xuv
 from nxdi_svd_plugin.kernels.packing import from_kernel_order, pack
 from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+from nxdi_svd_plugin.recipe import Recipe
 from nxdi_svd_plugin.simulator import simulate
-from nxdi_svd_plugin.stored.kernel_fit import tile_runs
-from nxdi_svd_plugin.stored.layers import Projection
+from nxdi_svd_plugin.stored.kernel_fit import kernel_fit
+from nxdi_svd_plugin.stored.layers import mlp_of
+from nxdi_svd_plugin.stored.runs import length
 from nxdi_svd_plugin.texts import HELDOUT, read_text
 
 LAYER, BLOCK, WINDOW = 7, 128, 512  # two windows are more tokens than the hidden dimension of 576
@@ -39,18 +44,18 @@ def dense(smollm2):
     return mlp, seen[0]
 
 
-@pytest.fixture(scope="module", params=["factored", "interpolative"])
+@pytest.fixture(scope="module", params=["pair", "interpolative"])
 def stored(request, dense):
     """The layer's factors as they are written in bfloat16 (held in float64)."""
     mlp, x = dense
     weights = {name: getattr(mlp, name).weight.detach() for name in RANKS}
     with torch.no_grad():
         x, y = x.double(), mlp(x).double()
-    sums = {"inputs": x.T @ x, "outputs": y.T @ y}
-    spectra = {name: layer_spectrum(name, w, sums, len(x), "input", 0.0, RANKS[name]) for name, w in weights.items()}
-    runs = {name: ((0, rank),) if request.param == "interpolative" else () for name, rank in RANKS.items()}
-    plan = {name: Projection(request.param, rank, runs[name]) for name, rank in RANKS.items()}
-    made = factor_layer(weights.__getitem__, spectra, plan, BLOCK)
+    recipe, form = Recipe(form=request.param, block=BLOCK), named(request.param)
+    kept = decompose(recipe, Statistics({"inputs": x.T @ x, "outputs": y.T @ y}), len(x), weights.items())
+    decompositions = {name: restore(recipe, kept, len(x), name, w) for name, w in weights.items()}
+    planned = mlp_of(len(weights["gate_proj"]), {name: form.planned(rank) for name, rank in RANKS.items()})
+    made = factor_layer(weights.__getitem__, decompositions, planned, form, BLOCK)
     return dataclasses.replace(made, tensors={key: t.bfloat16().double() for key, t in made.tensors.items()})
 
 
@@ -65,18 +70,16 @@ def bf16(tensor):
 
 def packed(made, name, kernel):
     """The two stored tensors of a projection in the kernel's layout."""
-    projection = made.projections[name]
     first, second = (bf16(t) for key, t in made.tensors.items() if key.startswith(name))
-    return pack(first, second, kernel, interpolative=projection.form == "interpolative")
+    return pack(first, second, kernel, interpolative=bool(made.mlp[name].pivots))
 
 
 @torch.no_grad()
 def of_transformers(mlp, made, x):
     """{"gate_proj", "up_proj", "hidden", "y"}: what the model's own MLP makes of x with the stored projections."""
     mlp, found = copy.deepcopy(mlp), {}
-    for name in RANKS:
-        fan_out, fan_in = getattr(mlp, name).weight.shape
-        setattr(mlp, name, stored_layer(made, name, fan_in, fan_out))
+    for name, projection in made.mlp.items():
+        setattr(mlp, name, stored_layer(made, name, projection, x.shape[1]))
         getattr(mlp, name).register_forward_hook(lambda _, args, out, name=name: found.update({name: out}))
     mlp.down_proj.register_forward_pre_hook(lambda _, args: found.update(hidden=args[0]))
     return found | {"y": mlp(x)}
@@ -96,9 +99,8 @@ def truth_and_low(mlp, made, x):
 def test_the_mlp_of_a_stored_layer_on_real_activations(dense, stored, tokens):
     x = read_at(dense, tokens)
     truth, low = truth_and_low(dense[0], stored, x)
-    interpolative = stored.projections["gate_proj"].form == "interpolative"
-    pivots = {name: tile_runs(p.pivots, truth["hidden"].shape[1]) for name, p in stored.projections.items()}
-    tiles = {name: sum(stop - start for start, stop in runs) for name, runs in pivots.items()}
+    interpolative, pivots = stored.mlp.gate.form == "interpolative", kernel_fit(stored.mlp, 1).pivots
+    tiles = {name: length(runs) for name, runs in pivots.items()}
     assert tiles == {name: rank // 128 * interpolative for name, rank in RANKS.items()}
     gate, up, lower = (packed(stored, name, kernel) for name, kernel in KERNELS.items())
     h_t, _ = simulate(up_gate, bf16(x), *gate, *up, pivots=(pivots["gate_proj"], pivots["up_proj"]))
@@ -109,7 +111,7 @@ def test_the_mlp_of_a_stored_layer_on_real_activations(dense, stored, tokens):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tokens", [1, 150])
-@pytest.mark.parametrize("stored", ["factored"], indirect=True)
+@pytest.mark.parametrize("stored", ["pair"], indirect=True)
 def test_xuv_is_a_stored_pair_on_real_activations(dense, stored, tokens):
     x = read_at(dense, tokens)
     truth, low = truth_and_low(dense[0], stored, x)

@@ -44,8 +44,9 @@ def test_both_import_orders(imports, tiny_svd_llama):
 def test_the_hook_is_gone_once_it_has_registered():
     done = python(
         "import sys, nxdi_svd_plugin as p\n"
-        "from nxdi_svd_plugin.modeling.auto import Registrar, register_with_transformers\n"
-        "def hooks(): return sum(isinstance(finder, Registrar) for finder in sys.meta_path)\n"
+        "from nxdi_svd_plugin.import_hook import Watcher\n"
+        "from nxdi_svd_plugin.modeling.auto import register_with_transformers\n"
+        "def hooks(): return [f.package for f in sys.meta_path if isinstance(f, Watcher)].count('transformers')\n"
         "register_with_transformers()\n"
         "before = hooks()\n"
         "from transformers import AutoConfig\n"

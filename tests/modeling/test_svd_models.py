@@ -57,6 +57,19 @@ def test_truncated_is_the_dense_model_with_the_product_of_the_factors(dense64, t
     assert (logits(model) - untouched).abs().max() > 0.1  # rank 9 of 44 does change the answer
 
 
+def test_layers_that_keep_fewer_neurons_are_the_dense_model_without_the_others(dense64, tmp_path):
+    """Pairs of full rank and dense projections; SiLU(0) * 0 = 0, so a dropped neuron is one with zero weights."""
+    kept, widths = ((0, "gate_proj"), (1, "down_proj")), {0: 77, 2: 50}
+    model = nxdi_svd_plugin.load_pretrained(save_factored(dense64, tmp_path / "svd", 44, kept, tuple(widths.items())))
+    dense = load_model(dense64)
+    for i, width in widths.items():
+        mlp = dense.model.layers[i].mlp
+        for weight in (mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight.T):
+            weight.data[width:] = 0
+    assert model.model.layers[0].mlp.gate_proj.weight.shape == (77, SHAPE["hidden_size"])
+    torch.testing.assert_close(logits(model), logits(dense), **CLOSE_FP64)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shard", ["5GB", "30KB"])
 def test_save_and_reload_gives_the_same_bits(svd_dir, tmp_path, dtype, shard):

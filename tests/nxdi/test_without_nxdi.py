@@ -62,6 +62,10 @@ def module_file(tmp_path, monkeypatch):
     sys.modules.pop("watched_module", None)
 
 
+def watched(package):
+    return any(isinstance(finder, import_hook.Watcher) and finder.package == package for finder in sys.meta_path)
+
+
 def test_the_hook_acts_once_after_the_import(module_file):
     seen = []
     import_hook.after_import(module_file, lambda module: seen.append(module.value))
@@ -70,7 +74,7 @@ def test_the_hook_acts_once_after_the_import(module_file):
     assert seen == []
     importlib.import_module(module_file)
     assert seen == [1]
-    assert not any(isinstance(finder, import_hook.Watcher) and finder.name == module_file for finder in sys.meta_path)
+    assert not watched(module_file)
 
 
 def test_the_hook_acts_now_on_an_imported_module(module_file):
@@ -78,3 +82,46 @@ def test_the_hook_acts_now_on_an_imported_module(module_file):
     seen = []
     import_hook.after_import(module_file, lambda module: seen.append(module.value))
     assert seen == [1]
+
+
+@pytest.fixture
+def circle(tmp_path, monkeypatch):
+    """A package whose modules a and b import each other; c is imported by nobody."""
+    folder = tmp_path / "watched_circle"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "a.py").write_text("from watched_circle import b\nvalue = 'a'\n")
+    (folder / "b.py").write_text("from watched_circle import a\nvalue = 'b'\n")
+    (folder / "c.py").write_text("value = 'c'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "watched_circle"
+    for name in [name for name in sys.modules if name.startswith("watched_circle")]:
+        del sys.modules[name]
+
+
+def test_the_hook_acts_when_a_circle_of_imports_is_closed(circle):
+    """b's body is done before a's; only after the outermost import are both usable."""
+    seen = []
+    for name in "abc":
+        import_hook.after_import(f"{circle}.{name}", lambda module: seen.append((module.value, "value" in dir(a()))))
+
+    def a():
+        return sys.modules[f"{circle}.a"]
+
+    importlib.import_module(f"{circle}.a")
+    assert sorted(seen) == [("a", True), ("b", True)] and watched(circle)
+    importlib.import_module(f"{circle}.c")
+    assert seen[2:] == [("c", True)] and not watched(circle)
+
+
+def test_a_failed_import_is_waited_for_again(module_file, tmp_path):
+    seen = []
+    import_hook.after_import(module_file, lambda module: seen.append(module.value))
+    (tmp_path / f"{module_file}.py").write_text("raise ImportError\n")
+    with pytest.raises(ImportError):
+        importlib.import_module(module_file)
+    assert seen == [] and watched(module_file)
+    (tmp_path / f"{module_file}.py").write_text("value = 22222\n")
+    importlib.invalidate_caches()
+    importlib.import_module(module_file)
+    assert seen == [22222] and not watched(module_file)

@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
+from nxdi_svd_plugin.checkpoint.reader import file_sha256
 from nxdi_svd_plugin.errors import CalibrationError
-from nxdi_svd_plugin.recover.data import alpaca, file_hash, load_windows
+from nxdi_svd_plugin.recover.data import alpaca, load_windows
 
 
 class Letters:
@@ -37,7 +38,7 @@ def test_alpaca_lines_become_prompts_joined_by_the_end_token(tmp_path):
     assert "### Input:\n1 2\n" in expected and expected.count("### Input") == 1
     assert decode(got.tokens) == expected[: len(expected) // 10 * 10]
     assert got.tokens.shape == (len(expected) // 10, 10) and got.tokens.dtype == torch.long
-    assert (got.documents, got.empty, got.sha256) == (2, 0, file_hash(path))
+    assert (got.documents, got.empty, got.sha256) == (2, 0, file_sha256(path))
 
 
 def test_an_array_as_published_reads_like_lines(tmp_path):

@@ -1,17 +1,15 @@
 """LoRA on the factors: attaching changes nothing, merging is exact, the form and every other tensor stay."""
 
-import copy
 from collections import OrderedDict
 
 import pytest
 import torch
 
 from nxdi_svd_plugin.errors import CheckpointError, MissingExtraError
-from nxdi_svd_plugin.modeling.factored_linear import FactoredLinear
 from nxdi_svd_plugin.modeling.load import load_model, load_pretrained
-from nxdi_svd_plugin.modeling.low_rank_linear import InterpolativeLinear
+from nxdi_svd_plugin.modeling.low_rank_linear import LowRankLinear
 from nxdi_svd_plugin.recover import lora
-from nxdi_svd_plugin.stored.layers import Projection
+from nxdi_svd_plugin.stored.projection import LowRank, Side
 
 TOKENS = torch.arange(2 * 11).view(2, 11) + 40
 
@@ -34,7 +32,7 @@ def test_merge_equals_the_adapted_model(fixture, rank, request):
         for i, parameter in enumerate(trained.values()):
             parameter.copy_(0.1 * torch.randn(parameter.shape, generator=seeded(i)))
         pair = dict(lora.parts_of(model))["model.layers.0.mlp.up_proj"]
-        a, b = pair.u.lora_A[lora.ADAPTER].weight, pair.u.lora_B[lora.ADAPTER].weight
+        a, b = pair.u[0].lora_A[lora.ADAPTER].weight, pair.u[0].lora_B[lora.ADAPTER].weight
         by_hand = pair.layer.u + 2.0 * (b @ a).T  # Eq. 9 with alpha / rank = 2
         adapted = model(TOKENS).logits
         lora.merge(model)
@@ -60,30 +58,46 @@ def test_the_generator_decides_the_start(tiny_svd_llama):
     assert state.shape == torch.random.get_rng_state().shape
 
 
-LAYERS = {
-    "factored": FactoredLinear(6, 9, 4),
-    "gate": InterpolativeLinear(6, 11, Projection("interpolative", 4, ((1, 3), (7, 9)))),
-    "down": InterpolativeLinear(11, 6, Projection("interpolative", 4, ((1, 3), (7, 9)))),
+RUNS = ((1, 3), (7, 9))
+FORMS = {
+    "pair": (LowRank(4), 11),
+    "interpolative": (LowRank(4, RUNS), 11),
+    "grouped pair": (LowRank(6, groups=3), 12),
+    "grouped": (LowRank(4, ((1, 2), (4, 5)), 2), 12),
 }
+CASES = [(form, side) for form in FORMS for side in Side]
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_linear_parts_are_the_same_function_on_the_same_memory(name):
-    layer = LAYERS[name]
+def a_layer(form, side):
+    """Hidden 6, and 11 or 12 neurons."""
+    torch.manual_seed(0)
+    stored, width = FORMS[form]
+    return LowRankLinear(stored, side, 6, width)
+
+
+@pytest.mark.parametrize(("form", "side"), CASES)
+def test_linear_parts_are_the_same_function_on_the_same_memory(form, side):
+    layer = a_layer(form, side)
     parts = lora.LinearParts(layer)
-    for part, matrix in layer.named_parameters():
-        assert getattr(parts, part).weight.data_ptr() == matrix.data_ptr()
+    near, far = layer.stored.names(side)
+    assert [len(parts.linears(name)) for name in (near, far)] == [1, layer.stored.groups]
+    for name, matrix in layer.named_parameters():
+        pieces = parts.linears(name)
+        assert pieces[0].weight.data_ptr() == matrix.data_ptr()
+        assert sum(piece.weight.numel() for piece in pieces) == matrix.numel()
     x = torch.randn(3, layer.in_features, generator=seeded())
     assert torch.allclose(parts(x), layer(x), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["gate", "down"])
-def test_the_interpolative_form_is_kept(name):
-    """After training and merging, the pivots still pass through unchanged: the identity block is no parameter."""
+@pytest.mark.parametrize(("form", "side"), CASES)
+def test_what_is_stored_keeps_its_form(form, side):
+    """After training and merging, kept neurons still pass through unchanged: the identity block is no parameter."""
     pytest.importorskip("peft")
-    model = torch.nn.Sequential(OrderedDict(mlp=copy.deepcopy(LAYERS[name])))
+    model = torch.nn.Sequential(OrderedDict(mlp=a_layer(form, side)))
+    before = [p.detach().clone() for p in model.mlp.parameters()]
     x = torch.randn(5, model.mlp.in_features, generator=seeded(1))
     trained = lora.attach(model, 2, 2.0, seeded())
+    assert len(trained) == 2 * (1 + FORMS[form][0].groups)
     optimizer = torch.optim.SGD(trained.values(), lr=0.1)
     losses = []
     for _ in range(5):
@@ -96,10 +110,20 @@ def test_the_interpolative_form_is_kept(name):
     lora.merge(model)
     layer = model.mlp
     assert losses[-1] < losses[0] and torch.allclose(model(x), adapted, atol=1e-6)
-    assert isinstance(layer, InterpolativeLinear) and layer.pivots == LAYERS[name].pivots
-    assert all(not torch.equal(p, q) for p, q in zip(layer.parameters(), LAYERS[name].parameters(), strict=True))
-    pivots = [i for start, stop in layer.pivots for i in range(start, stop)]
-    if name == "gate":
+    assert isinstance(layer, LowRankLinear) and layer.stored == FORMS[form][0]
+    assert all(not torch.equal(p, q) for p, q in zip(layer.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("side", Side)
+def test_pivots_pass_through_after_training(side):
+    pytest.importorskip("peft")
+    model = torch.nn.Sequential(OrderedDict(mlp=a_layer("interpolative", side)))
+    for i, parameter in enumerate(lora.attach(model, 2, 2.0, seeded()).values()):
+        parameter.data.copy_(torch.randn(parameter.shape, generator=seeded(i)))
+    lora.merge(model)
+    layer, pivots = model.mlp, [i for start, stop in RUNS for i in range(start, stop)]
+    if side is Side.HIDDEN:
+        x = torch.randn(5, 6, generator=seeded(1))
         assert torch.allclose(layer(x)[:, pivots], x @ layer.u, atol=1e-6)
     else:
         alone = torch.zeros(4, 11)
@@ -108,11 +132,11 @@ def test_the_interpolative_form_is_kept(name):
 
 
 def test_a_dense_model_is_refused(tiny_llama):
-    with pytest.raises(CheckpointError, match="no factored projection: compress it first"):
+    with pytest.raises(CheckpointError, match="no low-rank projection: compress it first"):
         lora.factor_parameters(load_model(tiny_llama, torch.float32))
 
 
 def test_without_peft_the_pip_line_is_named(tiny_svd_llama, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
     with pytest.raises(MissingExtraError, match=r"nxdi-svd-plugin\[recovery\]"):
-        lora.attach(torch.nn.Sequential(FactoredLinear(3, 3, 2)), 2, 2.0, seeded())
+        lora.attach(torch.nn.Sequential(LowRankLinear(LowRank(2), Side.HIDDEN, 3, 3)), 2, 2.0, seeded())

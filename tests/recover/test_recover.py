@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,22 +10,33 @@ import time
 
 import pytest
 import torch
+from reports import EVERYTHING, write_report
 from safetensors.torch import load_file
 from tiny_models import save_dense
 
+import nxdi_svd_plugin
 from nxdi_svd_plugin.checkpoint.writer import Writer
 from nxdi_svd_plugin.cli.main import main
-from nxdi_svd_plugin.compress.run.run import compress
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError, RecipeError
 from nxdi_svd_plugin.modeling.load import load_pretrained
 from nxdi_svd_plugin.recipe import from_dict
 from nxdi_svd_plugin.recover.recover import recover
 from nxdi_svd_plugin.recover.settings import Settings
 from nxdi_svd_plugin.recover.train import WORST, batch, schedule
+from nxdi_svd_plugin.report.keep import keep
+from nxdi_svd_plugin.report.record import Report
 
 pytest.importorskip("peft")
 QUICK = {"steps": 30, "batch": 4, "window": 32, "evaluate_every": 10, "validation_windows": 4, "lora_rank": 8}
 TEXT = "the quick brown fox jumps over the lazy dog and runs away from it. "
+
+
+@pytest.fixture(scope="module")
+def compressed(tiny_svd_llama, tmp_path_factory):
+    """`tiny_svd_llama` with the report.json that a compression writes, and what `evaluate --record` adds."""
+    directory = shutil.copytree(tiny_svd_llama, tmp_path_factory.mktemp("compressed") / "model")
+    write_report(directory, **{**EVERYTHING, "recovery": None})
+    return directory
 
 
 @pytest.fixture(scope="module")
@@ -38,53 +50,56 @@ def data(tmp_path_factory):
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("name", ["alpaca.jsonl", "plain.txt"])
-def test_recovery_helps_and_writes_a_normal_directory(tiny_svd_llama, data, tmp_path, method, name):
+def test_recovery_helps_and_writes_a_normal_directory(compressed, data, tmp_path, method, name):
     settings = Settings(method=method, learning_rate=3e-3, **QUICK)
-    record = recover(tiny_svd_llama, data / name, tmp_path / "out", settings)
-    values, losses = record["perplexity"], [row["train_loss"] for row in record["history"][1:]]
-    assert values["output"] == values["trained"] < 0.7 * values["input"] and not record["kept_input"]
+    record = recover(compressed, data / name, tmp_path / "out", settings)
+    change, losses = record.perplexity, [row.train_loss for row in record.history[1:]]
+    assert change.output == change.trained < 0.7 * change.input and not record.kept_input
     assert losses[-1] < losses[0]
-    old, new = load_file(tiny_svd_llama / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    old, new = load_file(compressed / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     assert {n: (t.shape, t.dtype) for n, t in old.items()} == {n: (t.shape, t.dtype) for n, t in new.items()}
     factors = {n for n in old if n.endswith((".u", ".v"))}
     assert {n for n in old if not torch.equal(old[n], new[n])} == factors
     load_pretrained(tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    source = json.loads((tiny_svd_llama / "config.json").read_text())
+    source = json.loads((compressed / "config.json").read_text())
     assert config["svd_config"]["layers"] == source["svd_config"]["layers"]
-    assert config["svd_config"]["recovery"]["data"]["sha256"] == record["data"]["sha256"]
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["recovery"] == json.loads(json.dumps(record))
+    assert config["svd_config"]["recovery"]["data"]["sha256"] == record.data.sha256
+    report = Report.read(tmp_path / "out")
+    assert report.recovery == record and report.trained and report.layers == Report.read(compressed).layers
+    assert {report.evaluation, report.tasks, report.layer_losses} == {None}, "they were measured on the input"
+    assert all(m.bf16_error is None for m in report.matrices) and report.matrices[0].relative_error == 0.125
     assert not (tmp_path / "out" / ".unfinished").exists()
 
 
-def test_distillation_brings_the_model_nearer_to_its_teacher(tiny_llama, tiny_svd_llama, data, tmp_path):
+def test_distillation_brings_the_model_nearer_to_its_teacher(tiny_llama, compressed, data, tmp_path):
     settings = Settings(learning_rate=3e-3, **QUICK)
-    record = recover(tiny_svd_llama, data / "plain.txt", tmp_path / "out", settings, teacher_dir=tiny_llama)
-    divergences = [row["train_loss"] for row in record["history"][1:]]
-    assert record["loss"] == "distillation" and 0 < divergences[-1] < divergences[0]
+    record = recover(compressed, data / "plain.txt", tmp_path / "out", settings, teacher_dir=tiny_llama)
+    divergences = [row.train_loss for row in record.history[1:]]
+    assert record.loss == "distillation" and 0 < divergences[-1] < divergences[0]
 
 
-def test_a_result_that_is_worse_is_thrown_away(tiny_svd_llama, data, tmp_path, caplog):
+def test_a_result_that_is_worse_is_thrown_away(compressed, data, tmp_path, caplog):
     other = tmp_path / "other.txt"
     other.write_text("ZYXWVUTSRQ 0987654321 " * 30)
     settings = Settings(learning_rate=1e-2, **QUICK)
     good = tmp_path / "good"
-    recover(tiny_svd_llama, other, good, settings)  # now it knows this text and has something to forget
+    recover(compressed, other, good, settings)  # now it knows this text and has something to forget
     caplog.clear()
     record = recover(good, data / "plain.txt", tmp_path / "out", settings, validation=other)
-    assert record["kept_input"] and record["perplexity"]["output"] == record["perplexity"]["input"]
+    assert record.kept_input and record.perplexity.output == record.perplexity.input
     assert "recovery did not help" in caplog.text
     old, new = load_file(good / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(old[name], new[name]) for name in old)
 
 
-def test_a_run_that_diverges_keeps_the_input_and_a_readable_report(tiny_svd_llama, data, tmp_path):
+def test_a_run_that_diverges_keeps_the_input_and_a_readable_report(compressed, data, tmp_path):
     """Parameters become NaN; the output is the input, and no NaN is in report.json, which strict readers refuse."""
     settings = Settings(learning_rate=1e20, **{**QUICK, "evaluate_every": 3})
-    record = recover(tiny_svd_llama, data / "plain.txt", tmp_path / "out", settings)
-    assert record["kept_input"] and record["best_step"] == 0 and record["history"][-1]["train_loss"] is None
-    assert record["history"][-1]["validation_perplexity"] == WORST
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (tiny_svd_llama / "model.safetensors").read_bytes()
+    record = recover(compressed, data / "plain.txt", tmp_path / "out", settings)
+    assert record.kept_input and record.best_step == 0 and record.history[-1].train_loss is None
+    assert record.history[-1].validation_perplexity == WORST
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (compressed / "model.safetensors").read_bytes()
 
     def refuse(constant):
         raise AssertionError(f"report.json holds {constant}")
@@ -92,9 +107,9 @@ def test_a_run_that_diverges_keeps_the_input_and_a_readable_report(tiny_svd_llam
     json.loads((tmp_path / "out" / "report.json").read_text(), parse_constant=refuse)
 
 
-def test_stopped_while_writing_and_resumed(tiny_svd_llama, data, tmp_path, monkeypatch):
+def test_stopped_while_writing_and_resumed(compressed, data, tmp_path, monkeypatch):
     settings = Settings(learning_rate=3e-3, **QUICK)
-    recover(tiny_svd_llama, data / "plain.txt", tmp_path / "whole", settings)
+    recover(compressed, data / "plain.txt", tmp_path / "whole", settings)
     written, original = [], Writer.write
 
     def stopping(self, name, tensor):
@@ -105,24 +120,44 @@ def test_stopped_while_writing_and_resumed(tiny_svd_llama, data, tmp_path, monke
 
     monkeypatch.setattr(Writer, "write", stopping)
     with pytest.raises(KeyboardInterrupt):
-        recover(tiny_svd_llama, data / "plain.txt", tmp_path / "out", settings)
+        recover(compressed, data / "plain.txt", tmp_path / "out", settings)
     assert not (tmp_path / "out" / "config.json").exists()
-    recover(tiny_svd_llama, data / "plain.txt", tmp_path / "out", settings, resume=True)
+    recover(compressed, data / "plain.txt", tmp_path / "out", settings, resume=True)
     name = "model.safetensors"
     assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_early_stop_keeps_the_best(tiny_svd_llama, data, tmp_path):
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"x" * 99])
+def test_a_damaged_state_is_one_sentence(compressed, data, tmp_path, damage, monkeypatch, capsys):
+    text, out = str(data / "plain.txt"), tmp_path / "out"
+
+    def stopping(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "write", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            recover(compressed, data / "plain.txt", out, Settings(**QUICK))
+    state = out / ".unfinished" / "recovery.pt"
+    state.write_bytes(damage(state.read_bytes()))
+    command = ["recover", "--model", str(compressed), "--data", text, "--output", str(out), "--resume", "--quiet"]
+    command += [part for name, value in QUICK.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert "recovery.pt is damaged (" in error and error.count("\n") == 1
+
+
+def test_early_stop_keeps_the_best(compressed, data, tmp_path):
     settings = Settings(learning_rate=5e-1, **{**QUICK, "steps": 1000, "evaluate_every": 1, "patience": 3})
-    record = recover(tiny_svd_llama, data / "plain.txt", tmp_path / "out", settings)
-    assert len(record["history"]) == record["best_step"] + 4 < 1000
-    best = min(row["validation_perplexity"] for row in record["history"])
-    assert best == record["history"][record["best_step"]]["validation_perplexity"]
+    record = recover(compressed, data / "plain.txt", tmp_path / "out", settings)
+    assert len(record.history) == record.best_step + 4 < 1000
+    best = min(row.validation_perplexity for row in record.history)
+    assert best == record.history[record.best_step].validation_perplexity
 
 
-def test_kill_and_resume_ends_with_the_same_bytes(tiny_svd_llama, data, tmp_path):
+def test_kill_and_resume_ends_with_the_same_bytes(compressed, data, tmp_path):
     options = {**QUICK, "steps": 60, "evaluate_every": 3, "patience": 100}
-    command = [sys.executable, "-m", "nxdi_svd_plugin.cli.main", "recover", "--model", str(tiny_svd_llama)]
+    command = [sys.executable, "-m", "nxdi_svd_plugin.cli.main", "recover", "--model", str(compressed)]
     command += ["--data", str(data / "plain.txt"), "--output", str(tmp_path / "out")]
     command += [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -134,35 +169,35 @@ def test_kill_and_resume_ends_with_the_same_bytes(tiny_svd_llama, data, tmp_path
     process.communicate()
     assert not (tmp_path / "out" / "config.json").exists()
     with pytest.raises(CheckpointError, match="--resume"):
-        recover(tiny_svd_llama, data / "plain.txt", tmp_path / "out", Settings(**options))
+        recover(compressed, data / "plain.txt", tmp_path / "out", Settings(**options))
     with pytest.raises(CheckpointError, match="written with another settings"):
-        recover(tiny_svd_llama, data / "plain.txt", tmp_path / "out", Settings(**options, seed=3), resume=True)
+        recover(compressed, data / "plain.txt", tmp_path / "out", Settings(**options, seed=3), resume=True)
     done = torch.load(state, weights_only=True)["state"]["step"]
-    recover(tiny_svd_llama, data / "plain.txt", tmp_path / "out", Settings(**options), resume=True)
-    recover(tiny_svd_llama, data / "plain.txt", tmp_path / "whole", Settings(**options))
+    recover(compressed, data / "plain.txt", tmp_path / "out", Settings(**options), resume=True)
+    recover(compressed, data / "plain.txt", tmp_path / "whole", Settings(**options))
     assert done < 60
     name = "model.safetensors"
     assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_micro_batches_change_nothing_but_rounding(tiny_svd_llama, data, tmp_path):
+def test_micro_batches_change_nothing_but_rounding(compressed, data, tmp_path):
     a, b = (
-        recover(tiny_svd_llama, data / "plain.txt", tmp_path / str(m), Settings(micro_batch=m, **QUICK)) for m in (1, 4)
+        recover(compressed, data / "plain.txt", tmp_path / str(m), Settings(micro_batch=m, **QUICK)) for m in (1, 4)
     )
-    assert a["perplexity"]["trained"] == pytest.approx(b["perplexity"]["trained"], rel=1e-3)
+    assert a.perplexity.trained == pytest.approx(b.perplexity.trained, rel=1e-3)
 
 
-def test_bad_input_is_refused_before_the_output_exists(tiny_llama, tiny_svd_llama, tiny_svd_qwen3, data, tmp_path):
+def test_bad_input_is_refused_before_the_output_exists(tiny_llama, compressed, tiny_svd_qwen3, data, tmp_path):
     out, text = tmp_path / "out", data / "plain.txt"
     (tmp_path / "keys.jsonl").write_text('{"prompt": "a"}\n')
     with pytest.raises(CalibrationError, match="has the columns: prompt"):
-        recover(tiny_svd_llama, tmp_path / "keys.jsonl", out, Settings())
+        recover(compressed, tmp_path / "keys.jsonl", out, Settings())
     with pytest.raises(CalibrationError, match="is the training text itself"):
-        recover(tiny_svd_llama, text, out, Settings(**QUICK), validation=text)
+        recover(compressed, text, out, Settings(**QUICK), validation=text)
     with pytest.raises(CalibrationError, match="none is left for validation"):
-        recover(tiny_svd_llama, text, out, Settings(window=2000))
+        recover(compressed, text, out, Settings(window=2000))
     with pytest.raises(RecipeError, match="window is 600; this model takes 2 to 512 tokens"):
-        recover(tiny_svd_llama, text, out, Settings(window=600))
+        recover(compressed, text, out, Settings(window=600))
     with pytest.raises(CheckpointError, match="is a dense llama model"):
         recover(tiny_llama, text, out, Settings(**QUICK))
     assert not out.exists()
@@ -203,20 +238,20 @@ def test_a_recovered_directory_passes_verify_and_its_card_says_so(tiny_llama, da
     command = ["compress", "--model", str(tiny_llama), "--output", str(first), "--ratio", "0.4", "--block", "4"]
     command += ["--dense", "0.up_proj"]  # stored in the layer's new order, which verify --base undoes
     assert main([*command, "--calibration", text, "--samples", "8", "--length", "64"]) == 0
-    report = json.loads((first / "report.json").read_text())
-    (first / "report.json").write_text(json.dumps(report | {"evaluation": {"perplexity": 1.0}}))
+    report = Report.read(first)
+    keep(first, EVERYTHING["evaluation"])
     command = ["recover", "--model", str(first), "--data", text, "--output", str(second), "--learning-rate", "3e-3"]
     command += [part for name, value in QUICK.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     assert main([*command, "--json"]) == 0
     assert (second / "mlp_order.npy").read_bytes() == (first / "mlp_order.npy").read_bytes()
     assert main(["verify", str(second), "--base", str(tiny_llama)]) == 0, capsys.readouterr()
-    after = json.loads((second / "report.json").read_text())
-    assert "evaluation" not in after and after["files"] != report["files"]
+    after = Report.read(second)
+    assert after.evaluation is None and after.files != report.files
     tensors = {k: t for path in second.glob("*.safetensors") for k, t in load_file(path).items()}
-    for old, new in zip(report["matrices"], after["matrices"], strict=True):
-        c = tensors.get(f"model.layers.{new['layer']}.mlp.{new['projection']}.c")
-        assert new.get("growth") == (None if c is None else float(c.abs().max()))
-        assert "bf16_error" not in new and new.get("relative_error") == old.get("relative_error")
+    for old, new in zip(report.matrices, after.matrices, strict=True):
+        c = tensors.get(f"model.layers.{new.layer}.mlp.{new.name}.c")
+        assert new.growth == (None if c is None else float(c.abs().max()))
+        assert new.bf16_error is None and new.relative_error == old.relative_error
     assert main(["inspect", str(second)]) == 0
     assert "output errors are those of the compression, before recovery" in capsys.readouterr().out
     assert "Then the factors were trained (lora, next token, 30 steps" in (second / "README.md").read_text()
@@ -225,16 +260,21 @@ def test_a_recovered_directory_passes_verify_and_its_card_says_so(tiny_llama, da
 def test_recovery_keeps_the_growth_within_its_limit(tiny_llama, data, tmp_path, monkeypatch):
     """With a limit that training would cross, the stored C ends at it and is what was measured."""
     recipe = from_dict({"ratio": 0.3, "block": 4, "calibration": {"samples": 4, "length": 40}})
-    compress(tiny_llama, tmp_path / "first", recipe, progress=False)
-    monkeypatch.setattr("nxdi_svd_plugin.recover.recover.GROWTH_LIMIT", 0.5)
+    nxdi_svd_plugin.compress(tiny_llama, tmp_path / "first", recipe, progress=False)
+    monkeypatch.setattr("nxdi_svd_plugin.recover.choose.GROWTH_LIMIT", 0.5)
     record = recover(tmp_path / "first", data / "plain.txt", tmp_path / "second", Settings(**QUICK, learning_rate=3e-3))
-    assert not record["kept_input"]
-    growths = [m.get("growth", 0.0) for m in json.loads((tmp_path / "second" / "report.json").read_text())["matrices"]]
-    assert max(growths) == 0.5
+    assert not record.kept_input
+    assert max(m.growth for m in Report.read(tmp_path / "second").matrices if m.rank) == 0.5
 
 
-def test_a_teacher_of_another_vocabulary_is_refused(tiny_svd_llama, data, tmp_path):
+def test_without_its_report_a_directory_is_refused(tiny_svd_llama, data, tmp_path):
+    with pytest.raises(CheckpointError, match=r"has no report\.json; only"):
+        recover(tiny_svd_llama, data / "plain.txt", tmp_path / "out", Settings(**QUICK))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(compressed, data, tmp_path):
     other = save_dense(tmp_path / "other", "llama", vocab_size=300)
     with pytest.raises(CheckpointError, match="has 300 tokens, the model has 259; give the model it was made from"):
-        recover(tiny_svd_llama, data / "plain.txt", tmp_path / "out", Settings(**QUICK), teacher_dir=other)
+        recover(compressed, data / "plain.txt", tmp_path / "out", Settings(**QUICK), teacher_dir=other)
     assert not (tmp_path / "out").exists()

@@ -1,40 +1,28 @@
 """The model card: metadata a hub can read, the numbers of the report, Meta's conditions, and recorded perplexities."""
 
+import dataclasses
 import json
 
 import pytest
 import yaml
+from reports import EVALUATION, LOSSES, MEASURED, RECOVERY, TASKS, a_report, matrices, mixed
 
 from nxdi_svd_plugin.errors import CheckpointError
-from nxdi_svd_plugin.report.card import llama_name, metadata_of, model_card, record_evaluation
+from nxdi_svd_plugin.report.card import FORM_TEXTS, model_card, rank_summary, stored_text
+from nxdi_svd_plugin.report.keep import keep
+from nxdi_svd_plugin.report.matrix import MatrixRecord
+from nxdi_svd_plugin.report.record import Report
+from nxdi_svd_plugin.report.serving import serving
+from nxdi_svd_plugin.report.source_card import llama_name, metadata_of
+from nxdi_svd_plugin.stored.layers import Mlp
+from nxdi_svd_plugin.stored.projection import DENSE, DENSE_FORM, FORMS, LowRank
 
-REPORT = {
-    "source": {"name": "smollm2", "model_type": "llama", "fingerprint": "f" * 64},
-    "ratio": {"asked": 0.1, "target": "mlp", "mlp": 0.1234, "model": 0.0567},
-    "matrices": [
-        {"layer": layer, "projection": name, "form": form, "rank": rank}
-        for layer, name, form, rank in [
-            (0, "gate_proj", "factored", 256),
-            (0, "up_proj", "factored", 384),
-            (0, "down_proj", "dense", 0),
-            (1, "gate_proj", "factored", 256),
-            (1, "up_proj", "factored", 128),
-            (1, "down_proj", "factored", 384),
-        ]
-    ],
-    "calibration": {"text": "wiki.txt", "sha256": "a" * 64, "samples": 64, "length": 512, "tokens": 32768, "seed": 3},
-    "versions": {"nxdi_svd_plugin": "0.1.0", "torch": "2.9.0"},
-}
-EVALUATION = {
-    "perplexity": 12.3456,
-    "tokens": 4092,
-    "window": 1024,
-    "stride": 1024,
-    "dtype": "float32",
-    "text": {"name": "held.txt", "sha256": "b" * 64},
-    "model": "some/where/svd",
-    "base": {"perplexity": 10.0, "model": "some/where/dense"},
-}
+PAIRS = [LowRank(256), LowRank(384), DENSE, LowRank(256), LowRank(128), LowRank(384)]
+NAMES = ("gate_proj", "up_proj", "down_proj")
+REPORT = a_report(
+    source=dataclasses.replace(a_report().source, name="smollm2"),
+    matrices=tuple(MatrixRecord(i // 3, NAMES[i % 3], 1536, form) for i, form in enumerate(PAIRS)),
+)
 CONFIG = {"model_type": "svd_llama"}
 
 
@@ -48,7 +36,9 @@ def test_metadata_and_numbers():
         "0.1 of the MLP parameters",
         "0.1234 of the MLP, 0.0567 of the model",
         "gate_proj 256, up_proj 128 to 384, down_proj 384 (1 dense)",
-        "wiki.txt, sha256 `" + "a" * 64,
+        "with its MLP weights as pairs of thin matrices, y = x U V, by nxdi-svd-plugin",
+        "12.3 % of the MLP parameters and 5.7 % of all parameters are gone",
+        "wiki.txt, sha256 `" + "ab" * 32,
         "32768 in 64 samples, seed 3",
         "Perplexity was not measured",
         "nxdi_svd_plugin.load_pretrained",
@@ -91,30 +81,58 @@ def test_a_card_without_metadata_gives_none(card):
     assert metadata_of(card) == {}
 
 
-def test_recorded_perplexities_reach_report_and_card(tmp_path):
-    (tmp_path / "report.json").write_text(json.dumps(REPORT))
+@pytest.fixture
+def directory(tmp_path):
+    REPORT.write(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "README.md").write_text(model_card(REPORT, CONFIG, "---\nlicense: mit\n---\n"))
-    record_evaluation(tmp_path, EVALUATION)
-    card = (tmp_path / "README.md").read_text()
-    assert "| this model | 12.346 |" in card and "| dense base | 10.000 |" in card
+    return tmp_path
+
+
+def test_kept_perplexities_reach_report_and_card(directory):
+    keep(directory, EVALUATION)
+    card = (directory / "README.md").read_text()
+    assert "| this model | 25.000 |" in card and "| dense base | 20.000 |" in card
     assert "On 4092 tokens of held.txt" in card and "not measured" not in card
     assert yaml.safe_load(card.split("---")[1])["license"] == "mit"
-    recorded = {**EVALUATION, "model": tmp_path.name, "base": {"perplexity": 10.0, "model": "dense"}}
-    assert json.loads((tmp_path / "report.json").read_text()) == {**REPORT, "evaluation": recorded}
+    base = dataclasses.replace(EVALUATION.base, model="dense")
+    named = dataclasses.replace(EVALUATION, model="svd", base=base)
+    assert Report.read(directory) == dataclasses.replace(REPORT, evaluation=named)
+
+
+def test_each_kind_is_kept_in_its_own_place(directory):
+    for measured in (TASKS, LOSSES, EVALUATION, LOSSES):
+        keep(directory, measured)
+    found = Report.read(directory)
+    assert found.tasks == TASKS and found.layer_losses == LOSSES and found.evaluation.perplexity == 25.0
 
 
 def test_recovery_is_told():
-    recovery = {
-        "settings": {"method": "lora", "steps": 200, "batch": 4, "window": 512, "seed": 5},
-        "loss": "distillation",
-        "data": {"text": "alpaca.jsonl", "sha256": "c" * 64},
-        "perplexity": {"input": 30.5, "output": 20.25},
-    }
-    card = model_card({**REPORT, "recovery": recovery}, CONFIG)
+    card = model_card(dataclasses.replace(REPORT, recovery=RECOVERY), CONFIG)
     assert "lora, distillation, 200 steps of 4 windows of 512 tokens of alpaca.jsonl" in card
     assert "perplexity 30.500 before, 20.250 after" in card
     assert "factors were trained" in card and "factors were trained" not in model_card(REPORT, CONFIG)
+
+
+def test_the_first_sentence_says_what_is_stored():
+    card = model_card(a_report(matrices=mixed()), CONFIG)
+    first = card.split("-SVD\n\n")[1].split(" are gone")[0]
+    assert "in the interpolative form, which keeps r intermediate neurons" in first and "and as pairs" in first
+    layers = REPORT.layers
+    assert stored_text(layers) == "as pairs of thin matrices, y = x U V"
+    assert stored_text({0: Mlp(8, DENSE, DENSE, DENSE)}) == "all dense"
+    grouped = LowRank(4, groups=2)
+    assert stored_text({0: Mlp(8, grouped, grouped, DENSE)}).endswith(", y = x U V, in 2 groups of neurons")
+
+
+def test_the_card_has_words_for_every_form():
+    assert {*FORM_TEXTS, DENSE_FORM} == set(FORMS)
+
+
+def test_ranks_are_summed_up():
+    assert rank_summary(REPORT) == "gate_proj 256, up_proj 128 to 384, down_proj 384 (1 dense)"
+    dense = tuple(dataclasses.replace(m, projection=DENSE) for m in matrices(**MEASURED))
+    assert rank_summary(a_report(matrices=dense)) == "gate_proj all dense, up_proj all dense, down_proj all dense"
 
 
 def test_the_licence_is_stated_even_when_there_is_none():
@@ -123,25 +141,52 @@ def test_the_licence_is_stated_even_when_there_is_none():
     assert "| licence | llama3.2, as the base model (LICENSE.txt) |" in model_card(REPORT, CONFIG, llama)
 
 
-def test_recording_without_a_report_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="no report"):
-        record_evaluation(tmp_path, EVALUATION)
+@pytest.mark.parametrize("measured", [EVALUATION, TASKS, LOSSES])
+def test_without_a_report_nothing_is_kept(tmp_path, measured):
+    with pytest.raises(CheckpointError, match="has no report"):
+        keep(tmp_path, measured)
+    assert not list(tmp_path.iterdir())
 
 
-def with_pivots(**pivots):
-    layer = {f"{name}_proj": {"form": "interpolative", "rank": 1, "pivots": runs} for name, runs in pivots.items()}
-    return {**CONFIG, "intermediate_size": 1536, "svd_config": {"layers": {"0": layer}}}
+def layers_with(width=1536, groups=1, **pivots):
+    """One layer whose projections have these pivots; a pair where none are given."""
+    forms = {}
+    for name in ("gate", "up", "down"):
+        runs = pivots.get(name, ())
+        forms[name] = LowRank(groups * (sum(b - a for a, b in runs) or 256), runs, groups)
+    return {0: Mlp(width, **forms)}
 
 
 @pytest.mark.parametrize(
-    ("pivots", "impl", "tp", "sentence"),
+    ("layers", "impl", "tp", "why"),
     [
-        ({"gate": [[0, 512]], "down": [[512, 1024]]}, "svd_fused", 2, "degree 1 or 2 or 4, where"),
-        ({"gate": [[0, 512]], "up": [[512, 640]]}, "svd_fused", 1, "degree 1, where"),
-        ({"gate": [[0, 512]], "up": [[512, 576]]}, "svd", 2, "cannot run this model"),
+        (layers_with(), "svd_fused", 2, ""),
+        (layers_with(1000), "svd_fused", 2, ""),
+        (
+            layers_with(gate=((0, 512),), up=((512, 1024),), down=((0, 512),)),
+            *("svd_fused", 2, "at tensor-parallel degree 1 or 2 or 4, where"),
+        ),
+        (layers_with(gate=((0, 512),), up=((512, 640),)), "svd_fused", 1, "degree 1, where"),
+        (
+            layers_with(gate=((0, 512),), up=((512, 576),)),
+            "svd",
+            2,
+            "cannot run this model (up_proj: at tp 1 ",
+        ),
+        (layers_with(groups=2), "svd", 2, "no projection of this model (gate_proj"),
+        ({0: Mlp(1536, DENSE, DENSE, DENSE)}, "svd", 2, "no projection of this model (gate_proj"),
     ],
 )
-def test_the_serving_commands_fit_the_pivots(pivots, impl, tp, sentence):
-    card = model_card(REPORT, with_pivots(**pivots))
-    assert f"--mlp-impl {impl} --tp-degree {tp} " in card and f"--tensor-parallel-size {tp} " in card
-    assert f'"mlp_impl": "{impl}"' in card and sentence in card
+def test_the_serving_advice_fits_the_stored_mlps(layers, impl, tp, why):
+    advice = serving(layers)
+    assert (advice.impl, advice.tp) == (impl, tp) and why in advice.why and bool(why) == bool(advice.why)
+
+
+def test_the_serving_commands_follow_the_advice():
+    runs = ((0, 512), (640, 704))
+    forms = [LowRank(576, runs), LowRank(576, runs), LowRank(256)]
+    card = model_card(
+        a_report(matrices=tuple(MatrixRecord(0, n, 1536, f) for n, f in zip(NAMES, forms, strict=True))), CONFIG
+    )
+    assert "--mlp-impl svd --tp-degree 2 " in card and "--tensor-parallel-size 2 " in card
+    assert '"mlp_impl": "svd"' in card and "The fused kernels cannot run this model (" in card

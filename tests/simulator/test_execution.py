@@ -9,7 +9,8 @@ from nxdi_svd_plugin.errors import SimulatorError
 from nxdi_svd_plugin.simulator import TensorSpec, as_neuronxcc, simulate
 from nxdi_svd_plugin.simulator.front import isa as nisa
 from nxdi_svd_plugin.simulator.front import language as nl
-from nxdi_svd_plugin.simulator.front import nki_api as nki
+from nxdi_svd_plugin.simulator.front.nki_api import nki
+from nxdi_svd_plugin.simulator.program.affine import UnrollRequest
 
 
 def rows(shape, dtype=np.float32, seed=0):
@@ -331,3 +332,30 @@ def tail(x):
     np.testing.assert_allclose(namespace["tail"](x), np.exp(x), rtol=1e-6)
     with pytest.raises(SimulatorError, match="never written"):
         simulate(namespace["tail"], x)
+
+
+def test_our_kernels_stay_strict_inside_as_neuronxcc():
+    @nki.jit
+    def kernel(x):
+        out = nl.ndarray(x.shape, x.dtype, buffer=nl.shared_hbm)
+        nl.store(out[0:64], nl.load(x[0:64]))
+        return out
+
+    with as_neuronxcc(), pytest.raises(SimulatorError, match="never written"):
+        kernel(rows((128, 64)))
+
+
+def test_an_index_of_a_loop_that_has_ended_decides_nothing():
+    kept = []
+
+    @nki.jit
+    def kernel(x):
+        out = nl.ndarray(x.shape, x.dtype, buffer=nl.shared_hbm)
+        for i in nl.affine_range(2):
+            kept.append(i < 1)
+            nl.store(out[nl.ds(i * 64, 64)], nl.load(x[nl.ds(i * 64, 64)]))
+        return out
+
+    kernel(rows((128, 64)))
+    with pytest.raises(UnrollRequest, match="test_execution.py"):
+        bool(kept[0])

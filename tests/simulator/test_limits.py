@@ -7,7 +7,7 @@ from nxdi_svd_plugin.errors import SimulatorError
 from nxdi_svd_plugin.simulator import TensorSpec, simulate
 from nxdi_svd_plugin.simulator.front import isa as nisa
 from nxdi_svd_plugin.simulator.front import language as nl
-from nxdi_svd_plugin.simulator.front import nki_api as nki
+from nxdi_svd_plugin.simulator.front.nki_api import nki
 
 X = np.ones((128, 512), np.float32)
 

@@ -6,7 +6,7 @@ import pytest
 from nxdi_svd_plugin.simulator import TensorSpec, simulate
 from nxdi_svd_plugin.simulator.front import isa as nisa
 from nxdi_svd_plugin.simulator.front import language as nl
-from nxdi_svd_plugin.simulator.front import nki_api as nki
+from nxdi_svd_plugin.simulator.front.nki_api import nki
 
 
 def count(kernel, *shapes, dtype=nl.bfloat16, **options):

@@ -11,7 +11,6 @@ factorize/spectrum.py). One sample's products are float32, their sum over sample
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,18 +19,12 @@ from torch import Tensor
 from nxdi_svd_plugin.checkpoint.names import EMBEDDING, HEAD
 from nxdi_svd_plugin.checkpoint.reader import Reader
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, one_layer_config
-from nxdi_svd_plugin.compress.calibrate.states import HiddenStates
-from nxdi_svd_plugin.stored.layers import PROJECTIONS
+from nxdi_svd_plugin.compress.calibrate.layer import decode
+from nxdi_svd_plugin.compress.calibrate.statistics import Statistics
+from nxdi_svd_plugin.stored.projection import PROJECTIONS
 
 NORM = "model.norm.weight"
-
-
-class Gradients(HiddenStates):
-    """The files `gradient-<layer>-<rank>.bin`: file i holds d loss / d (input of layer i), like the hidden states."""
-
-    def path(self, layer: int) -> Path:
-        """Where the gradient at the inputs of `layer` is."""
-        return self._folder / f"gradient-{layer:05d}-{self._rank}.bin"
+SLICE = 512  # tokens whose logits are in memory at a time
 
 
 class Head:
@@ -47,60 +40,87 @@ class Head:
         self.norm.to(device).requires_grad_(False)
         name = HEAD if HEAD in reader.tensors else EMBEDDING
         self.weight = reader.get(name).to(device=device, dtype=torch.float32)
+        shape = (SLICE, len(self.weight))
+        self._odds, self._sums = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(2))
 
     def gradient(self, hidden: Tensor, seed: int) -> Tensor:
         """d loss / d hidden [length, hidden] with the loss summed over tokens and labels drawn with `seed`."""
         x = hidden.detach().requires_grad_(True)
-        logits = self.norm(x) @ self.weight.T
+        normed = self.norm(x)
         generator = torch.Generator().manual_seed(seed)
-        labels = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0].to(logits.device)
-        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-        return torch.autograd.grad(loss, x)[0]
+        uniform = torch.rand(len(hidden), 1, generator=generator).to(hidden.device)
+        slices = [slice(start, start + SLICE) for start in range(0, len(hidden), SLICE)]
+        seen = normed.detach()
+        return torch.autograd.grad(normed, x, torch.cat([self.pull(seen[at], uniform[at]) for at in slices]))[0]
+
+    def pull(self, normed: Tensor, uniform: Tensor) -> Tensor:
+        """(softmax(logits) - onehot(label)) @ weight for some tokens; a label is where the cumulative sum of its
+        token's softmax passes `uniform` [tokens, 1]."""
+        odds, sums = self._odds[: len(normed)], self._sums[: len(normed)]
+        torch.mm(normed, self.weight.T, out=odds)
+        odds.sub_(odds.amax(-1, keepdim=True)).exp_()
+        torch.cumsum(odds, -1, out=sums)
+        total = sums[:, -1:].clone()
+        labels = torch.searchsorted(sums, uniform * total, right=True).clamp_max(len(self.weight) - 1)
+        return odds @ self.weight / total - self.weight[labels[:, 0]]
 
 
-class TwoSidedCollector:
-    """Sums the statistics of one layer's MLP while samples run forward and backward through it.
+class Silent(torch.nn.Module):
+    """Stands in an MLP's place: keeps what the MLP would read and adds nothing to the residual stream."""
 
-    `sums` (see two_pass_cost.statistics_shapes for the keys) are sums over tokens, float64.
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = torch.empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zero, for every token."""
+        self.read = x
+        return x.new_zeros(())
+
+
+class LayerBackward:
+    """One decoder layer, run again and differentiated: sums the statistics of its MLP, sends the gradient down.
+
+    Norms and attention are transformers' own under autograd; the MLP is differentiated here, because its statistics
+    are its backward products: with a = silu(gate), z = a up and dz = dy W_down,
+
+        d_up = dz a,   d_gate = dz up silu'(gate),   dx = d_gate W_gate + d_up W_up.
     """
 
-    def __init__(self, model: Any, diagonal: bool, shapes: dict[str, tuple[int, ...]], device: torch.device) -> None:
-        self.sums = {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()}
-        self._diagonal = diagonal
+    def __init__(self, model: Any, statistics: Statistics) -> None:
+        self.statistics = statistics
+        self._model, self._silent = model, Silent()
         mlp = model.layers[0].mlp
-        self._weights = {name: getattr(mlp, name).weight for name in PROJECTIONS}
-        for name in PROJECTIONS:
-            getattr(mlp, name).register_forward_hook(self._hook(name))
+        self._gate, self._up, self._down = (getattr(mlp, name).weight for name in PROJECTIONS)
+        model.layers[0].mlp = self._silent
 
-    def _hook(self, name: str) -> Any:
-        def forward(_: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if name == "gate_proj":
-                self._add("inputs", inputs[0])
-            if name == "down_proj":
-                self._add("outputs", output)
-                self._add_squares("down_squares", inputs[0])
-            output.register_hook(lambda gradient: self._gradient(name, gradient))  # type: ignore[no-untyped-call]
+    def gradient(self, hidden: Tensor, gradient: Tensor) -> Tensor:
+        """d loss / d hidden from d loss / d output of one sample, both [length, hidden]."""
+        x = hidden.detach().requires_grad_(True)
+        middle = decode(self._model, x)
+        read, self._silent.read = self._silent.read, torch.empty(0)
+        return torch.autograd.grad((middle, read), x, (gradient, self._mlp(read.detach()[0], gradient)[None]))[0]
 
-        return forward
-
-    def _gradient(self, name: str, gradient: Tensor) -> None:
-        if name == "down_proj":
-            (self._add_squares if self._diagonal else self._add)("down_gradients", gradient)
-            return
-        self._add_squares(name.replace("proj", "squares"), gradient)
-        if not self._diagonal:
-            self._add(name.replace("proj", "gradients"), gradient @ self._weights[name])
-
-    def _add(self, key: str, x: Tensor) -> None:
-        tokens = x.detach().reshape(-1, x.shape[-1])
-        self.sums[key] += (tokens.T @ tokens).to(torch.float64)
-
-    def _add_squares(self, key: str, x: Tensor) -> None:
-        self.sums[key] += x.detach().reshape(-1, x.shape[-1]).square().sum(0).to(torch.float64)
-
-
-def run_backward(model: Any, hidden: Tensor, gradient: Tensor) -> Tensor:
-    """One sample through the layer and back: d loss / d hidden from d loss / d output, both [length, hidden]."""
-    x = hidden.detach().requires_grad_(True)
-    output: Tensor = model(inputs_embeds=x[None], use_cache=False).last_hidden_state[0]
-    return torch.autograd.grad(output, x, gradient)[0]
+    @torch.no_grad()
+    def _mlp(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """d loss / dx of the MLP; `gradient` is that at its output."""
+        gate, up = x @ self._gate.T, x @ self._up.T
+        share = gate.sigmoid()
+        act = gate.mul_(share)
+        inner = act * up
+        add, squares = self.statistics.add, self.statistics.add_squares
+        add("inputs", x)
+        add("outputs", inner @ self._down.T)
+        add("down_gradients", gradient)
+        squares("down_squares", inner)
+        inner_gradient = torch.mm(gradient, self._down, out=inner)
+        slope = share.add_(act - act * share)
+        gate_gradient = up.mul_(inner_gradient).mul_(slope)
+        up_gradient = act.mul_(inner_gradient)
+        squares("gate_squares", gate_gradient)
+        squares("up_squares", up_gradient)
+        from_gate, from_up = gate_gradient @ self._gate, up_gradient @ self._up
+        add("gate_gradients", from_gate)
+        add("up_gradients", from_up)
+        below: Tensor = from_gate.add_(from_up)
+        return below

@@ -7,8 +7,6 @@ are spread over processes.
 
 from __future__ import annotations
 
-import gc
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,19 +14,7 @@ import torch
 from nxdi_svd_plugin.checkpoint.names import layer_prefix
 from nxdi_svd_plugin.checkpoint.reader import Reader
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, one_layer_config
-from nxdi_svd_plugin.factorize import covariance
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What the factorization of a layer's MLP needs, summed over the calibration tokens, float64 [hidden, hidden].
-
-    inputs: sum x x^T of what gate and up read.
-    outputs: sum y y^T of what down writes.
-    """
-
-    inputs: torch.Tensor
-    outputs: torch.Tensor
+from nxdi_svd_plugin.compress.calibrate.statistics import Statistics
 
 
 def load_layer(reader: Reader, config: SourceConfig, layer: int, device: torch.device) -> Any:
@@ -36,7 +22,6 @@ def load_layer(reader: Reader, config: SourceConfig, layer: int, device: torch.d
     float32."""
     from transformers import AutoModel
 
-    free_layers()
     settings = one_layer_config(config)
     with torch.device("meta"):
         model: Any = AutoModel.from_config(settings)  # type: ignore[no-untyped-call]
@@ -50,12 +35,6 @@ def load_layer(reader: Reader, config: SourceConfig, layer: int, device: torch.d
     return model.to(device).eval().requires_grad_(False)
 
 
-def free_layers() -> None:
-    """Free the layers that were used before: a forward pass of transformers leaves reference cycles, and several layers
-    would stay in memory until Python looks for them."""
-    gc.collect()
-
-
 def embed(reader: Reader, name: str, ids: torch.Tensor) -> torch.Tensor:
     """Rows of the embedding [..., hidden] in float32 for token ids [...]."""
     unique, inverse = torch.unique(ids, return_inverse=True)
@@ -63,11 +42,11 @@ def embed(reader: Reader, name: str, ids: torch.Tensor) -> torch.Tensor:
 
 
 class Collector:
-    """Adds up a layer's statistics while samples run through it; use as a context manager around the runs."""
+    """Adds up what objective `input` needs while samples run through a layer, all in float64; use as a context manager
+    around the runs."""
 
-    def __init__(self, model: Any, hidden: int, device: torch.device) -> None:
-        self._mlp = model.layers[0].mlp
-        self.statistics = Statistics(covariance.empty(hidden, device), covariance.empty(hidden, device))
+    def __init__(self, model: Any, statistics: Statistics) -> None:
+        self._mlp, self.statistics = model.layers[0].mlp, statistics
 
     def __enter__(self) -> Collector:
         self._handle = self._mlp.register_forward_hook(self._add)
@@ -77,12 +56,22 @@ class Collector:
         self._handle.remove()
 
     def _add(self, _: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        covariance.accumulate(self.statistics.inputs, inputs[0])
-        covariance.accumulate(self.statistics.outputs, output)
+        self.statistics.add("inputs", inputs[0].to(torch.float64))
+        self.statistics.add("outputs", output.to(torch.float64))
+
+
+def decode(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """One sample [length, hidden] through the layer.
+
+    The mask of ones says that nothing is padding; without it some versions of transformers look for packed sequences
+    and build a mask of length x length, to the same bits.
+    """
+    ones = torch.ones(1, len(hidden), dtype=torch.long, device=hidden.device)
+    output: torch.Tensor = model(inputs_embeds=hidden[None], attention_mask=ones, use_cache=False).last_hidden_state[0]
+    return output
 
 
 @torch.no_grad()
 def run_sample(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """One sample [length, hidden] through the layer."""
-    output: torch.Tensor = model(inputs_embeds=hidden[None], use_cache=False).last_hidden_state[0]
-    return output
+    """`decode` without a graph."""
+    return decode(model, hidden)

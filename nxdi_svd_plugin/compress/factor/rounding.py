@@ -1,7 +1,7 @@
 """What a stored form costs in bfloat16: the error of its output when weights and every product are rounded.
 
 The interpolative form multiplies the rounding of the kept neurons by C, so a badly chosen pivot set shows here: a pair
-has 0.35 %, a good pivot set 1 %, a forced one 16 % (research notes on SVD peers, section 6).
+has 0.35 %, a good pivot set 1 %; docs/accuracy.md has the measured errors.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch.overrides import TorchFunctionMode
 
 from nxdi_svd_plugin.compress.factor.layer import LayerFactors
 from nxdi_svd_plugin.factorize.spectrum import PRECISION, damp
-from nxdi_svd_plugin.modeling.factored_linear import FactoredLinear
-from nxdi_svd_plugin.modeling.low_rank_linear import InterpolativeLinear
+from nxdi_svd_plugin.modeling.low_rank_linear import LowRankLinear
+from nxdi_svd_plugin.stored.projection import READS, LowRank, Side
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 PROBES = 256  # inputs; the error is a mean over PROBES x out numbers
 DAMPING = 1e-12  # only so that a Cholesky root exists
 LIMIT = 0.04
@@ -28,7 +28,7 @@ LIMIT = 0.04
 
 
 def stored_errors(made: LayerFactors, weights: Callable[[str], Tensor], inputs: Tensor) -> dict[str, dict[str, float]]:
-    """What storing adds to every factored projection's record.
+    """What storing adds to every low-rank projection's record.
 
     `bf16_error`: the relative output error in bfloat16 against the same factors in float64. `relative_error`: that of
     the stored factors against the dense weight, where the limit of growth acted (elsewhere it is known exactly).
@@ -43,14 +43,15 @@ def stored_errors(made: LayerFactors, weights: Callable[[str], Tensor], inputs: 
     inner = functional.silu(x @ weights("gate_proj").to(x).T) * (x @ weights("up_proj").to(x).T)
     order = slice(None) if made.order is None else made.order.to(inner.device)
     found: dict[str, dict[str, float]] = {}
-    for name, projection in made.projections.items():
-        if projection.form == "dense":
+    for name, projection in made.mlp.items():
+        if not isinstance(projection, LowRank):
             continue
-        down, found[name] = name == "down_proj", {}
-        read, other = (inner[:, order], x) if down else (x, inner)
-        layer = stored_layer(made, name, read.shape[1], other.shape[1])
-        if made.records.get(name, {}).get("limited"):
-            dense = inner @ weights(name).to(x).T if down else (x @ weights(name).to(x).T)[:, order]
+        reads, found[name] = READS[name], {}
+        read = x if reads is Side.HIDDEN else inner[:, order]
+        layer = stored_layer(made, name, projection, x.shape[1])
+        if made.measured[name].get("limited"):
+            weight = weights(name).to(x)
+            dense = (x @ weight.T)[:, order] if reads is Side.HIDDEN else inner @ weight.T
             found[name]["relative_error"] = float((layer(read).detach() - dense).norm() / dense.norm())
         found[name]["bf16_error"] = bf16_error(layer, read)
     return found
@@ -66,7 +67,7 @@ def warn(layer: int, records: Mapping[str, Mapping[str, Any]]) -> None:
         if limited > 0:
             found.append(f"the limit of max abs C changes its matrix by {limited:.2%}")
         if found:
-            LOG.warning(
+            logger.warning(
                 "layer %d %s: %s: the factors are badly conditioned. Keep it dense (--dense %d.%s), lower its rank or "
                 "the block, or use --form pair",
                 *(layer, name, " and ".join(found), layer, name),
@@ -80,15 +81,10 @@ def probes(inputs: Tensor) -> Tensor:
     return noise.to(root.device) @ root.T
 
 
-def stored_layer(made: LayerFactors, name: str, fan_in: int, fan_out: int) -> nn.Module:
+def stored_layer(made: LayerFactors, name: str, projection: LowRank, hidden: int) -> nn.Module:
     """The projection as the model runs it, on the memory of its factors."""
-    projection = made.projections[name]
     with torch.device("meta"):
-        layer = (
-            FactoredLinear(fan_in, fan_out, projection.rank)
-            if projection.form == "factored"
-            else InterpolativeLinear(fan_in, fan_out, projection)
-        )
+        layer = LowRankLinear(projection, READS[name], hidden, made.mlp.width)
     tensors = {part: made.tensors[f"{name}.{part}"] for part, _ in layer.named_parameters()}
     layer.load_state_dict(tensors, assign=True)
     return layer

@@ -1,1 +1,89 @@
-"""How a projection may be stored low rank: one file a form."""
+"""How a projection may be stored low rank: one file a form, found by its name.
+
+A file of this folder that has FORM is a form. What is stored is always a `LowRank` (stored/projection.py), so nothing
+outside the file asks which form it is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from nxdi_svd_plugin.errors import RecipeError
+from nxdi_svd_plugin.recipe import suggestion
+from nxdi_svd_plugin.stored.projection import LowRank
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """The best rank-r matrix of one projection: near [H, r] far [r, w], float64.
+
+    The rows of far are the whitened coordinates of the columns. split: [r], by which a pair divides near and multiplies
+    far to share the singular values out (Eq. 6-8); None where they are shared out already.
+    """
+
+    near: Tensor
+    far: Tensor
+    split: Tensor | None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a form makes of one layer.
+
+    projections: as stored. factors: near [H, r] and the columns of far that are stored, of every projection.
+    order: stored intermediate neuron -> source neuron, None where the source's order was kept.
+    measured: numbers for the report, by projection.
+    """
+
+    projections: dict[str, LowRank]
+    factors: dict[str, tuple[Tensor, Tensor]]
+    order: Tensor | None
+    measured: dict[str, dict[str, float]]
+
+
+class Form(Protocol):
+    """A way to store projections low rank."""
+
+    def cost(self, m: int, n: int, rank: float) -> float:
+        """Numbers stored for an m x n matrix, also between whole ranks (Eq. 5)."""
+
+    def planned(self, rank: int) -> LowRank:
+        """The stored form before any weight was read."""
+
+    def fits(self, rank: int, m: int, n: int, block: int) -> bool:
+        """Whether an explicit rank can be stored."""
+
+    def store(self, truncated: Mapping[str, Truncation], width: int, block: int) -> Stored:
+        """Store the low-rank projections of one layer.
+
+        Raises:
+            SvdError: a matrix has a smaller rank than planned.
+        """
+
+
+def names() -> list[str]:
+    """The known forms."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def named(name: str) -> Form:
+    """The form of a recipe.
+
+    Raises:
+        RecipeError: no such form.
+    """
+    if name not in names():
+        raise RecipeError(f"form is {name!r}; expected one of {', '.join(names())}{suggestion(name, names())}")
+    form: Form = importlib.import_module(f"{__name__}.{name}").FORM
+    return form
+
+
+def choices(form: Form, m: int, n: int, block: int) -> list[int]:
+    """Every multiple of the block that saves numbers, below full rank."""
+    return [rank for rank in range(block, min(m, n), block) if form.cost(m, n, rank) < m * n]

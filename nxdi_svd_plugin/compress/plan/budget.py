@@ -9,15 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, parameters, projections
-from nxdi_svd_plugin.compress.plan.ranks import DENSE, fixed_projection, planned, projection_parameters
+from nxdi_svd_plugin.compress.forms import choices, named
+from nxdi_svd_plugin.compress.plan.ranks import Key, fixed_projection, layers_of
 from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.factorize.allocate import Options, total
 from nxdi_svd_plugin.factorize.rank_patterns import allocate_layers
 from nxdi_svd_plugin.recipe import Recipe
-from nxdi_svd_plugin.stored.layers import PROJECTIONS, Layers, Projection
+from nxdi_svd_plugin.stored.layers import Layers
+from nxdi_svd_plugin.stored.projection import DENSE, PROJECTIONS, Dense, Projection
 
-LOG = logging.getLogger(__name__)
-Energies = Mapping[tuple[int, str], NDArray[np.float64]]
+logger = logging.getLogger(__name__)
+Energies = Mapping[Key, NDArray[np.float64]]
+NOTHING: NDArray[np.float64] = np.zeros(0)
 
 
 def global_ranks(config: SourceConfig, recipe: Recipe, energies: Energies) -> Layers:
@@ -27,7 +30,8 @@ def global_ranks(config: SourceConfig, recipe: Recipe, energies: Energies) -> La
     something, or stay dense.
 
     Args:
-        energies: squared singular values [hidden] of every projection, twice the nats per token that each one costs.
+        energies: squared singular values [hidden] of every projection that is not fixed dense, twice the nats per token
+            that each one costs.
     Raises:
         RecipeError: the budget is smaller than the smallest ranks need, or `max_patterns` than what is fixed needs.
     """
@@ -35,35 +39,36 @@ def global_ranks(config: SourceConfig, recipe: Recipe, energies: Energies) -> La
     offered = _common(allowed) if recipe.max_patterns else allowed
     penalty = 1.0 + sum(float(energy.sum()) for energy in energies.values())
     options = [
-        [_options(config, offered[i, n], allowed[i, n], n, energies[i, n], penalty) for n in PROJECTIONS]
+        [_options(config, offered[i, n], allowed[i, n], energies.get((i, n), NOTHING), penalty) for n in PROJECTIONS]
         for i in range(config.layers)
     ]
     rows = allocate_layers(options, budget(config, recipe), recipe.max_patterns)
     used, _ = total([o for layer in options for o in layer], [chosen for row in rows for chosen in row])
     _warn_if_unused(used / budget(config, recipe), recipe)
     found = {
-        i: {name: offered[i, name][chosen] for name, chosen in zip(PROJECTIONS, row, strict=True)}
+        (i, name): offered[i, name][chosen]
         for i, row in enumerate(rows)
+        for name, chosen in zip(PROJECTIONS, row, strict=True)
     }
-    wrong = [f"{i}.{name}" for (i, name), choices in allowed.items() if found[i][name] not in choices]
+    wrong = [f"{i}.{name}" for (i, name), own in allowed.items() if found[i, name] not in own]
     if wrong:
         raise RecipeError(
             f"max_patterns {recipe.max_patterns} and the budget leave no room for what the recipe fixes ({wrong[0]}, "
             f"{len(wrong)} in all); raise max_patterns, lower the ratio, or fix fewer projections of single layers"
         )
-    return found
+    return layers_of(config, found)
 
 
 def _warn_if_unused(share: float, recipe: Recipe) -> None:
     if share < 0.999:
-        LOG.warning(
+        logger.warning(
             "the ranks found use %.2f %% of the parameters that the ratio leaves, so the model is smaller than asked. "
             "To come nearer use a smaller block than %d%s",
             *(100 * share, recipe.block, " or a larger max_patterns" if recipe.max_patterns else ""),
         )
 
 
-def _common(allowed: Mapping[tuple[int, str], list[Projection]]) -> dict[tuple[int, str], list[Projection]]:
+def _common(allowed: Mapping[Key, list[Projection]]) -> dict[Key, list[Projection]]:
     """The same choices in the same order for every layer: all that any layer has."""
     union = {name: {p: None for key, own in allowed.items() if key[1] == name for p in own} for name in PROJECTIONS}
     return {key: list(union[key[1]]) for key in allowed}
@@ -79,22 +84,21 @@ def _choices(config: SourceConfig, recipe: Recipe, layer: int, name: str) -> lis
     fixed = fixed_projection(config, recipe, layer, name)
     if fixed is not None:
         return [fixed]
-    dense = projection_parameters(config, name, DENSE)
-    ranked = [planned(recipe, rank) for rank in range(recipe.block, min(config.dims(name)), recipe.block)]
-    return [p for p in ranked if projection_parameters(config, name, p) < dense] + [DENSE]
+    form = named(recipe.form)
+    ranks = choices(form, config.hidden, config.intermediate, recipe.block)
+    return [*(form.planned(rank) for rank in ranks), DENSE]
 
 
 def _options(
     config: SourceConfig,
     offered: list[Projection],
     allowed: list[Projection],
-    name: str,
     energy: NDArray[np.float64],
     penalty: float,
 ) -> Options:
     """Costs and losses of what is offered; what this layer may not be costs more than all losses together."""
     tail = np.concatenate([np.cumsum(energy[::-1])[::-1], [0.0]])
-    cost = [projection_parameters(config, name, p) for p in offered]
-    loss = [0.0 if p.form == "dense" else 0.5 * float(tail[p.rank]) for p in offered]
+    cost = [p.parameters(config.hidden, config.intermediate) for p in offered]
+    loss = [0.0 if isinstance(p, Dense) else 0.5 * float(tail[min(p.rank, len(energy))]) for p in offered]
     loss = [value if p in allowed else penalty for p, value in zip(offered, loss, strict=True)]
     return Options(np.array(cost, dtype=np.int64), np.array(loss))

@@ -1,19 +1,23 @@
-"""Peak memory of a compression, modelled from the sizes in config.json.
+"""What a compression will take: disk, memory and work, modelled from the sizes in config.json and the recipe.
 
-Two phases alternate for every layer and neither keeps anything of another layer, so the number of layers is not in the
-formula. Resident sizes are modelled, not measured; benchmarks/compress.py compares them with measured peaks.
+One layer (or the head) is in memory at a time, so the number of layers is in no figure but disk and work. Resident
+sizes are modelled, not measured; benchmarks/compress.py compares them with measured peaks.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, expected_tensors
-from nxdi_svd_plugin.compress.plan.two_pass_cost import backward_memory, head_memory, needed
+from nxdi_svd_plugin.compress.calibrate.gradient import SLICE
+from nxdi_svd_plugin.compress.calibrate.statistics import KEPT, statistics_shapes
 from nxdi_svd_plugin.recipe import Recipe
+from nxdi_svd_plugin.stored.projection import PROJECTIONS
 
 LIBRARIES = 500 * 2**20
 """Python with torch and transformers loaded, measured with torch 2.13 on x86."""
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -30,41 +34,76 @@ class Memory:
         return LIBRARIES + max(self.load, self.calibrate, self.factor)
 
 
-def peak_memory_model(config: SourceConfig, recipe: Recipe) -> Memory:
+@dataclass(frozen=True)
+class Disk:
+    """Modelled bytes of the working files at their largest.
+
+    states: hidden states and loss gradients. spectra: statistics and what is kept of them for the factors.
+    """
+
+    states: int
+    spectra: int
+
+
+def peak_memory(config: SourceConfig, recipe: Recipe) -> Memory:
     """Peak of each phase in one process, in bytes.
 
     load: the largest tensor (an embedding) as stored and its copy. calibrate: one layer in float32 with one stored
-    tensor, two [hidden, hidden] float64 sums, the activations of one sample. factor: the two sums, one weight and one
-    factor in float64, and seven [hidden, hidden] float64 matrices at the height of the eigendecomposition.
+    tensor, its float64 sums, the activations of one sample; with gradients the head or what autograd keeps of a sample.
+    factor: the sums and a decomposition with its workspace, or what is kept of a layer and the factors of its
+    projections, in float64.
     """
-    hidden, intermediate, length = config.hidden, config.intermediate, recipe.calibration.length
-    sizes = {name: _count(shape) for name, shape in expected_tensors(config).items()}
-    layer = sum(size for name, size in sizes.items() if name.startswith("model.layers.0."))
-    square, wide = 8 * hidden * hidden, 8 * hidden * intermediate
-    if needed(recipe):
-        return _two_pass(config, recipe, layer, 8 * max(sizes.values()))
-    activations = 4 * length * (4 * intermediate + 10 * hidden) + 8 * length * hidden
+    sizes = {name: math.prod(shape) for name, shape in expected_tensors(config).items()}
+    square, wide = 8 * config.hidden**2, 8 * config.hidden * config.intermediate
+    sums = 8 * sum(math.prod(shape) for shape in statistics_shapes(config, recipe.objective).values())
+    decompose = sums + 3 * wide + 7 * square
+    factors = (len(KEPT) + len(PROJECTIONS) + 2) * square + len(PROJECTIONS) * 2 * wide + 2 * wide
     return Memory(
         load=8 * max(sizes.values()),
-        calibrate=4 * layer + 8 * hidden * intermediate + 2 * square + activations,
-        factor=2 * square + 3 * wide + 7 * square,
+        calibrate=max(_head(config, recipe), _layer(config, recipe, layer_numbers(config)) + sums),
+        factor=max(decompose, factors),
     )
 
 
-def _two_pass(config: SourceConfig, recipe: Recipe, layer: int, load: int) -> Memory:
-    """The same for a two-pass recipe: calibrate is the larger of head and backward; factor has the statistics of a
-    layer, its three weights with two factors each and the pivoting's copy, all float64."""
-    square, wide = 8 * config.hidden**2, 8 * config.hidden * config.intermediate
-    head = head_memory(config, recipe.calibration.length) if recipe.objective != "input" else 0
-    return Memory(
-        load=load,
-        calibrate=max(head, backward_memory(config, recipe, layer)),
-        factor=8 * square + 3 * 2 * square + 3 * 2 * wide + 2 * wide,
-    )
+def layer_numbers(config: SourceConfig) -> int:
+    """Numbers in one decoder layer."""
+    return sum(math.prod(s) for name, s in expected_tensors(config).items() if name.startswith("model.layers.0."))
 
 
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for length in shape:
-        total *= length
-    return total
+def _head(config: SourceConfig, recipe: Recipe) -> int:
+    """Bytes for the loss gradient at the head: its weight as stored and in float32, logits of SLICE tokens twice."""
+    if not recipe.differentiates:
+        return 0
+    vocab = int(config.raw["vocab_size"])
+    return 8 * vocab * config.hidden + 2 * 4 * min(SLICE, recipe.calibration.length) * vocab
+
+
+def _layer(config: SourceConfig, recipe: Recipe, layer: int) -> int:
+    """Bytes for one layer: its weights in float32 and one as stored, and the activations of one sample."""
+    length, heads = recipe.calibration.length, int(config.raw["num_attention_heads"])
+    weights = 4 * layer + 8 * config.hidden * config.intermediate
+    if not recipe.differentiates:
+        return weights + 4 * length * (4 * config.intermediate + 10 * config.hidden) + 8 * length * config.hidden
+    return weights + 4 * length * (8 * config.intermediate + 24 * config.hidden) + 2 * 4 * heads * length * length
+
+
+def disk_needs(config: SourceConfig, recipe: Recipe, tokens: int, processes: int = 1) -> Disk:
+    """Working files at their largest: hidden states of one boundary or, with gradients, of all; statistics of the
+    layers that are decomposed together; what is kept of those that wait for their factors."""
+    boundaries = config.layers + 3 if recipe.differentiates else 2
+    square = 8 * config.hidden**2
+    statistics = 8 * sum(math.prod(s) for s in statistics_shapes(config, recipe.objective).values())
+    kept = (len(KEPT) + len(PROJECTIONS)) * square
+    waiting = min(processes, config.layers) if recipe.is_paper else config.layers
+    return Disk(4 * tokens * config.hidden * boundaries, min(processes, config.layers) * statistics + waiting * kept)
+
+
+def calibration_work(config: SourceConfig, recipe: Recipe, tokens: int) -> int:
+    """Floating-point operations of the calibration: 2 a weight and token forward, 2 more forward and 2 back for the
+    gradient (activations only), the head, and the sums."""
+    hidden, layer = config.hidden, layer_numbers(config)
+    forward = 2 * tokens * layer * config.layers
+    if not recipe.differentiates:
+        return forward + 2 * 2 * tokens * hidden * hidden * config.layers
+    sums = tokens * config.layers * 5 * 2 * hidden * hidden
+    return 3 * forward + 4 * tokens * hidden * int(config.raw["vocab_size"]) + sums

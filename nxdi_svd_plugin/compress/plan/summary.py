@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nxdi_svd_plugin.checkpoint.source import SourceConfig, expected_tensors, parameters, read_config
+from nxdi_svd_plugin.checkpoint.source import SourceConfig, parameters, read_config
 from nxdi_svd_plugin.compress.plan.budget import budget
-from nxdi_svd_plugin.compress.plan.cost import peak_memory_model
-from nxdi_svd_plugin.compress.plan.ranks import DENSE, Ratios, decide_ranks, projection_parameters, reached
-from nxdi_svd_plugin.compress.plan.two_pass_cost import calibration_work, disk_needs, needed
+from nxdi_svd_plugin.compress.plan.cost import DTYPE_BYTES, calibration_work, disk_needs, peak_memory
+from nxdi_svd_plugin.compress.plan.ranks import decide_ranks, reached, stored_parameters
 from nxdi_svd_plugin.recipe import Recipe
-from nxdi_svd_plugin.stored.layers import PROJECTIONS, Layers, layers_to_json
+from nxdi_svd_plugin.stored.layers import Layers, Mlp, layers_to_json
+from nxdi_svd_plugin.stored.projection import PROJECTIONS, Dense, LowRank
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FAR = 0.01
 """A reached ratio this far from the asked one is explained."""
 
@@ -27,67 +26,52 @@ def make_plan(model_dir: str | Path, recipe: Recipe) -> dict[str, Any]:
     """
     config = read_config(model_dir)
     layers = decide_ranks(config, recipe)
-    ratios = reached(config, recipe, layers)
-    kept = sum(projection_parameters(config, name, p) for layer in layers.values() for name, p in layer.items())
-    total = parameters(config)
-    if recipe.allocation == "global":
-        kept = budget(config, recipe)
-        saved = config.mlp_parameters - kept
-        ratios = Ratios(recipe.asked, recipe.ratio_of, saved / config.mlp_parameters, saved / total)
+    kept = budget(config, recipe) if recipe.allocation == "global" else stored_parameters(config, layers)
+    ratios, total = reached(config, recipe, kept), parameters(config)
     stored = str(config.raw.get("dtype") or config.raw.get("torch_dtype") or "float32").removeprefix("torch.")
     size = DTYPE_BYTES.get(stored, 4)
-    memory = peak_memory_model(config, recipe)
+    memory = peak_memory(config, recipe)
     return {
         "model": config.directory.resolve().name,
         "model_type": config.model_type,
-        "layers": layers_to_json(layers),
-        "ratio": {"asked": ratios.asked, "target": ratios.target, "mlp": ratios.mlp, "model": ratios.model},
+        **layers_to_json(layers),
+        "ratio": asdict(ratios),
         "parameters": {
             "mlp_dense": config.mlp_parameters,
             "mlp": kept,
             "model_dense": total,
             "model": total - config.mlp_parameters + kept,
-            "mlp_per_layer": [_layer(config, layer) for layer in layers.values()],
+            "mlp_per_layer": [mlp.parameters(config.hidden) for mlp in layers.values()],
         },
-        "mlp_bytes_per_layer": [
-            sum(
-                projection_parameters(config, name, p) * (size if p == DENSE else DTYPE_BYTES.get(recipe.dtype, size))
-                for name, p in layer.items()
-            )
-            for layer in layers.values()
-        ],
+        "mlp_bytes_per_layer": [_bytes(config, recipe, mlp, size) for mlp in layers.values()],
         "bytes": {
             "dense": total * size,
             "compressed": (total - config.mlp_parameters) * size + kept * DTYPE_BYTES.get(recipe.dtype, size),
         },
-        "peak_memory": {
-            "bytes": memory.peak,
-            "load": memory.load,
-            "calibrate": memory.calibrate,
-            "factor": memory.factor,
-        },
+        "peak_memory": {"bytes": memory.peak, **asdict(memory)},
         "calibration": _calibration(config, recipe),
         "notes": _notes(config, recipe, layers, ratios.mlp if ratios.target == "mlp" else ratios.model),
         "recipe": recipe.to_dict(),
     }
 
 
-def _layer(config: SourceConfig, layer: dict[str, Any]) -> int:
-    return sum(projection_parameters(config, name, projection) for name, projection in layer.items())
+def _bytes(config: SourceConfig, recipe: Recipe, mlp: Mlp, size: int) -> int:
+    """Bytes of a layer's MLP; dense weights keep their dtype."""
+    low_rank = DTYPE_BYTES.get(recipe.dtype, size)
+    return sum(
+        p.parameters(config.hidden, mlp.width) * (size if isinstance(p, Dense) else low_rank) for _, p in mlp.items()
+    )
 
 
 def _calibration(config: SourceConfig, recipe: Recipe) -> dict[str, int]:
     """Disk in bytes and work in floating-point operations of the calibration, and the work of the paper's recipe."""
     tokens = recipe.calibration.samples * recipe.calibration.length
-    layer = sum(math.prod(s) for name, s in expected_tensors(config).items() if name.startswith("model.layers.0."))
-    states, statistics = disk_needs(config, recipe, tokens)
-    if not needed(recipe):
-        states, statistics = 2 * 4 * tokens * config.hidden, 0
+    disk = disk_needs(config, recipe, tokens)
     return {
-        "disk_hidden_states": states,
-        "disk_statistics": statistics,
-        "flop": calibration_work(config, recipe, layer, tokens),
-        "flop_paper": calibration_work(config, Recipe(), layer, tokens),
+        "disk_hidden_states": disk.states,
+        "disk_statistics": disk.spectra,
+        "flop": calibration_work(config, recipe, tokens),
+        "flop_paper": calibration_work(config, Recipe(), tokens),
     }
 
 
@@ -97,7 +81,7 @@ def _notes(config: SourceConfig, recipe: Recipe, layers: Layers, got: float) -> 
         return [
             "ranks shown are Eq. 5's; allocation global chooses others, within the budget, once the losses are known"
         ]
-    free = [p for layer in layers.values() for p in layer.values() if p != DENSE]
+    free = any(isinstance(p, LowRank) for mlp in layers.values() for _, p in mlp.items())
     if not free or abs(got - recipe.asked) < FAR:
         return []
     m, n = config.hidden, config.intermediate
@@ -110,18 +94,9 @@ def _notes(config: SourceConfig, recipe: Recipe, layers: Layers, got: float) -> 
 
 def plan_text(plan: dict[str, Any]) -> str:
     """The plan for people: layers with the same ranks in one line."""
-    lines, previous, first = ["layers     " + "  ".join(f"{name:>10}" for name in (*PROJECTIONS, "MLP MB"))], None, 0
-    rows = [
-        (*(str(layer[p].get("rank", "dense")) for p in PROJECTIONS), f"{size / 1e6:.3f}")
-        for layer, size in zip(plan["layers"].values(), plan["mlp_bytes_per_layer"], strict=True)
-    ]
-    for i, row in enumerate([*rows, None]):
-        if row != previous:
-            if previous is not None:
-                lines.append(f"{first:>3} to {i - 1:<3} " + "  ".join(f"{cell:>10}" for cell in previous))
-            previous, first = row, i
     ratio, count, size, work = plan["ratio"], plan["parameters"], plan["bytes"], plan["calibration"]
-    lines += [
+    lines = [
+        *_layer_lines(plan),
         f"ratio asked {ratio['asked']:.4f} of the {ratio['target']}; reached {ratio['mlp']:.4f} of the MLP, "
         f"{ratio['model']:.4f} of the model",
         f"parameters {count['model_dense'] / 1e6:.1f} M -> {count['model'] / 1e6:.1f} M, "
@@ -133,3 +108,18 @@ def plan_text(plan: dict[str, Any]) -> str:
         *plan["notes"],
     ]
     return "\n".join(lines)
+
+
+def _layer_lines(plan: dict[str, Any]) -> list[str]:
+    lines = ["layers     " + "  ".join(f"{name:>10}" for name in (*PROJECTIONS, "MLP MB"))]
+    previous, first = None, 0
+    rows = [
+        (*(str(layer[p].get("rank", layer[p]["form"])) for p in PROJECTIONS), f"{size / 1e6:.3f}")
+        for layer, size in zip(plan["layers"].values(), plan["mlp_bytes_per_layer"], strict=True)
+    ]
+    for i, row in enumerate([*rows, None]):
+        if row != previous:
+            if previous is not None:
+                lines.append(f"{first:>3} to {i - 1:<3} " + "  ".join(f"{cell:>10}" for cell in previous))
+            previous, first = row, i
+    return lines

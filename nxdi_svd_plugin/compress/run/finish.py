@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nxdi_svd_plugin.checkpoint.names import CONFIG, REPORT, UNFINISHED, carried_files
-from nxdi_svd_plugin.checkpoint.reader import file_sha256
+from nxdi_svd_plugin.checkpoint.names import CONFIG, REPORT, carried_files
 from nxdi_svd_plugin.checkpoint.source import parameters
 from nxdi_svd_plugin.checkpoint.writer import Writer, remove_unfinished
-from nxdi_svd_plugin.compress.plan.ranks import Ratios, reached
+from nxdi_svd_plugin.compress.plan.ranks import reached
 from nxdi_svd_plugin.compress.run.job import Job, machine, versions
 from nxdi_svd_plugin.compress.run.manifest import Manifest
 from nxdi_svd_plugin.errors import CheckpointError
-from nxdi_svd_plugin.report.card import CARD, model_card, read_card
-from nxdi_svd_plugin.report.record import Report, peak_memory
+from nxdi_svd_plugin.report.card import model_card
+from nxdi_svd_plugin.report.matrix import MatrixRecord
+from nxdi_svd_plugin.report.record import Calibration, Cost, Parameters, Ratio, Report, Source, peak_memory
+from nxdi_svd_plugin.report.source_card import CARD, read_card
 from nxdi_svd_plugin.stored.layers import ARCHITECTURES, FORMAT_VERSION, MODEL_TYPES, layers_to_json
 from nxdi_svd_plugin.version import __version__
 
 logger = logging.getLogger(__name__)
 
 
-def finish(job: Job, output: Path, writer: Writer, state: Manifest, device: torch.device) -> Report:
-    """Write everything but the weights, `config.json` last, and return the report."""
-    files = {shard.name: file_sha256(output / UNFINISHED / shard.name) for shard in writer.shards}
+def finish(job: Job, writer: Writer, state: Manifest, device: torch.device) -> Report:
+    """Write everything but the weights, `config.json` last, and return the report.
+
+    Raises:
+        CheckpointError: the shards do not hold what was written.
+    """
+    files = writer.hashes(state.tensors)
     report = make_report(job, state, files, device)
     carried = {name: (job.config.directory / name).read_bytes() for name in carried_files(job.config.directory)}
-    carried[REPORT] = (json.dumps(report.to_dict(), indent=2) + "\n").encode()
+    carried[REPORT] = report.to_bytes()
     config = compressed_config(job, report)
-    carried[CARD] = model_card(report.to_dict(), config, read_card(job.config.directory)).encode()
+    carried[CARD] = model_card(report, config, read_card(job.config.directory)).encode()
     writer.finish(carried, config)
     return report
 
@@ -46,10 +51,10 @@ def completed(job: Job, output: Path) -> Report | None:
     if not (output / CONFIG).is_file() or not (output / REPORT).is_file():
         return None
     try:
-        report = Report(**json.loads((output / REPORT).read_text(encoding="utf-8")))
-        made = (report.source["fingerprint"], report.recipe, report.calibration["sha256"])
-    except (ValueError, TypeError, KeyError):
+        report = Report.read(output)
+    except CheckpointError:
         return None
+    made = (report.source.fingerprint, report.recipe, report.calibration.sha256)
     now = (job.reader.fingerprint(), job.recipe.to_dict(), job.text.sha256)
     changed = [what for what, a, b in zip(("source", "recipe", "calibration text"), made, now, strict=True) if a != b]
     if changed:
@@ -72,9 +77,9 @@ def compressed_config(job: Job, report: Report) -> dict[str, Any]:
         "svd_config": {
             "format_version": FORMAT_VERSION,
             "plugin_version": __version__,
-            "layers": layers_to_json(job.layers),
-            "ratio": report.ratio,
-            "source": report.source,
+            **layers_to_json(report.layers),
+            "ratio": dataclasses.asdict(report.ratio),
+            "source": dataclasses.asdict(report.source),
             "recipe": report.recipe,
             "versions": report.versions,
         },
@@ -84,45 +89,37 @@ def compressed_config(job: Job, report: Report) -> dict[str, Any]:
 def make_report(job: Job, state: Manifest, files: dict[str, str], device: torch.device) -> Report:
     """The report of a finished layer loop."""
     config, calibration = job.config, job.recipe.calibration
-    ratios = reached(config, job.recipe, job.layers)
-    total = parameters(config)
+    matrices = tuple(MatrixRecord.from_dict(record) for record in state.records)
+    kept = sum(record.projection.parameters(config.hidden, record.width) for record in matrices)
+    ratios, total = reached(config, job.recipe, kept), parameters(config)
     return Report(
-        source={
-            "name": config.directory.resolve().name,
-            "model_type": config.model_type,
-            "fingerprint": state.identity["source"],
-        },
-        ratio=ratio_json(ratios),
-        parameters={
-            "mlp_dense": config.mlp_parameters,
-            "mlp": round(config.mlp_parameters * (1 - ratios.mlp)),
-            "model_dense": total,
-            "model": round(total * (1 - ratios.model)),
-        },
-        matrices=state.records,
-        calibration={
-            "text": job.text.name,
-            "sha256": job.text.sha256,
-            "samples": len(job.samples),
-            "length": calibration.length,
-            "tokens": job.samples.numel(),
-            "seed": calibration.seed,
-        },
+        source=Source(config.directory.resolve().name, config.model_type, state.identity["source"]),
+        ratio=Ratio(ratios.asked, ratios.target, ratios.mlp, ratios.model),
+        parameters=Parameters(
+            mlp_dense=config.mlp_parameters,
+            mlp=kept,
+            model_dense=total,
+            model=total - config.mlp_parameters + kept,
+        ),
+        matrices=matrices,
+        calibration=Calibration(
+            text=job.text.name,
+            sha256=job.text.sha256,
+            samples=len(job.samples),
+            length=calibration.length,
+            tokens=job.samples.numel(),
+            seed=calibration.seed,
+        ),
         recipe=job.recipe.to_dict(),
         versions=versions(),
-        cost={
-            "wall_seconds": state.wall_seconds,
-            "cpu_seconds": state.cpu_seconds,
-            "peak_bytes": peak_memory(),
-            "machine": machine(),
-            "device": device.type,
-            "threads": torch.get_num_threads(),
-            "processes": state.identity["processes"],
-        },
+        cost=Cost(
+            wall_seconds=state.wall_seconds,
+            cpu_seconds=state.cpu_seconds,
+            peak_bytes=peak_memory(),
+            machine=machine(),
+            device=device.type,
+            threads=torch.get_num_threads(),
+            processes=state.identity["processes"],
+        ),
         files=files,
     )
-
-
-def ratio_json(ratios: Ratios) -> dict[str, Any]:
-    """The `ratio` object of report.json and svd_config."""
-    return {"asked": ratios.asked, "target": ratios.target, "mlp": ratios.mlp, "model": ratios.model}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import platform
 import shutil
@@ -15,14 +14,16 @@ import torch
 import transformers
 
 from nxdi_svd_plugin.checkpoint.layout import Entries, tensor_bytes
-from nxdi_svd_plugin.checkpoint.names import mlp_weights, projection_prefix
+from nxdi_svd_plugin.checkpoint.names import layer_prefix, mlp_weights, projection_prefix
 from nxdi_svd_plugin.checkpoint.reader import Reader
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, read_config
 from nxdi_svd_plugin.compress.calibrate.samples import check_ids, tokenize, windows
+from nxdi_svd_plugin.compress.plan.cost import disk_needs
 from nxdi_svd_plugin.compress.plan.ranks import decide_ranks
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
 from nxdi_svd_plugin.recipe import Recipe
-from nxdi_svd_plugin.stored.layers import FORMAT_VERSION, Layers, tensor_shapes
+from nxdi_svd_plugin.stored.layers import FORMAT_VERSION, Layers, Mlp
+from nxdi_svd_plugin.stored.projection import Dense
 from nxdi_svd_plugin.texts import Text, read_text
 from nxdi_svd_plugin.version import __version__
 
@@ -43,7 +44,8 @@ class Job:
 
 
 def prepare(model_dir: Path, recipe: Recipe) -> Job:
-    """Check source, recipe and calibration text against each other; the weights' values are checked by `check_values`.
+    """Check source, recipe and calibration text against each other; the weights' values are
+    checked by `identity`.
 
     Raises:
         SvdError: whatever is wrong with them.
@@ -71,18 +73,17 @@ def _check_length(config: SourceConfig, recipe: Recipe) -> None:
         )
 
 
-def entries(job: Job) -> Entries:
+def entries(job: Job, layers: Layers) -> Entries:
     """Name, dtype and shape of every tensor of the output, layer by layer, the rest first."""
     result = {}
-    replaced = {name for layer in job.layers for _, name in mlp_weights(layer)}
+    replaced = {name for layer in layers for _, name in mlp_weights(layer)}
     for name, info in sorted(job.reader.tensors.items(), key=lambda item: _natural(item[0])):
         if name not in replaced:
             result[name] = (info.dtype, info.shape)
-    for layer, projections in job.layers.items():
-        for name, projection in projections.items():
-            dtype = factor_dtype(job, layer, name)
-            for suffix, shape in tensor_shapes(projection, *job.config.dims(name)).items():
-                result[projection_prefix(layer, name) + suffix] = (dtype, shape)
+    for layer, mlp in layers.items():
+        for tensor, shape in mlp.tensors(job.config.hidden).items():
+            dtype = stored_dtype(job, layer, tensor.split(".")[0], mlp)
+            result[f"{layer_prefix(layer)}mlp.{tensor}"] = (dtype, shape)
     return dict(sorted(result.items(), key=lambda item: _natural(item[0])))
 
 
@@ -92,30 +93,33 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
     return [(inside, 0, ""), *((0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split("."))]
 
 
-def factor_dtype(job: Job, layer: int, projection: str) -> torch.dtype:
+def stored_dtype(job: Job, layer: int, projection: str, mlp: Mlp) -> torch.dtype:
     """dtype of a projection's tensors in the output."""
     stored = job.reader.tensors[projection_prefix(layer, projection) + "weight"].dtype
-    if job.layers[layer][projection].form == "dense" or job.recipe.dtype == "source":
+    if isinstance(mlp[projection], Dense) or job.recipe.dtype == "source":
         return stored
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[job.recipe.dtype]
 
 
 def check_space(job: Job, output: Path, processes: int) -> None:
-    """Refuse an output disk that is too small for the result and the hidden states.
+    """Refuse an output disk that is too small for the result and the working files.
 
     Raises:
         CheckpointError: says what is needed and what is free.
     """
-    weights = sum(tensor_bytes(*entry) for entry in entries(job).values())
-    hidden = 2 * 4 * math.prod(job.samples.shape) * job.config.hidden
-    existing = output
+    disk = disk_needs(job.config, job.recipe, job.samples.numel(), processes)
+    weights = sum(tensor_bytes(*entry) for entry in entries(job, job.layers).values())
+    # the paper's one pass writes the result while its states are there; the others when the states are gone
+    needs = disk.spectra + (disk.states + weights if job.recipe.is_paper else max(disk.states, weights))
+    existing = output.absolute()
     while not existing.exists():
         existing = existing.parent
     free = shutil.disk_usage(existing).free
-    if weights + hidden > free:
+    if needs > free:
         raise CheckpointError(
-            f"{output} needs {(weights + hidden) / 1e9:.2f} GB ({hidden / 1e9:.2f} GB of it while it runs, with "
-            f"{processes} processes), {free / 1e9:.2f} GB are free; free some space or choose another disk"
+            f"{output} needs {needs / 1e9:.2f} GB (statistics {disk.spectra / 1e9:.2f}, hidden states "
+            f"{disk.states / 1e9:.2f} and the result {weights / 1e9:.2f}), {free / 1e9:.2f} GB are free; free some "
+            "space, choose another disk, or use fewer calibration tokens or `recipe: paper`"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a killed run leaves behind: the finished layers and everything that must be the same to go on."""
+"""What a killed run leaves behind: the finished steps, what they wrote, and all that must be the same to go on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nxdi_svd_plugin.checkpoint.atomic import write_json
-from nxdi_svd_plugin.checkpoint.writer import MANIFEST
+from nxdi_svd_plugin.checkpoint.working import Recorded
+from nxdi_svd_plugin.checkpoint.writer import MANIFEST, content
 from nxdi_svd_plugin.errors import CheckpointError
 
 
@@ -18,16 +19,16 @@ class Manifest:
     """The state of a compression.
 
     identity: source fingerprint, recipe, calibration text, versions, threads, processes; equal for a run and its
-    resumption. layers: finished layers. steps: finished forward and backward steps of a two-pass run.
-    hidden: sha256 of the hidden states that the next layer reads, one per process.
-    records: the report's matrix records of the finished layers.
-    wall_seconds, cpu_seconds: spent on them.
+    resumption. steps: names of the finished ones. files: size and hash of every working file, of all processes, that a
+    later step reads. layers: forms and ranks as svd_config has them, once they are decided. tensors: SHA-256 of
+    everything in the shards. records: the report's records of the finished layers. wall_seconds, cpu_seconds: spent.
     """
 
     identity: dict[str, Any]
-    layers: int = 0
-    steps: int = 0
-    hidden: list[str] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
+    files: Recorded = field(default_factory=dict)
+    layers: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, str] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
     wall_seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -45,7 +46,7 @@ def load(folder: Path) -> Manifest | None:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        if folder.is_dir() and any(other != folder for other in folder.parent.iterdir()):
+        if folder.is_dir() and any(other != folder for other in content(folder.parent)):
             raise CheckpointError(
                 f"{folder.parent} holds the rest of a model that --overwrite was replacing, and nothing to resume; "
                 "use --overwrite again"

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from nxdi_svd_plugin.errors import KernelError
+from nxdi_svd_plugin.hardware import MOVING, PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.nki import jit, nisa, nl
 from nxdi_svd_plugin.kernels.stages import copy_on_scalar, for_tiles
 from nxdi_svd_plugin.kernels.tiling.dense import SUM_DEPTH, Operand, Output, choose_dense
-from nxdi_svd_plugin.kernels.tiling.limits import MOVING, PARTITIONS, tiles
 
 _PASS = 2048
 """Columns of one tile of an elementwise pass."""

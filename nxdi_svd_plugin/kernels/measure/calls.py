@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nxdi_svd_plugin.kernels.packing import packed_shapes
-from nxdi_svd_plugin.kernels.tiling.segments import Runs
+from nxdi_svd_plugin.stored.runs import Runs
 
 Shape = tuple[int, int]
 
@@ -27,40 +27,45 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A projection on one core: rank 0 is dense; an interpolative one has `own` pivots, `pivots` in tiles of I."""
+class Share:
+    """What one core has of a projection.
+
+    rank: r, the whole of it; 0 where the projection is dense.
+    own: how many of the core's neurons are pivots.
+    pivots: where they lie, in tiles of the core's neurons, for the fused kernels; () where none takes them.
+    """
 
     rank: int = 0
     own: int = 0
     pivots: Runs = ()
 
 
-DENSE = Part()
+DENSE = Share()
 
 
-def fused_up_gate(tokens: int, hidden: int, shard: int, gate: Part, up: Part) -> Call:
-    """`up_gate` of two factored projections."""
-    weights = [packed_shapes(hidden, each.rank, shard - each.own) for each in (gate, up)]
+def fused_up_gate(tokens: int, hidden: int, width: int, gate: Share, up: Share) -> Call:
+    """`up_gate` of two low-rank projections."""
+    weights = [packed_shapes(hidden, each.rank, width - each.own) for each in (gate, up)]
     options = {"pivots": (gate.pivots, up.pivots)} if gate.pivots or up.pivots else {}
     return Call("up_gate", ((tokens, hidden), *weights[0], *weights[1]), options)
 
 
-def fused_down(tokens: int, hidden: int, shard: int, down: Part) -> Call:
-    """`down` of a factored projection."""
-    weights = packed_shapes(shard - down.own, down.rank, hidden)
-    return Call("down", ((shard, tokens), *weights), {"pivots": down.pivots} if down.pivots else {})
+def fused_down(tokens: int, hidden: int, width: int, down: Share) -> Call:
+    """`down` of a low-rank projection."""
+    weights = packed_shapes(width - down.own, down.rank, hidden)
+    return Call("down", ((width, tokens), *weights), {"pivots": down.pivots} if down.pivots else {})
 
 
-def unfused_up_gate(tokens: int, hidden: int, shard: int, gate: Part, up: Part) -> list[Call]:
+def unfused_up_gate(tokens: int, hidden: int, width: int, gate: Share, up: Share) -> list[Call]:
     """Matmuls from Xᵀ to gate and up, both [I, S], and the pass that makes SwiGLU of them."""
-    return [*_upwards(tokens, hidden, shard, gate), *_upwards(tokens, hidden, shard, up), _swiglu(tokens, shard)]
+    return [*_upwards(tokens, hidden, width, gate), *_upwards(tokens, hidden, width, up), _swiglu(tokens, width)]
 
 
-def unfused_down(tokens: int, hidden: int, shard: int, down: Part) -> list[Call]:
+def unfused_down(tokens: int, hidden: int, width: int, down: Share) -> list[Call]:
     """Matmuls from [I, S] to [S, H]; the pivots of an interpolative U = [I ; C] are added by a pass."""
     if down == DENSE:
-        return [Call("matmul", ((shard, tokens), (shard, hidden)))]
-    made, pivots = shard - down.own, (down.own, tokens)
+        return [Call("matmul", ((width, tokens), (width, hidden)))]
+    made, pivots = width - down.own, (down.own, tokens)
     return [
         Call("matmul", ((made, down.rank), (made, tokens))),
         *([Call("add", (pivots, pivots))] if down.own else []),
@@ -68,18 +73,18 @@ def unfused_down(tokens: int, hidden: int, shard: int, down: Part) -> list[Call]
     ]
 
 
-def dense_mlp(tokens: int, hidden: int, shard: int) -> list[Call]:
+def dense_mlp(tokens: int, hidden: int, width: int) -> list[Call]:
     """The whole MLP with dense weights."""
-    return [*unfused_up_gate(tokens, hidden, shard, DENSE, DENSE), *unfused_down(tokens, hidden, shard, DENSE)]
+    return [*unfused_up_gate(tokens, hidden, width, DENSE, DENSE), *unfused_down(tokens, hidden, width, DENSE)]
 
 
-def _upwards(tokens: int, hidden: int, shard: int, part: Part) -> list[Call]:
+def _upwards(tokens: int, hidden: int, width: int, share: Share) -> list[Call]:
     """W · x as [I, S] without any transposition; of V = [I | C] the pivots are rows of the first product."""
-    if part == DENSE:
-        return [Call("matmul", ((hidden, shard), (hidden, tokens)))]
-    rank, made = part.rank, shard - part.own
+    if share == DENSE:
+        return [Call("matmul", ((hidden, width), (hidden, tokens)))]
+    rank, made = share.rank, width - share.own
     return [Call("matmul", ((hidden, rank), (hidden, tokens))), Call("matmul", ((rank, made), (rank, tokens)))]
 
 
-def _swiglu(tokens: int, shard: int) -> Call:
-    return Call("swiglu", ((shard, tokens), (shard, tokens)))
+def _swiglu(tokens: int, width: int) -> Call:
+    return Call("swiglu", ((width, tokens), (width, tokens)))

@@ -1,16 +1,17 @@
 """The kernel plan of one MLP at a tensor-parallel degree, with the reason in words: what `nxdi-svd plan` prints."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from nxdi_svd_plugin.errors import KernelError
+from nxdi_svd_plugin.hardware import CLOCK_HZ, DMA_BYTES_PER_SECOND, SBUF_BYTES
 from nxdi_svd_plugin.kernels.tiling.blocks import Blocks, hbm_bytes, sbuf_bytes, u_load_bytes, v_load_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.engines import engine_seconds, minimum_pe_cycles
-from nxdi_svd_plugin.kernels.tiling.limits import DMA_BYTES_PER_SECOND, PE_HZ, SBUF_BYTES
 from nxdi_svd_plugin.kernels.tiling.planner import IN_FLIGHT, choose
-from nxdi_svd_plugin.kernels.tiling.segments import Runs
+from nxdi_svd_plugin.stored.kernel_fit import kernel_fit
+from nxdi_svd_plugin.stored.layers import Mlp
+from nxdi_svd_plugin.stored.projection import LowRank
 
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -64,34 +65,32 @@ def plan_chain(chain: Chain) -> KernelPlan:
     )
 
 
-def plan_mlp(
-    hidden: int,
-    intermediate: int,
-    ranks: Sequence[int],
-    tokens: int,
-    dtype: str = "bfloat16",
-    tp: int = 1,
-    pivots: tuple[Runs, ...] = ((), (), ()),
-) -> dict[str, KernelPlan]:
-    """Plans of `up_gate` and `down` on one of `tp` cores.
+def plan_mlp(hidden: int, mlp: Mlp, tokens: int, dtype: str = "bfloat16", tp: int = 1) -> dict[str, KernelPlan]:
+    """The plans of those of `up_gate` and `down` that run (stored/kernel_fit.py), on one of `tp` cores.
 
-    `ranks` are those of gate, up and down. The layout is the paper's (Fig. 4): V_gate, V_up and U_down are split over
-    the intermediate axis, U_gate, U_up and V_down are whole on every core. `pivots` are those of interpolative factors,
-    in tiles of a core's share of that axis.
-    Raises KernelError if `tp` does not divide `intermediate`, the dtype is unknown or nothing fits into SBUF.
+    The layout is the paper's (Fig. 4): V_gate, V_up and U_down are split over the intermediate axis, U_gate, U_up and
+    V_down are whole on every core.
+    Raises KernelError if `tp` does not divide the width, the dtype is unknown or nothing fits into SBUF.
     """
     if dtype not in ITEMSIZE:
         raise KernelError(f"dtype {dtype!r} is not supported by the kernels; use one of {', '.join(ITEMSIZE)}")
-    shard, itemsize = shard_width(intermediate, tp), ITEMSIZE[dtype]
-    gate, up, down = ranks
-    return {
-        "up_gate": plan_chain(Chain("up_gate", tokens, hidden, (gate, up), shard, itemsize, pivots=pivots[:2])),
-        "down": plan_chain(Chain("down", tokens, shard, (down,), hidden, itemsize, pivots=pivots[2:])),
-    }
+    fit, width, itemsize = kernel_fit(mlp, tp), shard_width(mlp.width, tp), ITEMSIZE[dtype]
+    ranks = {name: p.rank for name, p in mlp.items() if isinstance(p, LowRank)}
+
+    def chain(kernel: str, inputs: int, outputs: int, *names: str) -> Chain:
+        made = tuple(ranks[name] for name in names)
+        return Chain(kernel, tokens, inputs, made, outputs, itemsize, pivots=tuple(fit.pivots[name] for name in names))
+
+    plans = {}
+    if fit.up_gate:
+        plans["up_gate"] = plan_chain(chain("up_gate", hidden, width, "gate_proj", "up_proj"))
+    if fit.down:
+        plans["down"] = plan_chain(chain("down", width, hidden, "down_proj"))
+    return plans
 
 
 def shard_width(intermediate: int, tp: int) -> int:
-    """Neurons of the intermediate axis on one of `tp` cores.
+    """Intermediate neurons on one of `tp` cores.
 
     Raises KernelError if they are not equally many on every core.
     """
@@ -114,7 +113,7 @@ def _why(chain: Chain, blocks: Blocks, bound: str) -> str:
         return "the tensor engine is the bottleneck, as it should be"
     if bound == "dma":
         once = (chain.u_bytes + chain.v_bytes + chain.activation_bytes) / DMA_BYTES_PER_SECOND
-        if once >= minimum_pe_cycles(chain) / PE_HZ:
+        if once >= minimum_pe_cycles(chain) / CLOCK_HZ["pe"]:
             few = "so few tokens that reading the weights once takes longer than computing"
             thin = "the rank is so small that reading the input and writing the output takes longer than computing"
             return f"{few if chain.u_bytes + chain.v_bytes > chain.activation_bytes else thin}; no plan avoids it"

@@ -6,8 +6,9 @@ which holds its part of Xᵀ while U is streamed once. So U is read once per sub
 
 from dataclasses import dataclass
 
-from nxdi_svd_plugin.kernels.tiling.chain import Chain, column_tile
-from nxdi_svd_plugin.kernels.tiling.limits import LONG_RUN, MOVING, PARTITIONS, tiles
+from nxdi_svd_plugin.hardware import LONG_RUN, MOVING, PARTITIONS, tiles
+from nxdi_svd_plugin.kernels.tiling.chain import Chain
+from nxdi_svd_plugin.kernels.tiling.pieces import Piece, held_tokens, row_tokens, spans
 from nxdi_svd_plugin.kernels.tiling.segments import Segment
 
 
@@ -43,34 +44,6 @@ class Blocks:
         return sum(count * sum(strip) for count, strip in self.groups)
 
 
-def held_tokens(done: int, total: int, align: int) -> int:
-    """Tokens of (X·U)ᵀ that have a place in SBUF once `done` of the strip's `total` are computed."""
-    return min(-(-done // align) * align, total)
-
-
-def holding(strip: tuple[int, ...], align: int) -> tuple[list[int], list[list[tuple[int, int, int, int]]]]:
-    """Where the (X·U)ᵀ of every sub-strip goes: (tokens of each tensor, pieces of each sub-strip).
-
-    A tensor is made when it is first needed and holds a multiple of `align` tokens, so that no stationary tile of
-    the second phase is split by two sub-strips. A piece is (tensor, first token in it, first in the sub-strip, size).
-    """
-    sizes: list[int] = []
-    pieces: list[list[tuple[int, int, int, int]]] = []
-    begin = held = first = 0
-    for size in strip:
-        end, part = begin + size, []
-        if begin < held:
-            part.append((len(sizes) - 1, begin - first, 0, min(held, end) - begin))
-        if end > held:
-            start, first = max(begin, held), held
-            held = held_tokens(end, sum(strip), align)
-            sizes.append(held - first)
-            part.append((len(sizes) - 1, start - first, start - begin, end - start))
-        pieces.append(part)
-        begin = end
-    return sizes, pieces
-
-
 def hbm_bytes(chain: Chain, blocks: Blocks) -> tuple[int, int]:
     """HBM bytes (read, written) of the kernel with these blocks, exactly as the simulator counts them."""
     written = chain.itemsize * chain.tokens * chain.outputs
@@ -81,7 +54,7 @@ def hbm_bytes(chain: Chain, blocks: Blocks) -> tuple[int, int]:
 
 def u_load_bytes(chain: Chain, buffers: Buffers) -> int:
     """SBUF bytes per partition of the largest U load (pivots of `down` and the rest of its rank share none)."""
-    own = chain.pivot_tiles[0] if chain.kernel == "down" else 0
+    own = chain.pivot_tiles[0] if chain.kind.reads_intermediate else 0
     columns = max(1, min(buffers.u_tiles, max(own, max(chain.ranks) // PARTITIONS - own)))
     return chain.itemsize * buffers.u_rows * columns * min(PARTITIONS, max(chain.ranks))
 
@@ -90,7 +63,7 @@ def v_load_bytes(chain: Chain, buffers: Buffers) -> int:
     """SBUF bytes per partition of the largest V load (of both chains for `up_gate`)."""
     if chain.writes_transposed:
         return max(_segment_load_bytes(chain, buffers, segment) for segment in chain.segments)
-    return chain.itemsize * chain.rank_tiles * min(column_tile(chain.kernel, chain.ranks[0]), chain.outputs)
+    return chain.itemsize * chain.rank_tiles * min(chain.column_tile, chain.outputs)
 
 
 def _segment_load_bytes(chain: Chain, buffers: Buffers, segment: Segment) -> int:
@@ -102,7 +75,7 @@ def _segment_load_bytes(chain: Chain, buffers: Buffers, segment: Segment) -> int
 
 def output_bytes(chain: Chain, buffers: Buffers, strip: tuple[int, ...]) -> int:
     """SBUF bytes per partition of one output block of a strip, with SwiGLU's fp32 tile for `up_gate`."""
-    width = column_tile(chain.kernel, chain.ranks[0])
+    width = chain.column_tile
     if not chain.writes_transposed:
         return chain.itemsize * tiles(sum(strip)) * min(width * buffers.v_tiles, chain.outputs)
     return max(_segment_output_bytes(chain, buffers, strip, segment) for segment in chain.segments)
@@ -111,8 +84,8 @@ def output_bytes(chain: Chain, buffers: Buffers, strip: tuple[int, ...]) -> int:
 def _segment_output_bytes(chain: Chain, buffers: Buffers, strip: tuple[int, ...], segment: Segment) -> int:
     group = min(buffers.v_tiles, segment.stop - segment.start)
     rows = stored_rows(chain, buffers, strip)
-    piece = max(size for row in rows for *_, size in row)
-    swiglu = 4 * group * piece if chain.kernel == "up_gate" else 0
+    longest = max(piece.tokens for row in rows for piece in row)
+    swiglu = 4 * group * longest if chain.kind.swiglu else 0
     return chain.itemsize * group * max(map(row_tokens, rows)) + swiglu
 
 
@@ -123,7 +96,7 @@ def expansion_bytes(chain: Chain, buffers: Buffers, strip: tuple[int, ...], in_f
     (X·U)ᵀ with the block if that is the only tile.
     """
     t_strip = chain.itemsize * chain.rank_tiles * sum(strip)
-    width = column_tile(chain.kernel, chain.ranks[0])
+    width = chain.column_tile
     if chain.writes_transposed:
         single = len(strip) == 1 and strip[0] <= MOVING // buffers.v_tiles
         streams = [
@@ -140,30 +113,25 @@ def expansion_bytes(chain: Chain, buffers: Buffers, strip: tuple[int, ...], in_f
     return t_strip + max(max(load, block) for load, block in streams)
 
 
-def stored_rows(chain: Chain, buffers: Buffers, strip: tuple[int, ...]) -> list[list[tuple[int, int, int]]]:
-    """How the tokens of a transposed output are stored: rows of pieces (sub-strip, first token in it, tokens).
+def stored_rows(chain: Chain, buffers: Buffers, strip: tuple[int, ...]) -> list[list[Piece]]:
+    """How the tokens of a transposed output are stored: rows of pieces, one tensor of (X·U)ᵀ a sub-strip.
 
     A piece is what is summed in one PSUM tile. A row is stored at once: as many whole pieces as make DMA runs of about
-    2 KiB, in rows of about the same length.
+    2 KiB, in rows of about the same length; `start` is the place of a piece in its row.
     """
     total, run, done = sum(strip), LONG_RUN // chain.itemsize, 0
-    rows: list[list[tuple[int, int, int]]] = [[] for _ in [0] * max(1, (2 * total + run) // (2 * run))]
-    for part, size in enumerate(strip):
-        for start, tokens in spans(size, MOVING // buffers.v_tiles):
-            middle = 2 * done + tokens
-            rows[middle * len(rows) // (2 * total)].append((part, start, tokens))
+    rows: list[list[Piece]] = [[] for _ in [0] * max(1, (2 * total + run) // (2 * run))]
+    for holder, size in enumerate(strip):
+        for offset, tokens in spans(size, MOVING // buffers.v_tiles):
+            row = rows[(2 * done + tokens) * len(rows) // (2 * total)]  # by the middle of the piece
+            row.append(Piece(holder, offset, row_tokens(row), tokens))
             done += tokens
     return [row for row in rows if row]
 
 
-def row_tokens(row: list[tuple[int, int, int]]) -> int:
-    """Tokens of one row of `stored_rows`."""
-    return sum(size for *_, size in row)
-
-
 def constant_bytes(chain: Chain) -> int:
     """SBUF bytes per partition of what the strips share: fp32's identity, SiLU's zero bias."""
-    return (4 * PARTITIONS if chain.needs_identity else 0) + (4 if chain.kernel == "up_gate" else 0)
+    return (4 * PARTITIONS if chain.needs_identity else 0) + (4 if chain.kind.swiglu else 0)
 
 
 def strip_sbuf_bytes(
@@ -215,13 +183,3 @@ def sbuf_bytes(chain: Chain, blocks: Blocks, in_flight: int = 1) -> int:
         strip_sbuf_bytes(chain, blocks.buffers, strip, in_flight, last=position == final and count == 1)
         for position, (count, strip) in enumerate(blocks.groups)
     )
-
-
-def spans(total: int, step: int) -> list[tuple[int, int]]:
-    """(start, size) of the fewest nearly equal pieces of `total` that are at most `step` long.
-
-    Without `range`, which NKI's front end turns into a device loop where kernels call this.
-    """
-    count = -(-total // step)
-    size = -(-total // count)
-    return [(k * size, min(size, total - k * size)) for k, _ in enumerate([0] * -(-total // size))]

@@ -5,8 +5,8 @@ It shares nothing with the planner or its cost of a strip, and asks for less roo
 nothing loaded ahead. Strips of a call may all differ, sub-strips of a strip may all differ.
 """
 
-from nxdi_svd_plugin.kernels.tiling.chain import Chain, column_tile
-from nxdi_svd_plugin.kernels.tiling.limits import MOVING, PARTITIONS, PSUM_BANKS, SBUF_BYTES, tiles
+from nxdi_svd_plugin.hardware import MOVING, PARTITIONS, PSUM_BANKS, SBUF_BYTES, tiles
+from nxdi_svd_plugin.kernels.tiling.chain import Chain
 
 RUN = 1024
 """Bytes per partition of a DMA run where loads and stores are to overlap with compute."""
@@ -32,22 +32,24 @@ def least_hbm_bytes(chain: Chain, unit: int = 8, overlap: bool = False) -> int |
 
 def _fewest_sub_strips(chain: Chain, steps: int, unit: int, overlap: bool) -> dict[int, int]:
     """{strip length: fewest sub-strips that fill it}, lengths in steps, by trying every next sub-strip."""
+    last = [_longest_last(chain, length * unit, overlap) for length in range(steps + 1)]
     found = {0: 0}
     for done in range(steps):
         for size in range(1, steps - done + 1):
-            if done not in found or not _fits(chain, done * unit, size * unit, overlap):
+            if done not in found or size * unit > last[done + size]:
                 break
             found[done + size] = min(found.get(done + size, steps), found[done] + 1)
     return {length: reads for length, reads in found.items() if length}
 
 
-def _fits(chain: Chain, done: int, size: int, overlap: bool) -> bool:
-    """True if a sub-strip of `size` tokens can follow `done` tokens of its strip: in SBUF, and its sums in PSUM."""
-    held = chain.itemsize * chain.rank_tiles * (done + size) + (4 * PARTITIONS if chain.needs_identity else 0)
-    x_strip = chain.itemsize * chain.input_tiles * size
-    first, second = _overlapping(chain, done + size) if overlap else _single(chain)
-    sums = MOVING * PSUM_BANKS // (2 if overlap else 1)
-    return max(held + x_strip + first, held + second) <= SBUF_BYTES and size <= sums
+def _longest_last(chain: Chain, tokens: int, overlap: bool) -> int:
+    """Tokens of the longest sub-strip that can end a strip of `tokens`: in SBUF, and its sums in PSUM; 0 for none."""
+    held = chain.itemsize * chain.rank_tiles * tokens + (4 * PARTITIONS if chain.needs_identity else 0)
+    first, second = _overlapping(chain, tokens) if overlap else _single(chain)
+    if held + second > SBUF_BYTES:
+        return 0
+    x_strip = max(0, SBUF_BYTES - held - first) // (chain.itemsize * chain.input_tiles)
+    return min(x_strip, MOVING * PSUM_BANKS // (2 if overlap else 1))
 
 
 def _single(chain: Chain) -> tuple[int, int]:
@@ -58,10 +60,10 @@ def _single(chain: Chain) -> tuple[int, int]:
 
 def _overlapping(chain: Chain, tokens: int) -> tuple[int, int]:
     """The same with two loads of 1 KiB runs in flight, and output blocks of such runs."""
-    width = chain.itemsize * min(column_tile(chain.kernel, chain.ranks[0]), chain.outputs)
+    width = chain.itemsize * min(chain.column_tile, chain.outputs)
     load = min(RUN, chain.itemsize * PARTITIONS * chain.input_tiles)
     if chain.writes_transposed:
-        block = min(RUN, chain.itemsize * tokens) + (4 * min(MOVING, tokens) if chain.kernel == "up_gate" else 0)
+        block = min(RUN, chain.itemsize * tokens) + (4 * min(MOVING, tokens) if chain.kind.swiglu else 0)
     else:
         block = tiles(tokens) * min(-(-RUN // width) * width, chain.itemsize * chain.outputs)
     return 2 * load, 2 * _depth(chain) * width + block

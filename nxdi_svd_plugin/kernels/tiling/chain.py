@@ -1,13 +1,13 @@
 """What is to be computed: the shapes of one fused kernel call, and the bytes that no plan can avoid."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from nxdi_svd_plugin.errors import KernelError
-from nxdi_svd_plugin.kernels.tiling.limits import MOVING, PARTITIONS, tiles
-from nxdi_svd_plugin.kernels.tiling.segments import Runs, Segment, pivot_tiles, segments
-
-KERNELS = ("xuv", "up_gate", "down")
-_V_TILE_BYTES = 16 * 1024
+from nxdi_svd_plugin.hardware import PARTITIONS, tiles
+from nxdi_svd_plugin.kernels.kinds import Kind, kind_of
+from nxdi_svd_plugin.kernels.tiling.segments import Segment, segments
+from nxdi_svd_plugin.stored.runs import Runs, length
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,10 @@ class Chain:
 
     `up_gate` has two ranks (gate, up); `xuv` and `down` have one. `down` reads its input transposed, [inputs, tokens].
     `transposed_output` is a choice for `xuv` alone: `up_gate` always writes [outputs, tokens], `down` never does.
-    `pivots` are those of each interpolative factor on the intermediate axis (`up_gate`'s outputs, `down`'s inputs).
+    `pivots` are those of each interpolative factor, in tiles of the intermediate axis (`up_gate`'s outputs, `down`'s
+    inputs).
+    Raises:
+        KernelError: an unknown kernel, or shapes that it does not take.
     """
 
     kernel: str
@@ -29,11 +32,8 @@ class Chain:
     pivots: tuple[Runs, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kernel not in KERNELS:
-            raise KernelError(f"kernel {self.kernel!r} is unknown; use one of {', '.join(KERNELS)}")
-        expected = 2 if self.kernel == "up_gate" else 1
-        if len(self.ranks) != expected:
-            raise KernelError(f"{self.kernel} needs {expected} rank(s), got {self.ranks}")
+        if len(self.ranks) != self.kind.pairs:
+            raise KernelError(f"{self.kernel} needs {self.kind.pairs} rank(s), got {self.ranks}")
         sizes = (self.tokens, self.inputs, self.outputs, *self.ranks)
         if min(sizes) < 1:
             raise KernelError(f"{self.kernel}: tokens, inputs, ranks and outputs must be positive, got {sizes}")
@@ -43,8 +43,8 @@ class Chain:
             self._check_pivots()
 
     def _check_pivots(self) -> None:
-        extent = self.inputs if self.kernel == "down" else self.outputs
-        if self.kernel == "xuv" or len(self.pivots) != len(self.ranks) or extent % PARTITIONS:
+        extent = self._intermediate
+        if self.kind.reads is None or len(self.pivots) != len(self.ranks) or extent % PARTITIONS:
             raise KernelError(
                 f"{self.kernel}: pivots {self.pivots} need up_gate or down, one entry a rank {self.ranks}, and an "
                 f"intermediate axis of whole tiles of {PARTITIONS}, not {extent}"
@@ -53,94 +53,96 @@ class Chain:
             edges = [edge for run in runs for edge in run]
             ascending = all(a < b for a, b in runs) and edges == sorted(edges)
             inside = not edges or (edges[0] >= 0 and edges[-1] <= extent // PARTITIONS)
-            if not (ascending and inside and pivot_tiles(runs) * PARTITIONS <= min(rank, extent - PARTITIONS)):
+            if not (ascending and inside and length(runs) * PARTITIONS <= min(rank, extent - PARTITIONS)):
                 raise KernelError(
                     f"{self.kernel}: pivot runs {runs} must be ascending tiles of the {extent // PARTITIONS} of the "
                     f"intermediate axis, no more than the rank {rank} has, and leave a tile over"
                 )
 
-    @property
+    @cached_property
+    def kind(self) -> Kind:
+        """What the kernel reads and writes."""
+        return kind_of(self.kernel)
+
+    @cached_property
+    def _intermediate(self) -> int:
+        """Extent of the axis on which pivots may lie."""
+        return self.inputs if self.kind.reads_intermediate else self.outputs
+
+    @cached_property
     def transposed_input(self) -> bool:
         """True if the input already has its contraction axis first."""
-        return self.kernel == "down"
+        return self.kind.reads_intermediate
 
-    @property
+    @cached_property
     def writes_transposed(self) -> bool:
         """True if the output is [outputs, tokens]."""
-        return self.kernel == "up_gate" or (self.kernel == "xuv" and self.transposed_output)
+        return self.kind.writes_intermediate or (self.kind.reads is None and self.transposed_output)
 
-    @property
+    @cached_property
     def token_align(self) -> int:
         """Tokens of (X·U)ᵀ are kept in tensors of multiples of this: whole tiles where tokens are stationary."""
         return 1 if self.writes_transposed else PARTITIONS
 
-    @property
+    @cached_property
     def pivot_tiles(self) -> tuple[int, ...]:
         """Tiles of the intermediate axis that are pivots, for each factor."""
-        return tuple(map(pivot_tiles, self.pivots)) or (0,) * len(self.ranks)
+        return tuple(map(length, self.pivots)) or (0,) * len(self.ranks)
 
-    @property
+    @cached_property
     def segments(self) -> list[Segment]:
         """The intermediate axis (whole tiles where there are pivots) cut where a run of pivots begins or ends."""
-        extent = self.inputs if self.kernel == "down" else self.outputs
-        return segments(tiles(extent), self.pivots or ((),) * len(self.ranks))
+        return segments(tiles(self._intermediate), self.pivots or ((),) * len(self.ranks))
 
-    @property
+    @cached_property
     def u_rows(self) -> int:
         """Rows of the stored U: the inputs, of an interpolative `down` those that are no pivots."""
-        return self.inputs - PARTITIONS * (self.pivot_tiles[0] if self.kernel == "down" else 0)
+        return self.inputs - PARTITIONS * (self.pivot_tiles[0] if self.kind.reads_intermediate else 0)
 
-    @property
+    @cached_property
     def v_columns(self) -> tuple[int, ...]:
         """Columns of each stored V: the outputs, of an interpolative gate or up those that are no pivots."""
         return tuple(self.outputs - PARTITIONS * (count if self.writes_transposed else 0) for count in self.pivot_tiles)
 
-    @property
+    @cached_property
+    def column_tile(self) -> int:
+        """Columns of V in one packed tile."""
+        return self.kind.column_tile(self.ranks[0])
+
+    @cached_property
     def input_tiles(self) -> int:
         """128-row tiles of the contraction with U."""
         return tiles(self.inputs)
 
-    @property
+    @cached_property
     def rank_tiles(self) -> int:
         """128-row tiles of the contraction with V, over all chains of the call."""
         return sum(tiles(rank) for rank in self.ranks)
 
-    @property
+    @cached_property
     def activation_bytes(self) -> int:
         """HBM bytes of the input read once and the output written once (and of fp32's identity matrix)."""
         identity = PARTITIONS * PARTITIONS * self.itemsize if self.needs_identity else 0
         return self.itemsize * self.tokens * (self.inputs + self.outputs) + identity
 
-    @property
+    @cached_property
     def needs_identity(self) -> bool:
         """fp32 tiles are transposed by a matmul with an identity matrix that is loaded once."""
         return self.itemsize == 4 and not self.transposed_input
 
-    @property
+    @cached_property
     def u_bytes(self) -> int:
         """HBM bytes of the packed U, read once per sub-strip (rows padded to a multiple of 128)."""
         return self.itemsize * PARTITIONS * tiles(self.u_rows) * sum(self.ranks)
 
-    @property
+    @cached_property
     def v_bytes(self) -> int:
         """HBM bytes of the packed V, read once per strip (rows padded to a multiple of 128)."""
         stored = sum(tiles(rank) * columns for rank, columns in zip(self.ranks, self.v_columns, strict=True))
         return self.itemsize * PARTITIONS * stored
 
-    @property
+    @cached_property
     def flops(self) -> int:
         """Multiply-adds counted as two, without transposes and padding."""
         pairs = zip(self.ranks, self.v_columns, strict=True)
         return 2 * self.tokens * sum(rank * (self.u_rows + columns) for rank, columns in pairs)
-
-
-def column_tile(kernel: str, rank: int) -> int:
-    """Columns of V in one packed tile, from the rank alone, so that prefill and decode share the packed weight.
-
-    128 where V is the stationary operand (`up_gate`, and `xuv`, which can write either orientation); for `down` as many
-    of the moving operand's 512 as keep a tile within 16 KiB per partition of 16-bit elements.
-    """
-    if kernel != "down":
-        return PARTITIONS
-    fitting = _V_TILE_BYTES // (2 * tiles(rank) * PARTITIONS) * PARTITIONS
-    return max(PARTITIONS, min(MOVING, fitting))

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nxdi_svd_plugin.errors import KernelError
-from nxdi_svd_plugin.kernels.tiling.limits import MOVING, PARTITIONS, SBUF_BYTES, tiles
+from nxdi_svd_plugin.hardware import MOVING, PARTITIONS, SBUF_BYTES, tiles
 
 SUM_DEPTH = 3 * PARTITIONS
 """Contraction of one addition to the sums in SBUF: below it the vector engine would take longer than the matmuls."""

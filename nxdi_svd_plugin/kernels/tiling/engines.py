@@ -1,16 +1,9 @@
 """Busy time of every engine for a planned chain: a model by AWS's cost formulas (nki.isa of SDK 2.26.1)."""
 
-from nxdi_svd_plugin.kernels.tiling.blocks import Blocks, hbm_bytes, holding, spans
-from nxdi_svd_plugin.kernels.tiling.chain import Chain, column_tile
-from nxdi_svd_plugin.kernels.tiling.limits import (
-    DMA_BYTES_PER_SECOND,
-    MOVING,
-    PARTITIONS,
-    PE_HZ,
-    SCALAR_HZ,
-    VECTOR_HZ,
-    tiles,
-)
+from nxdi_svd_plugin.hardware import CLOCK_HZ, DMA_BYTES_PER_SECOND, MOVING, PARTITIONS, tiles
+from nxdi_svd_plugin.kernels.tiling.blocks import Blocks, hbm_bytes
+from nxdi_svd_plugin.kernels.tiling.chain import Chain
+from nxdi_svd_plugin.kernels.tiling.pieces import holding, spans
 
 
 def minimum_pe_cycles(chain: Chain) -> float:
@@ -23,7 +16,7 @@ def matmul_cycles(chain: Chain, blocks: Blocks) -> int:
     cycles = 0
     for count, strip in blocks.groups:
         sizes, pieces = holding(strip, chain.token_align)
-        cycles += count * sum(_projection_cycles(chain, size) for part in pieces for *_, size in part)
+        cycles += count * sum(_projection_cycles(chain, piece.tokens) for part in pieces for piece in part)
         cycles += count * sum(_expansion_cycles(chain, size) for size in sizes)
     return cycles * _passes(chain)
 
@@ -44,7 +37,7 @@ def _expansion_cycles(chain: Chain, size: int) -> int:
             for width in _widths(extent)
             for n in moving
         )
-    columns = _widths(chain.outputs, column_tile(chain.kernel, chain.ranks[0]))
+    columns = _widths(chain.outputs, chain.column_tile)
     return chain.rank_tiles * sum(_pass(width, n) for width in _widths(size) for n in columns)
 
 
@@ -84,10 +77,10 @@ def engine_seconds(chain: Chain, blocks: Blocks) -> dict[str, float]:
     """
     columns = chain.tokens * (chain.rank_tiles + (0 if chain.transposed_input else chain.input_tiles))
     output = chain.outputs * chain.tokens / PARTITIONS
-    vector = columns + (output if chain.kernel == "up_gate" else 0)
+    vector = columns + (output if chain.kind.swiglu else 0)
     return {
-        "tensor": (matmul_cycles(chain, blocks) + transpose_cycles(chain, blocks)) / PE_HZ,
-        "vector": vector / VECTOR_HZ,
-        "scalar": output / SCALAR_HZ,
+        "tensor": (matmul_cycles(chain, blocks) + transpose_cycles(chain, blocks)) / CLOCK_HZ["pe"],
+        "vector": vector / CLOCK_HZ["vector"],
+        "scalar": output / CLOCK_HZ["scalar"],
         "dma": sum(hbm_bytes(chain, blocks)) / DMA_BYTES_PER_SECOND,
     }

@@ -5,7 +5,7 @@ Y = X·U·V with X [tokens, m], U [m, r], V [r, n]; `strip` (the paper's B) rows
 
 import math
 
-from nxdi_svd_plugin.kernels.tiling.limits import INTENSITY_THRESHOLD, PARTITIONS, tiles
+from nxdi_svd_plugin.hardware import PARTITIONS, tiles
 
 
 def arithmetic_intensity(tokens: int, m: int, r: int, n: int, strip: int, itemsize: int = 2) -> float:
@@ -27,13 +27,3 @@ def peak_sbuf_bytes(m: int, r: int, n_block: int, strip: int, itemsize: int = 2,
     phase_1 = x_strip + t_strip + in_flight * tiles(m) * PARTITIONS
     phase_2 = t_strip + in_flight * tiles(r) * n_block + tiles(strip) * n_block
     return itemsize * max(phase_1, phase_2)
-
-
-def smallest_compute_bound_strip(
-    tokens: int, m: int, r: int, n: int, itemsize: int = 2, threshold: float = INTENSITY_THRESHOLD
-) -> int | None:
-    """Smallest multiple of 128 whose Eq. 10 intensity reaches `threshold`; None if even one strip does not."""
-    for strip in range(PARTITIONS, tiles(tokens) * PARTITIONS + 1, PARTITIONS):
-        if arithmetic_intensity(tokens, m, r, n, strip, itemsize) >= threshold:
-            return strip
-    return None

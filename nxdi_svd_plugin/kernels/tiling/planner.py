@@ -4,34 +4,38 @@ from collections import Counter
 from functools import lru_cache
 
 from nxdi_svd_plugin.errors import KernelError
+from nxdi_svd_plugin.hardware import LONG_RUN, MOVING, PARTITIONS, SBUF_BYTES, tiles
 from nxdi_svd_plugin.kernels.tiling.blocks import (
     Blocks,
     Buffers,
     constant_bytes,
     hbm_bytes,
-    held_tokens,
     output_bytes,
     sbuf_bytes,
     strip_sbuf_bytes,
     u_load_bytes,
     v_load_bytes,
 )
-from nxdi_svd_plugin.kernels.tiling.chain import Chain, column_tile
+from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.engines import matmul_cycles
-from nxdi_svd_plugin.kernels.tiling.limits import LONG_RUN, MOVING, PARTITIONS, SBUF_BYTES, tiles
+from nxdi_svd_plugin.kernels.tiling.pieces import held_tokens
 
 IN_FLIGHT = 2
 """Loads of each streamed operand that the plan leaves room for: one in use, the next on its way."""
 MAX_SUB_STRIP = 2048
 """Tokens whose fp32 accumulators take half of PSUM, so that the next accumulation can start during the eviction."""
-_SHORTEST_RUN, _SAVING = 1024, 1.01
-"""U loads with runs shorter than `LONG_RUN`, down to 1 KiB, are taken where they save more than 1 % of the traffic."""
-_LARGEST_LOAD = 32 * 1024
-_WASTE = 1.02
-"""Plans within 2 % of the least traffic and of the fewest tensor-engine cycles are preferred, if there are any."""
-_TIE = 1.003
-"""Plans within 0.3 % of the best count as equal; the one with the longest loads is taken."""
-_FINE = 8
+SHORTEST_RUN = 1024
+"""Bytes of the shortest DMA run of a U load that is tried."""
+LARGEST_LOAD = 32 * 1024
+"""Bytes per partition of the largest load of whole columns that is tried."""
+FINE = 8
+"""Strips and sub-strips are multiples of this many tokens, the last one apart."""
+WASTE = 1.02
+"""How far a plan may be above the least HBM traffic, and above the fewest tensor-engine cycles."""
+SAVING = 1.01
+"""How much worse than the best a plan with long runs may be and still be taken."""
+TIE = 1.003
+"""Plans this near the best count as equal."""
 
 
 def buffer_choices(chain: Chain) -> list[Buffers]:
@@ -48,9 +52,9 @@ def _u_choices(chain: Chain) -> list[tuple[int, int]]:
     """(input tiles, rank tiles) of one U load: several whole columns for few tokens, parts of a column for many."""
     rows_of_u = tiles(chain.u_rows)
     column = chain.itemsize * rows_of_u * PARTITIONS
-    group = min(_LARGEST_LOAD // column, MOVING // min(chain.tokens, MOVING), min(chain.ranks) // PARTITIONS)
+    group = min(LARGEST_LOAD // column, MOVING // min(chain.tokens, MOVING), min(chain.ranks) // PARTITIONS)
     tile = chain.itemsize * PARTITIONS
-    least, shortest = LONG_RUN // tile, _SHORTEST_RUN // tile
+    least, shortest = LONG_RUN // tile, SHORTEST_RUN // tile
     parts = {*range(shortest, least + 1), *(-(-rows_of_u // split) for split in (1, 2, 3, 4, 7))}
     split = [(rows, 1) for rows in parts if min(shortest, rows_of_u) <= rows <= rows_of_u]
     return sorted({(rows_of_u, max(1, group)), *split})
@@ -58,12 +62,12 @@ def _u_choices(chain: Chain) -> list[tuple[int, int]]:
 
 def _v_choices(chain: Chain) -> list[int]:
     """Packed column tiles of one V load (stationary V) or of one output block (moving V)."""
-    width = column_tile(chain.kernel, chain.ranks[0])
+    width = chain.column_tile
     if chain.writes_transposed:
         load = chain.itemsize * chain.rank_tiles * width
-        return [max(1, min(_LARGEST_LOAD // load, MOVING // min(chain.tokens, MOVING), chain.outputs // PARTITIONS))]
+        return [max(1, min(LARGEST_LOAD // load, MOVING // min(chain.tokens, MOVING), chain.outputs // PARTITIONS))]
     columns = -(-chain.outputs // width)
-    runs = (_SHORTEST_RUN, LONG_RUN, 2 * LONG_RUN)
+    runs = (SHORTEST_RUN, LONG_RUN, 2 * LONG_RUN)
     return sorted({min(columns, -(-run // (chain.itemsize * width))) for run in runs})
 
 
@@ -80,7 +84,7 @@ def largest_sub_strip(chain: Chain, buffers: Buffers, done: int, total: int, lim
     ideal = (projecting - s * chain.rank_tiles * done) // (s * (chain.rank_tiles + chain.input_tiles))
     size = max(0, min(MAX_SUB_STRIP, total - done, ideal, loading // (s * chain.input_tiles)))
     while size > 0:
-        size = size if size == total - done else size // _FINE * _FINE
+        size = size if size == total - done else size // FINE * FINE
         held = held_tokens(done + size, total, align)
         if s * (chain.rank_tiles * held + chain.input_tiles * size) <= projecting:
             break
@@ -115,7 +119,7 @@ def even(chain: Chain, buffers: Buffers, tokens: int) -> tuple[int, ...]:
     best = fill(chain, buffers, tokens)
     if best is None:
         raise KernelError(f"no sub-strips of {tokens} tokens fit {chain}")
-    for step in (PARTITIONS, _FINE):
+    for step in (PARTITIONS, FINE):
         size = -(-tokens // len(best) // step) * step
         equal = tuple(min(size, tokens - start) for start in range(0, tokens, size))
         if len(equal) == len(best) and strip_sbuf_bytes(chain, buffers, equal, IN_FLIGHT) <= SBUF_BYTES:
@@ -208,29 +212,47 @@ def choose(chain: Chain) -> Blocks:
     only where longer ones cost 1 %. Every plan leaves room for two loads of each streamed operand.
     Raises KernelError if not even a few tokens fit into 176 KiB per partition.
     """
-    steps = (_FINE,) if chain.writes_transposed else (PARTITIONS, 64, 32, _FINE)
-    found = [plan for buffers in buffer_choices(chain) for unit in steps for plan in _plans(chain, buffers, unit)]
-    if not found:
+    steps = (FINE,) if chain.writes_transposed else (PARTITIONS, 64, 32, FINE)
+    plans = [plan for buffers in buffer_choices(chain) for unit in steps for plan in _plans(chain, buffers, unit)]
+    if not plans:
         raise KernelError(
             f"{chain.kernel}: inputs {chain.inputs}, rank(s) {chain.ranks} and outputs {chain.outputs} leave no room "
-            f"for {min(chain.tokens, _FINE)} tokens in {SBUF_BYTES} bytes per partition; "
+            f"for {min(chain.tokens, FINE)} tokens in {SBUF_BYTES} bytes per partition; "
             "use a smaller rank or more tensor-parallel shards"
         )
-    traffic = {plan: sum(hbm_bytes(chain, plan)) for plan in found}
-    cycles = {plan: matmul_cycles(chain, plan) for plan in found}
-    least, fewest = min(traffic.values()), min(cycles.values())
-    good = [plan for plan in found if traffic[plan] <= _WASTE * least and cycles[plan] <= _WASTE * fewest] or found
-    score = {plan: traffic[plan] * cycles[plan] for plan in good}
-    enough = _SAVING * min(score.values())
-    good = [plan for plan in good if _long_runs(chain, plan.buffers) and score[plan] <= enough] or good
-    score = {plan: score[plan] for plan in good}
-    close = [plan for plan in good if score[plan] <= _TIE * min(score.values())]
-    return max(close, key=lambda plan: _load_bytes(chain, plan.buffers))
+    return _largest_loads(chain, _long_runs(chain, _least_waste(chain, plans)))
 
 
-def _long_runs(chain: Chain, buffers: Buffers) -> bool:
-    """True if no U load is cut into runs shorter than 2 KiB."""
+Scores = dict[Blocks, int]
+"""{plan: HBM bytes x tensor-engine cycles}; the least is the best."""
+
+
+def _least_waste(chain: Chain, plans: list[Blocks]) -> Scores:
+    """The plans within WASTE of the least traffic and of the fewest cycles, or all where none is near both."""
+    traffic = {plan: sum(hbm_bytes(chain, plan)) for plan in plans}
+    cycles = {plan: matmul_cycles(chain, plan) for plan in plans}
+    most, longest = WASTE * min(traffic.values()), WASTE * min(cycles.values())
+    near = [plan for plan in traffic if traffic[plan] <= most and cycles[plan] <= longest]
+    return {plan: traffic[plan] * cycles[plan] for plan in near or traffic}
+
+
+def _long_runs(chain: Chain, scores: Scores) -> Scores:
+    """The plans that cut no U load into runs below LONG_RUN, or all where these cost more than SAVING of the best."""
+    enough = SAVING * min(scores.values())
+    long = {plan: score for plan, score in scores.items() if _has_long_runs(chain, plan.buffers) and score <= enough}
+    return long or scores
+
+
+def _has_long_runs(chain: Chain, buffers: Buffers) -> bool:
     return buffers.u_rows * PARTITIONS * chain.itemsize >= LONG_RUN or buffers.u_rows == tiles(chain.u_rows)
+
+
+def _largest_loads(chain: Chain, scores: Scores) -> Blocks:
+    """Of the plans within TIE of the best, which count as equal, the one that streams most bytes at a time."""
+    equal = TIE * min(scores.values())
+    return max(
+        (plan for plan, score in scores.items() if score <= equal), key=lambda plan: _load_bytes(chain, plan.buffers)
+    )
 
 
 def _load_bytes(chain: Chain, buffers: Buffers) -> int:

@@ -6,13 +6,7 @@ others are made with C. The first pivot tile belongs to the first 128 columns of
 
 from dataclasses import dataclass
 
-Runs = tuple[tuple[int, int], ...]
-"""(first tile, tile after the last) of every run of pivots, ascending."""
-
-
-def pivot_tiles(runs: Runs) -> int:
-    """Tiles inside the runs."""
-    return sum(stop - start for start, stop in runs)
+from nxdi_svd_plugin.stored.runs import Runs
 
 
 @dataclass(frozen=True)
@@ -29,7 +23,7 @@ class Segment:
 
 
 def segments(extent: int, runs: tuple[Runs, ...]) -> list[Segment]:
-    """Cut the `extent` tiles of I wherever a run of any factor begins or ends."""
+    """Cut the `extent` tiles of I wherever a run of any factor (in tiles) begins or ends."""
     edges = sorted({0, extent, *(edge for each in runs for run in each for edge in run)})
     return [
         Segment(
@@ -49,15 +43,3 @@ def _inside(runs: Runs, tile: int) -> bool:
 def _before(runs: Runs, tile: int) -> int:
     """Pivot tiles before `tile`."""
     return sum(max(0, min(stop, tile) - start) for start, stop in runs)
-
-
-def side_by_side(counts: tuple[int, ...], extent: int) -> tuple[Runs, ...]:
-    """Runs of so many tiles, one set after the other, round the end of the `extent`: where the pivots of a layer whose
-    weights are not known yet may be. No byte or cycle of a plan depends on where they are."""
-    found, first = [], 0
-    for count in counts:
-        stop = first + count
-        wrapped = [(0, stop - extent), (first, extent)] if stop > extent else [(first, stop)]
-        found.append(tuple((a, b) for a, b in wrapped if a < b))
-        first = stop % extent
-    return tuple(found)

@@ -1,6 +1,4 @@
-"""`neuronxcc.nki.language`: tensors, loops, indices, data movement and the tile operators (the compiler picks their
-engine).
-"""
+"""`neuronxcc.nki.language`: tensors, loops, indices, data movement, and operators whose engine the compiler picks."""
 
 from __future__ import annotations
 
@@ -9,30 +7,21 @@ from typing import Any
 
 import numpy as np
 
+from nxdi_svd_plugin import hardware
 from nxdi_svd_plugin.simulator.front import isa
-from nxdi_svd_plugin.simulator.machine.kernel import program_id
+from nxdi_svd_plugin.simulator.front.indices import arange, mgrid
+from nxdi_svd_plugin.simulator.front.tensor import Tensor
 from nxdi_svd_plugin.simulator.place import fail, missing_api
-from nxdi_svd_plugin.simulator.program import dtypes, elementwise, emit, tensor
-from nxdi_svd_plugin.simulator.program.affine import Axis, Expr
+from nxdi_svd_plugin.simulator.program import dtypes, elementwise, emit
+from nxdi_svd_plugin.simulator.program.affine import Expr
 from nxdi_svd_plugin.simulator.program.dma import load, load_transpose2d, store
 from nxdi_svd_plugin.simulator.program.functions import BINARY, REDUCE, UNARY, op_name
 from nxdi_svd_plugin.simulator.program.indexing import DynamicSlice as ds
-from nxdi_svd_plugin.simulator.program.program import Reads, Storage, tracer
-from nxdi_svd_plugin.simulator.program.tensor import View
+from nxdi_svd_plugin.simulator.program.operands import need
+from nxdi_svd_plugin.simulator.program.program import Reads, View
+from nxdi_svd_plugin.simulator.program.tracer import tracer
 
-__all__ = ["ds", "load", "load_transpose2d", "program_id", "store"]
-
-float32, float16, bfloat16 = np.float32, np.float16, dtypes.bfloat16
-float8_e4m3, float8_e5m2 = dtypes.float8_e4m3, dtypes.float8_e5m2
-int8, int16, int32, uint8, uint16, uint32, bool_ = (
-    np.int8,
-    np.int16,
-    np.int32,
-    np.uint8,
-    np.uint16,
-    np.uint32,
-    np.bool_,
-)
+__all__ = ["arange", "ds", "load", "load_transpose2d", "mgrid", "store"]
 
 sbuf, psum, shared_hbm = "sbuf", "psum", "shared_hbm"
 hbm = private_hbm = "hbm"
@@ -41,12 +30,12 @@ hbm = private_hbm = "hbm"
 class tile_size:  # noqa: N801
     """Hardware tile limits."""
 
-    pmax = 128
-    psum_fmax = 512
-    gemm_stationary_fmax = 128
-    gemm_moving_fmax = 512
-    bn_stats_fmax = 512
-    total_available_sbuf_size = 176 * 1024
+    pmax = hardware.PARTITIONS
+    psum_fmax = hardware.PSUM_BANK_BYTES // 4
+    gemm_stationary_fmax = hardware.STATIONARY
+    gemm_moving_fmax = hardware.MOVING
+    bn_stats_fmax = hardware.BN_STATS
+    total_available_sbuf_size = hardware.SBUF_BYTES
 
 
 class fp32:  # noqa: N801
@@ -72,7 +61,7 @@ def ndarray(shape: Any, dtype: Any, *, buffer: Any = None, name: str = "") -> Vi
     """A new tensor that holds nothing yet."""
     shape = tuple(shape)
     marks = [axis for axis, size in enumerate(shape) if isinstance(size, par_dim)]
-    return tensor.allocate(shape, dtype, _buffer(buffer), marks[0] if marks else 0, name=name)
+    return emit.allocate(shape, dtype, _buffer(buffer), marks[0] if marks else 0, name=name)
 
 
 def full(shape: Any, fill_value: Any, dtype: Any, *, buffer: Any = None, name: str = "") -> View:
@@ -113,11 +102,8 @@ def shared_constant(constant: Any, dtype: Any = None) -> View:
     """A constant in HBM; load it before use."""
     values = np.asarray(constant)
     kind = dtypes.as_dtype(values.dtype if dtype is None else dtype)
-    current = tracer()
-    store_ = Storage(values.shape, kind, "hbm", 0, current.top, ("<constant>", 0), mutable=False)
-    store_.data = dtypes.rounded(values.astype(dtypes.storage(kind)), kind).ravel()
-    current.storages.append(store_)
-    return tensor.whole(store_)
+    data = dtypes.rounded(values.astype(dtypes.storage(kind)), kind).ravel()
+    return tracer().constant(values.shape, kind, data, "<constant>")
 
 
 def shared_identity_matrix(n: int, dtype: Any = np.uint8) -> View:
@@ -147,39 +133,6 @@ def static_range(*args: Any) -> Iterator[Any]:
     return tracer().loop("static", _values(args))
 
 
-# ---- indices
-def arange(*args: int) -> Expr:
-    """A 1-D tile index; give it its axis by `[:, None]` or `[None, :]`."""
-    values = range(*args)
-    if not len(values):
-        fail(f"empty arange{args}")
-    return Expr(values[0], {Axis(0, len(values)): values.step} if len(values) > 1 else {}, 1)
-
-
-class _Grid(tuple[Expr, ...]):
-    """mgrid's result: unpack it or use `.p` (partition) and `.x .y .z .w` (free axes)."""
-
-    p = property(lambda self: self[0])
-    x = property(lambda self: self[1])
-    y = property(lambda self: self[2])
-    z = property(lambda self: self[3])
-    w = property(lambda self: self[4])
-
-
-class _MGrid:
-    def __getitem__(self, key: Any) -> _Grid:
-        slices = key if isinstance(key, tuple) else (key,)
-        ndim, found = len(slices), []
-        for at, part in enumerate(slices):
-            values = range(part.start or 0, part.stop, part.step or 1)
-            axis = Axis(ndim - 1 - at, len(values))
-            found.append(Expr(values[0], {axis: values.step} if len(values) > 1 else {}, ndim))
-        return _Grid(found)
-
-
-mgrid = _MGrid()
-
-
 # ---- the launch grid
 class nc(int):  # noqa: N801
     """A grid dimension over several physical NeuronCores, as is `nc(2) * n`; only Trn2 has that."""
@@ -194,6 +147,14 @@ def spmd_dim(first: int, second: int) -> int:
     """A grid dimension of `first * second` instances, distributed over cores by the factor that is an `nc`."""
     product = int(first) * int(second)
     return nc(product) if isinstance(first, nc) or isinstance(second, nc) else product
+
+
+def program_id(axis: int) -> Any:
+    """The index of this instance along a grid dimension."""
+    variables = tracer().grid_vars
+    if not 0 <= axis < len(variables):
+        fail(f"program_id({axis}) in a grid of {len(variables)} dimensions; launch the kernel as kernel[g0, ...]")
+    return Expr(0, {variables[axis]: 1})
 
 
 def num_programs(axes: Any = None) -> Any:
@@ -220,7 +181,7 @@ def broadcast_to(src: View, *, shape: Any) -> View:
     return elementwise.broadcast(src, tuple(shape))
 
 
-def expand_dims(data: View, axis: int) -> View:
+def expand_dims(data: Tensor, axis: int) -> View:
     """The tile with one more axis of size 1."""
     return data.expand_dims(axis)
 
@@ -232,7 +193,7 @@ def transpose(x: View, *, dtype: Any = None, mask: Any = None) -> View:
 
 def matmul(x: View, y: View, *, transpose_x: bool = False, mask: Any = None) -> View:
     """`x @ y`, or `x.T @ y` with transpose_x; without it x is transposed on the tensor engine first."""
-    emit.need(x, "nki.language.matmul", "x", "sbuf")
+    need(x, "nki.language.matmul", "x", "sbuf")
     if not transpose_x:
         x = elementwise.copy(isa.nc_transpose(x), x.dtype)
     return isa.nc_matmul(x, y, mask=mask)
@@ -245,7 +206,7 @@ def device_print(prefix: str, x: View, *, mask: Any = None) -> None:
         print(prefix, values)
         return values
 
-    sink = tensor.allocate(x.shape, x.dtype, "hbm")
+    sink = emit.allocate(x.shape, x.dtype, "hbm")
     axes = tuple(range(x.ndim))
     instr = emit.instruction(
         "device_print", "vector", x.shape, [(x, axes)], (sink, axes), show, x.dtype, mask, inplace=True
@@ -261,8 +222,8 @@ def static_cast(input_data: Any, dtype: Any) -> Any:
 def where(condition: View, x: Any, y: Any, *, dtype: Any = None, mask: Any = None) -> View:
     """Element-wise choice between two tiles or scalars, on the Vector Engine."""
     api = "nki.language.where"
-    condition = emit.need(condition, api, "condition", "sbuf", "psum")
-    views = [emit.need(v, api, name, "sbuf", "psum") for name, v in (("x", x), ("y", y)) if isinstance(v, View)]
+    condition = need(condition, api, "condition", "sbuf", "psum")
+    views = [need(v, api, name, "sbuf", "psum") for name, v in (("x", x), ("y", y)) if isinstance(v, View)]
     if any(v.shape != condition.shape for v in views):
         fail(f"{api}: condition {list(condition.shape)} and values {[list(v.shape) for v in views]} differ in shape")
 
@@ -307,6 +268,7 @@ def _reduction(name: str) -> Callable[..., View]:
 
 
 _MADE: dict[str, Any] = {
+    **dtypes.TYPES,
     **{name: _unary(name) for name in UNARY if name != "copy"},
     **{name: _binary(name) for name in BINARY},
     **{name: _reduction(name) for name in ("sum", "prod", "max", "min", "mean", "all")},

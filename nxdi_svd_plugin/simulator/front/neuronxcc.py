@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-from nxdi_svd_plugin.simulator.front import compiler, isa, language, nki_api, typing
-from nxdi_svd_plugin.simulator.machine import kernel
+from nxdi_svd_plugin.simulator.front import compiler, isa, language, typing
+from nxdi_svd_plugin.simulator.front.nki_api import lenient_nki
 
 
 @contextmanager
@@ -16,16 +16,15 @@ def as_neuronxcc() -> Iterator[None]:
     """Within the context `import neuronxcc.nki` (and `.language .isa .typing .compiler`) is the simulator.
 
     Kernels decorated there run leniently for as long as they live: SBUF overflow is spilled and counted instead of
-    refused, and unwritten
-    memory may be computed with as long as it is neither multiplied nor stored. A real `neuronxcc` is hidden and
-    comes back afterwards.
+    refused, and unwritten memory may be computed with as long as it is neither multiplied nor stored. A real
+    `neuronxcc` is hidden and comes back afterwards.
     """
     package = ModuleType("neuronxcc")
-    package.nki = nki_api  # type: ignore[attr-defined]
+    package.nki = lenient_nki  # type: ignore[attr-defined]
     package.__path__ = []
     mine = {
         "neuronxcc": package,
-        "neuronxcc.nki": nki_api,
+        "neuronxcc.nki": lenient_nki,
         "neuronxcc.nki.language": language,
         "neuronxcc.nki.isa": isa,
         "neuronxcc.nki.typing": typing,
@@ -35,11 +34,9 @@ def as_neuronxcc() -> Iterator[None]:
     for name in hidden:
         del sys.modules[name]
     sys.modules.update(mine)
-    kernel.LENIENT_DEPTH[0] += 1
     try:
         yield
     finally:
-        kernel.LENIENT_DEPTH[0] -= 1
         for name in [name for name in sys.modules if name.split(".")[0] == "neuronxcc"]:
             del sys.modules[name]
         sys.modules.update(hidden)

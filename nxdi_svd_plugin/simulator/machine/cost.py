@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nxdi_svd_plugin.simulator.limits import MIN_CYCLES
+from nxdi_svd_plugin.hardware import MIN_CYCLES
 from nxdi_svd_plugin.simulator.program.dtypes import bfloat16, float16, float32
 from nxdi_svd_plugin.simulator.program.extents import Extents
 from nxdi_svd_plugin.simulator.program.program import Instr, Operand

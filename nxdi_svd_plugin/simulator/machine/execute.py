@@ -1,10 +1,8 @@
-"""Running a traced program on numpy arrays, with affine loops in seeded random order and never-written memory
-tracked.
-"""
+"""Running a traced program on numpy arrays: affine loops in seeded random order, never-written memory tracked."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from math import prod
 from typing import Any
 
@@ -12,20 +10,18 @@ import numpy as np
 
 from nxdi_svd_plugin.simulator.place import fail
 from nxdi_svd_plugin.simulator.program.dtypes import Array, rounded, storage
-from nxdi_svd_plugin.simulator.program.extents import Extents, extents_of
-from nxdi_svd_plugin.simulator.program.program import Alloc, Block, Instr, Loop, Operand, Storage
+from nxdi_svd_plugin.simulator.program.extents import Extents, extents_of, whole_extents
+from nxdi_svd_plugin.simulator.program.program import Alloc, Block, Instr, Loop, Operand, Storage, View
 
 
 class Machine:
-    """Memory contents of one run. `executed[instr][extents]` counts how often an instruction ran over which part
-    of its space.
-    """
+    """Memory contents of one run; `executed[instr][extents]` counts runs of an instruction over a part of its space."""
 
     def __init__(self, strict: bool, seed: int) -> None:
         self.strict, self.rng = strict, np.random.default_rng(seed)
         self.env: dict[Any, int] = {}
         self.memory: dict[Storage, tuple[Array, Array | None]] = {}
-        self.executed: dict[Instr, Counter[Extents]] = {}
+        self.executed: defaultdict[Instr, Counter[Extents]] = defaultdict(Counter)
 
     def allocate(self, store: Storage) -> None:
         """(Re)start a tensor's life: memory that holds nothing."""
@@ -75,16 +71,18 @@ class Machine:
                     offset, narrowed[at] = offset + low * view.strides[at], high - low
             shape = tuple(narrowed)
         if view.indirect is not None:
-            return self._addresses(instr, view, offset, shape), data, written
+            return self._addresses(instr, view, view.indirect, offset, shape), data, written
         size = data.itemsize
         values: Array = np.ndarray(shape, data.dtype, data, offset * size, [s * size for s in view.strides])
         if written is None:
             return None, values, None
         return None, values, np.ndarray(shape, np.bool_, written, offset, view.strides)
 
-    def _addresses(self, instr: Instr, view: Any, offset: int, shape: tuple[int, ...]) -> Array:
+    def _addresses(
+        self, instr: Instr, view: View, indirect: tuple[View, int, int], offset: int, shape: tuple[int, ...]
+    ) -> Array:
         """Flat addresses; -1 where the index lies outside of its dimension, which `dma_copy` may be told to skip."""
-        tile, stride, size = view.indirect
+        tile, stride, size = indirect
         _, index, known = self.region(instr, Operand(tile, tuple(range(tile.ndim))))
         if known is not None and not known.all():
             fail(f"{instr.op}: the index tile {tile!r} was never written", instr.place)
@@ -113,8 +111,9 @@ class Machine:
         return data, None
 
     def out_of_bounds(self, instr: Instr, index: int, size: int, flat: Array, total: int) -> None:
-        """An index tile that leaves its dimension: SimulatorError for our kernels; for other people's an IndexError
-        in numpy's words, and only where the address leaves the tensor.
+        """Raise for an index tile that leaves its dimension: SimulatorError for our kernels.
+
+        For other people's it is an IndexError in numpy's words, and only where the address leaves the tensor.
         """
         if self.strict:
             fail(f"{instr.op}: index {index} is out of bounds of a dimension of {size} (index tile)", instr.place)
@@ -124,10 +123,8 @@ class Machine:
 
     def step(self, instr: Instr) -> None:
         """Execute one instruction over the part of its space that the mask leaves."""
-        extents = None
-        if instr.mask:
-            extents = extents_of(instr, self.env)
-        self.executed.setdefault(instr, Counter())[extents or tuple((0, n) for n in instr.space)] += 1
+        extents = extents_of(instr, self.env) if instr.mask else None
+        self.executed[instr][extents or whole_extents(instr)] += 1
         if extents is not None and any(low >= high for low, high in extents):
             return
         operands = [self.read(instr, operand, extents) for operand in instr.reads]
@@ -136,7 +133,9 @@ class Machine:
         if address is not None:
             self.scatter(instr, address, target, written, values)
             return
-        self.place(instr, target, written, rounded(values, instr.write.view.dtype))
+        if instr.write.view.dtype != instr.dtype:
+            values = rounded(values, instr.write.view.dtype)
+        self.place(instr, target, written, values)
         if written is not None:
             missing = [flags for _, flags in operands if flags is not None]
             written[...] = self.known(instr, missing, written.shape) if missing else True
@@ -151,9 +150,7 @@ class Machine:
             target[...] = values
 
     def known(self, instr: Instr, missing: list[Array], shape: tuple[int, ...]) -> Array:
-        """Which results are defined when some inputs are not: by partition. HBM must never receive an
-        undefined value.
-        """
+        """Which results are defined when some inputs are not, by partition; HBM never receives an undefined value."""
         if instr.write.view.buffer in ("hbm", "shared_hbm"):
             fail(f"{instr.op} stores memory that was never written", instr.place)
         rows = np.ones(shape[0], np.bool_)
@@ -174,3 +171,21 @@ class Machine:
             data[address] = rounded(values, instr.write.view.dtype)
         if written is not None:
             written[address] = True
+
+    def fetch(self, output: View) -> Array:
+        """An output's values in its own type; in a strict run all of them must have been written."""
+        data, written = self.memory[output.base]
+        if self.strict and written is not None and not written.all():
+            fail(f"{int((~written).sum())} elements of output {output!r} were never written", output.base.place)
+        return data.reshape(output.base.shape).astype(output.dtype)
+
+
+def execute(top: Block, storages: list[Storage], strict: bool, seed: int) -> Machine:
+    """Run a program on fresh memory, after the storages that hold inputs and constants have been filled."""
+    machine = Machine(strict, seed)
+    for store in storages:
+        if store.data is not None:
+            machine.allocate(store)
+    with np.errstate(all="ignore"):
+        machine.run(top)
+    return machine

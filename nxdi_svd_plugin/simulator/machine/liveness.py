@@ -1,9 +1,8 @@
-"""On-chip memory over the course of a traced program: SBUF bytes per partition, PSUM banks, and what a compiler would
-have to spill.
+"""On-chip memory over the course of a traced program: SBUF, PSUM banks, and what a compiler would have to spill.
 
 The rule (docs/simulator.md): a tensor declared in block D lives from its first write to its last access, in program
-order. An access
-inside a loop below D covers that whole loop. A tensor declared in a loop body is one buffer, reused by every iteration.
+order. An access inside a loop below D covers that whole loop. A tensor declared in a loop body is one buffer, reused by
+every iteration. Sizes are bytes per partition.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from nxdi_svd_plugin.simulator.limits import PSUM_BANK_BYTES, SBUF_PARTITION_BYTES
+from nxdi_svd_plugin.hardware import PSUM_BANK_BYTES, SBUF_BYTES
 from nxdi_svd_plugin.simulator.program.extents import Extents
 from nxdi_svd_plugin.simulator.program.program import Block, Instr, Loop, Operand, Storage
 
@@ -106,19 +105,18 @@ def spill(found: list[Life], counts: dict[Instr, dict[Extents, int]]) -> tuple[i
     """Bytes saved to and reloaded from HBM so that SBUF fits, as a model of the compiler's choice.
 
     While a position is over the limit, the tensor alive there that costs the least traffic per byte gives up the
-    excess. A tensor of
-    which a share is spilled pays that share of its writes as saves and of its reads as reloads.
+    excess. A tensor of which a share is spilled pays that share of its writes as saves and of its reads as reloads.
     """
     size = {life.storage: life.storage.partition_bytes for life in found}
     written, read = _traffic(counts)
     spilled: dict[Storage, int] = {}
     while True:
         total, position = peak(found, size)
-        if total <= SBUF_PARTITION_BYTES:
+        if total <= SBUF_BYTES:
             break
         alive = [life.storage for life in at_position(found, position) if size[life.storage] > 0]
         victim = min(alive, key=lambda s: ((written.get(s, 0) + read.get(s, 0)) / s.partition_bytes, s.place))
-        share = min(size[victim], total - SBUF_PARTITION_BYTES)
+        share = min(size[victim], total - SBUF_BYTES)
         size[victim] -= share
         spilled[victim] = spilled.get(victim, 0) + share
     save = sum(written.get(s, 0) * share // s.partition_bytes for s, share in spilled.items())

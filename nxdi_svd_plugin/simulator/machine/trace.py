@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nxdi_svd_plugin.simulator.limits import CLOCK_HZ, DMA_BYTES_PER_SECOND, PSUM_BANKS, SBUF_PARTITION_BYTES
+from nxdi_svd_plugin.hardware import CLOCK_HZ, DMA_BYTES_PER_SECOND, PSUM_BANKS, SBUF_BYTES
 from nxdi_svd_plugin.simulator.machine import liveness
 from nxdi_svd_plugin.simulator.machine.cost import Cost, instruction_cost
 from nxdi_svd_plugin.simulator.place import describe, fail
@@ -92,7 +92,7 @@ def analyse(
     found = liveness.lives(top)
     sbuf, prefetch, psum = _peaks(found)
     save = reload = 0
-    if sbuf > SBUF_PARTITION_BYTES and not strict:
+    if sbuf > SBUF_BYTES and not strict:
         alive = [life for life in found if life.storage.buffer == "sbuf"]
         save, reload = liveness.spill(alive, {instr: dict(c) for instr, c in counts.items()})
     _check(found, strict, sbuf)
@@ -135,12 +135,12 @@ def _check(found: list[liveness.Life], strict: bool, sbuf_peak: int) -> None:
         fail(
             f"{used} PSUM banks are live at once, there are {PSUM_BANKS}; alive: {_names(psum, position)}", first.place
         )
-    if strict and sbuf_peak > SBUF_PARTITION_BYTES:
+    if strict and sbuf_peak > SBUF_BYTES:
         sbuf = [life for life in found if life.storage.buffer == "sbuf"]
         _, position = liveness.peak(sbuf, {life.storage: life.storage.partition_bytes for life in sbuf})
         first = liveness.at_position(sbuf, position)[0].storage
         fail(
-            f"{sbuf_peak} bytes of SBUF per partition are live at once, {SBUF_PARTITION_BYTES} are usable; "
+            f"{sbuf_peak} bytes of SBUF per partition are live at once, {SBUF_BYTES} are usable; "
             f"alive: {_names(sbuf, position)}; use smaller blocks",
             first.place,
         )

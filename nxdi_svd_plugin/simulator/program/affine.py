@@ -1,14 +1,13 @@
 """Symbolic integers: loop indices, tile indices (`arange`, `mgrid`) and the masks made of them.
 
 A kernel body is traced once, so an index has no value while the body runs. An `Expr` is `const + sum(coeff * atom)`;
-atoms are
-loop variables, tile axes, and `x % c` or `x // c` of a loop expression. Comparisons give a `Condition`, a conjunction
-of `expr >= 0`.
+atoms are loop variables, tile axes, and `x % c` or `x // c` of a loop expression. Comparisons give a `Condition`, a
+conjunction of `expr >= 0`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +91,7 @@ class Expr:
 
     def __init__(self, const: int = 0, terms: dict[Any, int] | None = None, ndim: int = 0) -> None:
         self.const = int(const)
-        self.terms = {atom: coeff for atom, coeff in (terms or {}).items() if coeff}
+        self.terms = {atom: coeff for atom, coeff in terms.items() if coeff} if terms else {}
         self.ndim = ndim
 
     def evaluate(self, env: Mapping[Any, Any]) -> Any:
@@ -120,6 +119,8 @@ class Expr:
 
     def without_axes(self) -> Expr:
         """The part that is the same for the whole tile."""
+        if not self.terms:
+            return self
         return Expr(self.const, {atom: c for atom, c in self.terms.items() if not isinstance(atom, Axis)})
 
     # ---- arithmetic
@@ -127,9 +128,11 @@ class Expr:
         other = as_expr(other)
         if other is NotImplemented:
             return other  # type: ignore[no-any-return]
-        terms = dict(self.terms)
-        for atom, coeff in other.terms.items():
-            terms[atom] = terms.get(atom, 0) + sign * coeff
+        terms = self.terms
+        if other.terms:
+            terms = dict(terms)
+            for atom, coeff in other.terms.items():
+                terms[atom] = terms.get(atom, 0) + sign * coeff
         return Expr(self.const + sign * other.const, terms, max(self.ndim, other.ndim))
 
     def __add__(self, other: Any) -> Expr:
@@ -230,10 +233,16 @@ class Expr:
         fail("an index tensor takes no assignment (err_cannot_assign_to_index); make a tile of it with nisa.iota")
 
 
+class UnrollRequest(Exception):  # noqa: N818 - a signal, not an error
+    """An `if` looked at loop indices: trace again with the loops at these sites (file, line) unrolled."""
+
+    def __init__(self, sites: set[tuple[str, int]]) -> None:
+        super().__init__(f"an `if` looks at the indices of the loops at {sorted(sites)}")
+        self.sites = sites
+
+
 class Condition:
     """A conjunction of `expr >= 0`; a mask, or the condition of an `if` on loop indices."""
-
-    on_if: Callable[[set[LoopVar]], None] | None = None  # set while tracing: asks for the loops to be unrolled
 
     def __init__(self, terms: list[Expr]) -> None:
         self.terms = terms
@@ -266,8 +275,8 @@ class Condition:
         if any(isinstance(atom, Quasi) for term in self.terms for atom in term.terms):
             fail(f"a condition with `%` or `//` of a loop index is not affine: {RULE}")
         variables = set().union(*(term.variables() for term in self.terms))
-        if variables and Condition.on_if is not None:
-            Condition.on_if(variables)
+        if variables:
+            raise UnrollRequest({var.site for var in variables})
         return all(term.const >= 0 for term in self.terms)
 
 
@@ -275,6 +284,8 @@ def as_expr(value: Any) -> Any:
     """An Expr of an integer-like value; NotImplemented for anything else."""
     if isinstance(value, Expr):
         return value
+    if type(value) is int:
+        return Expr(value)
     if hasattr(value, "__index__") and not isinstance(value, bool):
         return Expr(int(value))
     return NotImplemented

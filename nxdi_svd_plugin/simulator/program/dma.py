@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from nxdi_svd_plugin.simulator.limits import PARTITIONS
+from nxdi_svd_plugin.hardware import PARTITIONS
 from nxdi_svd_plugin.simulator.place import fail
-from nxdi_svd_plugin.simulator.program import elementwise, emit, tensor
+from nxdi_svd_plugin.simulator.program import elementwise, emit
 from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype
-from nxdi_svd_plugin.simulator.program.program import tracer
-from nxdi_svd_plugin.simulator.program.tensor import View
+from nxdi_svd_plugin.simulator.program.operands import need
+from nxdi_svd_plugin.simulator.program.program import View
+from nxdi_svd_plugin.simulator.program.tracer import tracer
 
 dma_engine = "dma"
 
@@ -23,7 +24,7 @@ def _skip(mode: Any) -> bool:
 
 def load(src: Any, *, mask: Any = None, dtype: Any = None, mode: Any = None) -> View:
     """HBM to a new SBUF tile; the first axis becomes the partitions (at most 128)."""
-    src = emit.need(src, "nki.language.load", "src", "hbm")
+    src = need(src, "nki.language.load", "src", "hbm")
     if src.shape[0] > PARTITIONS:
         fail(f"nki.language.load: partition dimension {src.shape[0]} exceeds the limit of {PARTITIONS}; load in tiles")
     axes: tuple[int | None, ...] = tuple(range(src.ndim))
@@ -38,12 +39,12 @@ def load(src: Any, *, mask: Any = None, dtype: Any = None, mode: Any = None) -> 
 
 def store(dst: Any, value: Any, *, mask: Any = None) -> None:
     """SBUF to HBM, cast to the destination's type; a PSUM value is copied to SBUF first."""
-    dst = emit.need(dst, "nki.language.store", "dst", "hbm")
-    if not isinstance(value, tensor.View):
-        filled = tensor.allocate(dst.shape, dst.dtype, "sbuf")
+    dst = need(dst, "nki.language.store", "dst", "hbm")
+    if not isinstance(value, View):
+        filled = emit.allocate(dst.shape, dst.dtype, "sbuf")
         emit.fill(filled, value)
         value = filled
-    value = emit.need(value, "nki.language.store", "value", "sbuf", "psum")
+    value = need(value, "nki.language.store", "value", "sbuf", "psum")
     if value.buffer == "psum":
         value = elementwise.copy(value, dst.dtype, api="nki.language.store")
     if value.shape[0] > PARTITIONS:
@@ -61,7 +62,7 @@ def load_transpose2d(src: Any, *, mask: Any = None, dtype: Any = None) -> View:
 
 
 def _transposed_load(api: str, src: Any, mask: Any, dtype: Any) -> View:
-    src = emit.need(src, api, "src", "hbm")
+    src = need(src, api, "src", "hbm")
     if src.ndim != 2 or src.indirect is not None:
         fail(f"{api}: takes a 2-D tile without index tiles, found {list(src.shape)}")
     if src.shape[1] > PARTITIONS:
@@ -77,9 +78,7 @@ def _transpose(values: Array) -> Array:
 
 
 def dma_transpose(src: Any, *, axes: Any = None, mask: Any = None, dtype: Any = None, dge_mode: Any = None) -> View:
-    """Does not exist on Trn1: an error for our kernels; for other people's a 2-D transpose and a warning in the
-    trace.
-    """
+    """Not on Trn1: an error for our kernels; for other people's a 2-D transpose and a warning in the trace."""
     current = tracer()
     if current.strict or (axes is not None and tuple(axes) != (1, 0)):
         fail(
@@ -98,7 +97,7 @@ def dma_copy(
         fail(f"{api}: hardware descriptor generation (hwdge) does not exist on Trn1")
     if dst_rmw_op is not None and getattr(dst_rmw_op, "__name__", "") != "add":
         fail(f"{api}: dst_rmw_op is np.add or None")
-    dst, src = emit.need(dst, api, "dst", "hbm", "sbuf"), emit.need(src, api, "src", "hbm", "sbuf")
+    dst, src = need(dst, api, "dst", "hbm", "sbuf"), need(src, api, "src", "hbm", "sbuf")
     for view in (dst, src):
         if view.base.on_chip and view.shape[0] > PARTITIONS:
             fail(f"{api}: partition dimension {view.shape[0]} exceeds the limit of {PARTITIONS}")

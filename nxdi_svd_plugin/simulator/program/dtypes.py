@@ -1,8 +1,7 @@
 """NKI data types, their storage in numpy, rounding and promotion.
 
 Float tensors are held as float32 arrays whose values are exactly representable in the tensor's type: engines compute in
-fp32 and
-round once, when they write. Integers are held as they are. Promotion follows "NKI Type Promotion"
+fp32 and round once, when they write. Integers are held as they are. Promotion follows "NKI Type Promotion"
 (`nki/api/nki.api.shared.rst`, v2.26.1).
 """
 
@@ -16,16 +15,26 @@ from nxdi_svd_plugin.simulator.place import fail
 
 Array = npt.NDArray[Any]
 
-float32 = np.dtype(np.float32)
-float16 = np.dtype(np.float16)
-bfloat16 = np.dtype(ml_dtypes.bfloat16)
-float8_e4m3 = np.dtype(getattr(ml_dtypes, "float8_e4m3", ml_dtypes.float8_e4m3fn))  # e4m3fn: ml_dtypes before 0.5
-float8_e5m2 = np.dtype(ml_dtypes.float8_e5m2)
-INTEGERS = [np.dtype(t) for t in (np.int8, np.int16, np.int32, np.uint8, np.uint16, np.uint32)]
-BOOL = np.dtype(np.bool_)
-
-FLOATS = (float32, float16, bfloat16, float8_e4m3, float8_e5m2)
-MATMUL_DTYPES = FLOATS
+TYPES: dict[str, Any] = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float8_e4m3": np.dtype(getattr(ml_dtypes, "float8_e4m3", ml_dtypes.float8_e4m3fn)),  # e4m3fn: ml_dtypes before 0.5
+    "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    "int8": np.int8,
+    "int16": np.int16,
+    "int32": np.int32,
+    "uint8": np.uint8,
+    "uint16": np.uint16,
+    "uint32": np.uint32,
+    "bool_": np.bool_,
+}
+"""What `nki.language` calls its data types; the hardware has no others."""
+DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(kind) for name, kind in TYPES.items()}
+FLOATS = [dtype for name, dtype in DTYPES.items() if "float" in name]
+INTEGERS = [dtype for name, dtype in DTYPES.items() if "int" in name]
+float32, float16, bfloat16, *_ = FLOATS
+bool_ = DTYPES["bool_"]
 
 
 def as_dtype(value: Any) -> np.dtype[Any]:
@@ -34,7 +43,7 @@ def as_dtype(value: Any) -> np.dtype[Any]:
         dtype: np.dtype[Any] = np.dtype(value)
     except TypeError:
         fail(f"not a data type: {value!r}")
-    if dtype not in FLOATS and dtype not in INTEGERS and dtype != BOOL:
+    if dtype not in DTYPES.values():
         fail(f"{dtype} is not an NKI data type (float32, float16, bfloat16, float8_e4m3/e5m2, (u)int8/16/32, bool)")
     return dtype
 
@@ -55,7 +64,7 @@ def rounded(values: Array, dtype: np.dtype[Any]) -> Array:
         return values.astype(np.float32, copy=False)
     if is_float(dtype):
         return values.astype(dtype).astype(np.float32)
-    if dtype == BOOL:
+    if dtype == bool_:
         return values.astype(np.bool_)
     if values.dtype.kind == "f":
         info = np.iinfo(dtype)
@@ -78,7 +87,7 @@ def promote(left: np.dtype[Any], right: np.dtype[Any]) -> np.dtype[Any]:
     """Result type of an arithmetic operation on two types."""
     if left == right:
         return left
-    left, right = (np.dtype(np.uint8) if t == BOOL else t for t in (left, right))
+    left, right = (np.dtype(np.uint8) if t == bool_ else t for t in (left, right))
     if is_float(left) != is_float(right):
         return left if is_float(left) else right
     if not is_float(left):

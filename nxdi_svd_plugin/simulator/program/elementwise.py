@@ -4,29 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from nxdi_svd_plugin.simulator.place import fail
-from nxdi_svd_plugin.simulator.program import tensor
 from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype, is_float, promote, scalar_dtype
-from nxdi_svd_plugin.simulator.program.emit import as_is, forward, instruction, need, result
+from nxdi_svd_plugin.simulator.program.emit import as_is, forward, instruction, result
 from nxdi_svd_plugin.simulator.program.functions import BINARY, BITVEC, COMPARISONS, as_math
-from nxdi_svd_plugin.simulator.program.program import Axes
-
-if TYPE_CHECKING:
-    from nxdi_svd_plugin.simulator.program.tensor import View
+from nxdi_svd_plugin.simulator.program.operands import need
+from nxdi_svd_plugin.simulator.program.program import Axes, View
 
 
 def inplace(target: View, other: Any, op: str) -> None:
     """`target op= other`; an addition of a matmul result in PSUM is the tensor engine's own accumulation."""
-    if (
-        isinstance(other, tensor.View)
-        and op == "add"
-        and target.buffer == "psum"
-        and forward(other, target, accumulate=True)
-    ):
+    if isinstance(other, View) and op == "add" and target.buffer == "psum" and forward(other, target, accumulate=True):
         return
     binary(op, target, other, dtype=target.dtype, into=target)
 
@@ -86,9 +78,7 @@ def binary(
     """Element-wise `left op right` of tiles and scalars; at most one tile in PSUM."""
     api = api or op
     views = [
-        need(v, api, f"operand {i + 1}", "sbuf", "psum")
-        for i, v in enumerate((left, right))
-        if isinstance(v, tensor.View)
+        need(v, api, f"operand {i + 1}", "sbuf", "psum") for i, v in enumerate((left, right)) if isinstance(v, View)
     ]
     if not views:
         fail(f"{api}: no operand is a tensor")
@@ -108,7 +98,7 @@ def binary(
                     f"{api}: operators do not broadcast over partitions ({[list(x.shape) for x in views]}); use nl.{op}"
                 )
             views[i] = partition_broadcast(v, space[0])
-    kinds = [v.dtype if isinstance(v, tensor.View) else scalar_dtype(v) for v in (left, right)]
+    kinds = [v.dtype if isinstance(v, View) else scalar_dtype(v) for v in (left, right)]
     out = as_dtype(dtype) if dtype is not None else np.dtype(np.uint8) if op in COMPARISONS else promote(*kinds)
     compute = binary_compute(op, [left, right], kinds, api)
     axes = tuple(range(ndim))
@@ -123,16 +113,14 @@ def binary(
 
 
 def binary_compute(op: str, operands: list[Any], kinds: list[np.dtype[Any]], api: str) -> Callable[..., Array]:
-    """The function of the tile operands: fp32 arithmetic, exact integers for add, subtract, multiply, bit
-    patterns for bitvec.
-    """
+    """The function of the tile operands: fp32; integers exactly in add, subtract, multiply; bit patterns in bitvec."""
     integers = not any(is_float(k) for k in kinds)
     if op in BITVEC and not integers:
         fail(f"{api}: bit operators take integer tiles, found {' and '.join(map(str, kinds))}")
     exact = integers and op in {"add", "subtract", "multiply", *COMPARISONS}
     cast = (lambda x: x) if op in BITVEC else (lambda x: np.asarray(x, dtype=np.int64)) if exact else as_math
     function = BINARY[op]
-    fixed = [None if isinstance(v, tensor.View) else cast(np.asarray(v)) for v in operands]
+    fixed = [None if isinstance(v, View) else cast(np.asarray(v)) for v in operands]
 
     def compute(*tiles: Array) -> Array:
         rest = iter(tiles)

@@ -1,49 +1,19 @@
-"""Adding instructions to the traced program: operand checks, result tiles, assignment and the element-wise forms
-everything shares.
-"""
+"""Adding instructions to the traced program: result tiles, assignment, forwarding of a result to its destination."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from nxdi_svd_plugin.simulator.limits import (
-    ACCESS_AXES,
-    ACCESS_STRIDE,
-    ENGINE_FREE_PSUM,
-    ENGINE_FREE_SBUF,
-    PARTITIONS,
-    PSUM_BANK_BYTES,
-)
+from nxdi_svd_plugin.hardware import PARTITIONS
 from nxdi_svd_plugin.simulator.place import fail, kernel_place
-from nxdi_svd_plugin.simulator.program import tensor
-from nxdi_svd_plugin.simulator.program.affine import Axis, Condition, Expr, Quasi
-from nxdi_svd_plugin.simulator.program.dtypes import Array, is_float, rounded
-from nxdi_svd_plugin.simulator.program.extents import values_over_loops
-from nxdi_svd_plugin.simulator.program.program import Axes, Instr, Operand, Reads, tracer
-
-if TYPE_CHECKING:
-    from nxdi_svd_plugin.simulator.program.tensor import View
-
-ENGINES = ("pe", "scalar", "vector", "gpsimd")
-
-
-def need(view: Any, api: str, name: str, *buffers: str) -> View:
-    """The operand, once it is a tensor in one of the given memories and its first axis is the partition axis."""
-    if not isinstance(view, tensor.View):
-        fail(f"{api}: operand '{name}' must be a tensor, found {type(view).__name__}")
-    where = "hbm" if view.buffer == "shared_hbm" else view.buffer
-    if where not in buffers:
-        fail(f"{api}: operand '{name}' must be in {' or '.join(buffers)}, found in {where} (err_unsupported_memory)")
-    if view.blocks:
-        fail(
-            f"{api}: operand '{name}' still has block dimensions; index them "
-            f"(err_leading_dimension_of_tensor_must_be_partition)"
-        )
-    return view
+from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype, is_float, rounded
+from nxdi_svd_plugin.simulator.program.operands import add_mask, check_read, check_write, need
+from nxdi_svd_plugin.simulator.program.program import Axes, Instr, Operand, Reads, Storage, View, row_major
+from nxdi_svd_plugin.simulator.program.tracer import tracer
 
 
 def instruction(
@@ -71,142 +41,35 @@ def instruction(
         current.block,
         info=info,
     )
-    _add_mask(instr, mask, tuple(range(len(space))))
+    add_mask(instr, mask, tuple(range(len(space))))
     for operand in instr.reads:
-        _check_read(instr, operand)
+        check_read(instr, operand)
+        unforward(operand.view)
     check_write(instr)
     current.block.nodes.append(instr)
     return instr
 
 
-def _check_read(instr: Instr, operand: Operand) -> None:
-    view = operand.view
-    if view.base.block.closed:
-        fail(
-            f"{instr.op} reads {view!r}, created inside a loop that has ended (err_local_variable_used_out_of_scope); "
-            "create it before the loop"
-        )
-    unforward(view)
-    _check_limits(instr, view)
-    if view.mask is not None:
-        _add_mask(instr, view.mask, operand.axes)
-    _add_checks(instr, operand)
-
-
-def check_write(instr: Instr) -> None:
-    """Checks of the destination; also run again when an assignment moves a result to another tensor."""
-    view = instr.write.view
-    if not view.base.mutable:
-        fail(f"{instr.op} writes a kernel input; inputs are read-only (err_cannot_update_immutable_parameter)")
-    if view.base.block.closed:
-        fail(f"{instr.op} writes {view!r}, created inside a loop that has ended (err_local_variable_used_out_of_scope)")
-    _check_limits(instr, view)
-    if view.mask is not None:
-        _add_mask(instr, view.mask, instr.write.axes)
-    _add_checks(instr, instr.write)
-    if instr.engine == "pe" and instr.info.get("product"):
-        if view.dtype != np.float32:
-            fail(f"{instr.op}: matmul results are fp32 in PSUM on NeuronCore-v2, found a {view.dtype} destination")
-        if prod(view.shape[1:]) * 4 > PSUM_BANK_BYTES:
-            fail(f"{instr.op}: the result takes more than one PSUM bank of {PSUM_BANK_BYTES} bytes per partition")
-        _check_bank(instr, view)
-    _check_dependence(instr, view)
-
-
-def _check_bank(instr: Instr, view: View) -> None:
-    """A matmul result may not straddle two PSUM banks."""
-    bank = PSUM_BANK_BYTES // 4
-    free = prod(view.base.shape[view.base.par + 1 :])
-    extent = 1 + sum((n - 1) * step for n, step in zip(view.shape[1:], view.strides[1:], strict=True))
-    starts = values_over_loops(view.offset, instr.block) % free % bank
-    if free > bank and int(starts.max()) + extent > bank:
-        fail(f"{instr.op}: the destination straddles two PSUM banks of {PSUM_BANK_BYTES} bytes per partition")
-
-
-def _check_pattern(instr: Instr, view: View) -> None:
-    """The engines walk the free axes of a tile by at most 4 counted steps, each of at most 32767 elements."""
-    axes: list[tuple[int, int]] = []
-    for count, step in zip(view.shape[1:], view.strides[1:], strict=True):
-        if axes and axes[-1][1] == count * step:  # one step serves both axes
-            axes[-1] = (axes[-1][0] * count, step)
-        elif count > 1:
-            axes.append((count, step))
-    if len(axes) > ACCESS_AXES:
-        fail(f"{instr.op}: {view!r} is walked along {len(axes)} free axes, an access pattern has {ACCESS_AXES}")
-    if any(step > ACCESS_STRIDE for _, step in axes):
-        fail(f"{instr.op}: a step of {max(s for _, s in axes)} elements, an access pattern has {ACCESS_STRIDE} (int16)")
-
-
-def _check_limits(instr: Instr, view: View) -> None:
-    if not view.base.on_chip or instr.engine == "dma" or instr.info.get("split"):
-        return
-    if instr.engine == "gpsimd" and view.buffer == "psum":
-        fail(f"{instr.op}: the GpSimd Engine cannot access PSUM")
-    _check_pattern(instr, view)
-    partitions, free = view.shape[0], prod(view.shape[1:])
-    limit = ENGINE_FREE_PSUM if view.buffer == "psum" else ENGINE_FREE_SBUF
-    if free > limit:
-        fail(f"{instr.op}: {free} elements per partition in {view.buffer}, the engines take at most {limit}")
-    grain = 128 if partitions > 64 else 64 if partitions > 32 else 32
-    if any(value % grain for value in (view.start.const, *view.start.terms.values())):
-        starts = {128: "0", 64: "0 or 64", 32: "0, 32, 64 or 96"}[grain]
-        fail(f"{instr.op}: {partitions} partitions must start at partition {starts}, found start {view.start.const}")
-
-
-def _check_dependence(instr: Instr, view: View) -> None:
-    """Iterations of affine loops and instances of a grid must write different memory, unless they accumulate."""
-    if instr.accumulate or instr.info.get("inplace") or view.indirect:
-        return
-    used = view.offset.variables() | {var for term in instr.mask for var in term.variables()}
-    outside = set(view.base.block.loops())
-    for loop in instr.block.loops():
-        if loop.shuffled and loop.var and loop not in outside and len(loop.values) > 1 and loop.var not in used:
+def allocate(shape: tuple[int, ...], dtype: Any, buffer: str, par: int = 0, name: str = "") -> View:
+    """A new tensor in the current block, with the checks of its memory."""
+    dtype, current = as_dtype(dtype), tracer()
+    if any(not isinstance(n, (int, np.integer)) or n <= 0 for n in shape):
+        fail(f"a tensor shape has positive integers, found {shape}")
+    shape = tuple(int(n) for n in shape)
+    if buffer in ("sbuf", "psum"):
+        if len(shape) - par < 2:
+            fail(f"on-chip tensors are at least 2-D, found {list(shape)}: write (128, 1) instead of (128,)")
+        if shape[par] > PARTITIONS:
+            fail(f"partition dimension {shape[par]} exceeds the {PARTITIONS} partitions of {buffer}")
+    block = current.block
+    if buffer == "shared_hbm":
+        if any(loop.kind != "grid" for loop in current.block.loops()) or current.in_helper():
             fail(
-                f"{instr.op} writes the same place of {view!r} in every iteration of an affine loop or grid "
-                "(err_unexpected_output_dependencies): index it by the loop, create it inside "
-                "the loop, or use sequential_range"
+                "nl.shared_hbm tensors are made at the top level of the kernel, not in a loop or another function "
+                "(err_shared_hbm_must_in_kernel_level)"
             )
-
-
-def _add_mask(instr: Instr, mask: Any, axes: Axes) -> None:
-    if mask is None or mask is True:
-        return
-    if mask is False or isinstance(mask, np.bool_):
-        mask = Condition([Expr(0 if mask else -1)])
-    if not isinstance(mask, Condition):
-        fail(f"{instr.op}: mask must be comparisons of indices joined by `&`, found {type(mask).__name__}")
-    for term in mask.terms:
-        if any(isinstance(atom, Quasi) for atom in term.terms):
-            fail(f"{instr.op}: `%` and `//` in a mask are not affine (err_unsupported_expression_in_mask)")
-        if len(term.axes()) > 1:
-            fail(f"{instr.op}: a mask term that combines two tile axes is not simulated; bound each axis on its own")
-        instr.mask.append(_on_axes(instr, term, mask.ndim, axes))
-
-
-def _on_axes(instr: Instr, expr: Expr, ndim: int, axes: Axes) -> Expr:
-    """Rewrite tile axes (counted from the right) as instruction axes."""
-    terms: dict[Any, int] = {}
-    for atom, coeff in expr.terms.items():
-        if isinstance(atom, Axis):
-            at = ndim - 1 - atom.position
-            number = axes[at] if ndim == len(axes) else None
-            if number is None or instr.space[number] != atom.size:
-                fail(f"{instr.op}: the index of size {atom.size} belongs to no axis of the tile {list(instr.space)}")
-            atom = Axis(number, atom.size)
-        terms[atom] = terms.get(atom, 0) + coeff
-    return Expr(expr.const, terms)
-
-
-def _add_checks(instr: Instr, operand: Operand) -> None:
-    view = operand.view
-    for expr, size in view.checks:
-        if not instr.mask:
-            low, high = expr.bounds()
-            fail(
-                f"{instr.op}: index range {low}..{high} is out of bounds for a dimension of "
-                f"{size}, and there is no mask"
-            )
-        instr.checks.append((_on_axes(instr, expr, view.ndim, operand.axes), size))
+        block = current.top
+    return current.allocate(Storage(shape, dtype, buffer, par, block, kernel_place(), name))
 
 
 # ---- results and assignment
@@ -226,30 +89,28 @@ def result(
     shape = tuple(1 if axis is None else space[axis] for axis in out_axes)
     if not shape or shape[0] > PARTITIONS:
         fail(f"{op}: a result of {shape[0] if shape else 0} partitions exceeds the limit of {PARTITIONS}")
-    made = tensor.allocate(shape, dtype, buffer)
+    made = allocate(shape, dtype, buffer)
     instr = instruction(op, engine, space, reads, (made, out_axes), compute, dtype, mask, **info)
     made.base.producer = instr
     return made
 
 
 def fit(view: View, shape: tuple[int, ...]) -> View | None:
-    """The view under another shape that differs by size-1 axes or by splitting or merging contiguous free axes;
-    None if it cannot.
-    """
+    """The view under a shape that differs by size-1 axes, or by splits and merges of contiguous free axes; or None."""
     if view.shape == shape:
         return view
     mine = [(n, s) for n, s in zip(view.shape, view.strides, strict=True) if n != 1]
     if [n for n, _ in mine] == [n for n in shape if n != 1]:
         rest = iter(s for _, s in mine)
         return view.like(shape, tuple(0 if n == 1 else next(rest) for n in shape))
-    free, contiguous = view.shape[1:], tensor.row_major(view.shape[1:])
+    free, contiguous = view.shape[1:], row_major(view.shape[1:])
     if (
         shape[0] == view.shape[0]
         and prod(shape[1:]) == prod(free)
         and view.strides[1:] == contiguous
         and not view.checks
     ):
-        return view.like(shape, (view.strides[0], *tensor.row_major(shape[1:])))
+        return view.like(shape, (view.strides[0], *row_major(shape[1:])))
     return None
 
 
@@ -278,9 +139,9 @@ def unforward(view: View) -> None:
     if instr.accumulate:
         fail(f"{instr.op}: the result of an accumulation is used a second time; read the accumulator instead")
     view.base.target = None
-    moved, instr.write = instr.write, Operand(tensor.whole(view.base), instr.write.axes)
+    moved, instr.write = instr.write, Operand(View.whole(view.base), instr.write.axes)
     axes = tuple(range(len(view.base.shape)))
-    source = Operand(tensor.whole(view.base), axes)
+    source = Operand(View.whole(view.base), axes)
     extra = Instr(
         "copy",
         "vector",
@@ -304,7 +165,7 @@ def as_is(values: Array) -> Array:
 def assign(target: View, value: Any) -> None:
     """`target[...] = value`."""
     need(target, "assignment", "destination", "sbuf", "psum")
-    if not isinstance(value, tensor.View):
+    if not isinstance(value, View):
         fill(target, value)
         return
     if forward(value, target):

@@ -1,6 +1,4 @@
-"""Which part of its iteration space an instruction covers under its mask, for given loop values or summed over all of
-them.
-"""
+"""What part of its space an instruction covers under its mask, for one value or for all values of the loops."""
 
 from __future__ import annotations
 
@@ -41,6 +39,11 @@ def intervals(instr: Instr, env: Mapping[Any, Any]) -> tuple[list[Any], list[Any
     return low, high
 
 
+def whole_extents(instr: Instr) -> Extents:
+    """All of the space."""
+    return tuple((0, n) for n in instr.space)
+
+
 def extents_of(instr: Instr, env: Mapping[Any, int]) -> Extents:
     """The covered part for one value of every loop index."""
     low, high = intervals(instr, env)
@@ -56,12 +59,10 @@ def values_over_loops(expr: Expr, block: Block) -> Any:
 
 
 def all_extents(instr: Instr) -> Counter[Extents]:
-    """How often each covered part occurs over all iterations of the enclosing loops; also proves the masked
-    accesses in bounds.
-    """
+    """How often each covered part occurs over all iterations of the loops; also proves masked accesses in bounds."""
     loops = [loop for loop in instr.block.loops() if loop.var is not None]
     if not instr.mask:
-        return Counter({tuple((0, n) for n in instr.space): prod(len(loop.values) for loop in loops)})
+        return Counter({whole_extents(instr): prod(len(loop.values) for loop in loops)})
     terms = [*instr.mask, *(expr for expr, _ in instr.checks)]
     used = set().union(*(term.variables() for term in terms))
     involved = [loop for loop in loops if loop.var in used]

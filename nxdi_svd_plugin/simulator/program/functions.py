@@ -1,5 +1,6 @@
-"""The numpy functions behind NKI operators: unary (activations), binary (ALU) and reductions. All take and return
-float32 or integers.
+"""The numpy functions behind NKI operators: unary (activations), binary (ALU) and reductions.
+
+All take and return float32 or integers.
 """
 
 from __future__ import annotations
@@ -113,9 +114,7 @@ REDUCE: dict[str, Callable[..., Any]] = {
 
 
 def op_name(op: Any, table: dict[str, Any], api: str) -> str:
-    """The table's name for an operator given as a numpy or nki.language function (or its name); raises if it has
-    none.
-    """
+    """The table's name for an operator, given as a function of numpy or nki.language or by name; raises if none."""
     name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
     name = ALIASES.get(name, name)
     if name not in table:

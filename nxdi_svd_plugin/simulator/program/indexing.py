@@ -1,16 +1,16 @@
-"""Subscripts of a tensor: basic (ints, slices, `ds`), advanced (`arange`, `mgrid`), operand masks and index tiles for
-indirect DMA.
+"""Subscripts of a view.
+
+They are basic (integers, slices, `ds`), advanced (`arange`, `mgrid`), masks of an operand, or index tiles for indirect
+DMA.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nxdi_svd_plugin.simulator.place import fail
 from nxdi_svd_plugin.simulator.program.affine import Axis, Condition, Expr, as_expr
-
-if TYPE_CHECKING:
-    from nxdi_svd_plugin.simulator.program.tensor import View
+from nxdi_svd_plugin.simulator.program.program import View
 
 
 class DynamicSlice:
@@ -32,15 +32,11 @@ def subscript(view: View, key: Any) -> View:
         masked.mask = key
         return masked
     keys = _expand(view, key if isinstance(key, tuple) else (key,))
-    if view.checks and any(k != slice(None) for k in keys):
+    if view.checks and not all(_is_all(k) for k in keys):
         fail("subscript of a tensor view that is not provably in bounds")
-    if any(_is_view(k) or (isinstance(k, Expr) and k.ndim) for k in keys):
+    if any(isinstance(k, View) or (isinstance(k, Expr) and k.ndim) for k in keys):
         return _advanced(view, keys)
     return _basic(view, keys)
-
-
-def _is_view(key: Any) -> bool:
-    return hasattr(key, "base") and hasattr(key, "strides") and hasattr(key, "checks")
 
 
 def _expand(view: View, keys: tuple[Any, ...]) -> list[Any]:
@@ -51,7 +47,7 @@ def _expand(view: View, keys: tuple[Any, ...]) -> list[Any]:
         keys = (*keys[:at], *[slice(None)] * (view.ndim - len(keys) + 1), *keys[at + 1 :])
     if len(keys) > view.ndim:
         fail(f"{len(keys)} subscripts for {view!r}")
-    advanced = any(_is_view(k) or (isinstance(k, Expr) and k.ndim) for k in keys)
+    advanced = any(isinstance(k, View) or (isinstance(k, Expr) and k.ndim) for k in keys)
     if advanced and (len(keys) < view.ndim or any(isinstance(k, (slice, DynamicSlice)) for k in keys)):
         fail(
             "basic and advanced indexing are mixed "
@@ -61,12 +57,19 @@ def _expand(view: View, keys: tuple[Any, ...]) -> list[Any]:
     return [*keys, *[slice(None)] * (view.ndim - len(keys))]
 
 
+def _is_all(key: Any) -> bool:
+    """True for `:`."""
+    return isinstance(key, slice) and key.start is None and key.stop is None and key.step is None
+
+
 def _span(key: Any, size: int) -> tuple[Expr, int, int] | None:
     """(start, length, step) of a slice; None for a scalar."""
     if isinstance(key, DynamicSlice):
         return as_expr(key.start), int(key.size), 1
     if not isinstance(key, slice):
         return None
+    if _is_all(key):
+        return Expr(0), size, 1
     start = as_expr(0 if key.start is None else key.start)
     stop = as_expr(size if key.stop is None else key.stop)
     step = 1 if key.step is None else int(key.step)
@@ -89,14 +92,25 @@ class _Builder:
         self.checks: list[tuple[Expr, int]] = []
 
     def index(self, dim: int, expr: Expr) -> None:
-        view = self.view
-        plain = expr.without_axes()
-        self.offset = self.offset + plain * view.strides[dim]
-        if view.base.on_chip and dim == view.blocks:
-            self.start = self.start + plain
+        """Index a dimension by an expression of loop and tile indices."""
+        self._move(dim, expr.without_axes())
         low, high = expr.bounds()
-        if low < 0 or high >= view.shape[dim]:
-            self.checks.append((expr, view.shape[dim]))
+        if low < 0 or high >= self.view.shape[dim]:
+            self.checks.append((expr, self.view.shape[dim]))
+
+    def span(self, dim: int, start: Expr, axis: Axis, step: int) -> None:
+        """Walk a dimension along a tile axis."""
+        self._move(dim, start)
+        low, high = start.bounds()
+        if low < 0 or high + step * (axis.size - 1) >= self.view.shape[dim]:
+            self.checks.append((start + Expr(0, {axis: step} if axis.size > 1 else {}), self.view.shape[dim]))
+
+    def _move(self, dim: int, start: Expr) -> None:
+        view = self.view
+        if start.terms or start.const:
+            self.offset = self.offset + start * view.strides[dim]
+            if view.base.on_chip and dim == view.blocks:
+                self.start = self.start + start
 
     def build(self, shape: list[int], strides: list[int], blocks: int, indirect: Any = None) -> View:
         view = self.view
@@ -124,8 +138,8 @@ def _basic(view: View, keys: list[Any]) -> View:
             builder.index(dim, expr)
         else:
             start, count, step = span
-            axis = Axis(ndim - 1 - len(shape), count)
-            builder.index(dim, start + Expr(0, {axis: step} if count > 1 else {}))
+            if not _is_all(key):
+                builder.span(dim, start, Axis(ndim - 1 - len(shape), count), step)
         if dim in kept:
             shape.append(span[1] if span else 1)
             strides.append(view.strides[dim] * (span[2] if span else 1))
@@ -138,8 +152,8 @@ def _basic(view: View, keys: list[Any]) -> View:
 
 
 def _advanced(view: View, keys: list[Any]) -> View:
-    indirect = [(dim, key) for dim, key in enumerate(keys) if _is_view(key)]
-    exprs = [Expr(0) if _is_view(key) else as_expr(key) for key in keys]
+    indirect = [(dim, key) for dim, key in enumerate(keys) if isinstance(key, View)]
+    exprs = [Expr(0) if isinstance(key, View) else as_expr(key) for key in keys]
     if any(expr is NotImplemented for expr in exprs):
         fail(f"not a valid subscript: {keys}")
     ndim = max([expr.ndim for expr in exprs] + [key.ndim for _, key in indirect])

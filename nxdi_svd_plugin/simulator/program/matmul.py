@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from nxdi_svd_plugin.simulator.limits import MOVING_FREE, PARTITIONS, STATIONARY_FREE, VECTOR_TRANSPOSE
+from nxdi_svd_plugin.hardware import MOVING, PARTITIONS, STATIONARY, VECTOR_TRANSPOSE
 from nxdi_svd_plugin.simulator.place import fail, kernel_place
 from nxdi_svd_plugin.simulator.program import emit
 from nxdi_svd_plugin.simulator.program.affine import as_expr
-from nxdi_svd_plugin.simulator.program.dtypes import MATMUL_DTYPES, Array, as_dtype, float32
-from nxdi_svd_plugin.simulator.program.program import Reads, tracer
-from nxdi_svd_plugin.simulator.program.tensor import View
+from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype, float32, is_float
+from nxdi_svd_plugin.simulator.program.operands import need
+from nxdi_svd_plugin.simulator.program.program import Reads, View
+from nxdi_svd_plugin.simulator.program.tracer import tracer
 
 
 def _product(a: Array, b: Array) -> Array:
@@ -56,22 +57,10 @@ def nc_matmul(
     api = "nki.isa.nc_matmul"
     if mask is not None:
         fail(f"{api}: mask the operands instead, as in nc_matmul(a[i_f < m], b) (nki.api.shared, operand masking)")
-    pair = [emit.need(v, api, n, "sbuf") for n, v in (("stationary", stationary), ("moving", moving))]
+    pair = [need(v, api, n, "sbuf") for n, v in (("stationary", stationary), ("moving", moving))]
     rows = _double_rows(pair, perf_mode, api)
     sizes = [prod(v.shape[1 + (rows > 1) :]) for v in pair]
-    if pair[0].shape[0] != pair[1].shape[0]:
-        fail(
-            f"{api}: contraction sizes differ: stationary has {pair[0].shape[0]} partitions, moving {pair[1].shape[0]}"
-        )
-    for view, size, limit, name in zip(
-        pair, sizes, (STATIONARY_FREE, MOVING_FREE), ("stationary", "moving"), strict=True
-    ):
-        if size > limit:
-            fail(f"{api}: {name} has {size} elements per partition, at most {limit}")
-        if view.dtype not in MATMUL_DTYPES:
-            fail(f"{api}: {name} is {view.dtype}; the Tensor Engine takes floating types")
-    if [v.dtype for v in pair].count(float32) == 1:
-        fail(f"{api}: fp32 pairs only with fp32, found {pair[0].dtype} and {pair[1].dtype}")
+    _check_operands(pair, sizes, api)
     _check_pe_tile(tile_position, tile_size, pair[0].shape[0], sizes[0], api)
     info = {
         "product": True,
@@ -83,14 +72,28 @@ def nc_matmul(
     compute = _double_product if rows > 1 else _product
     if info["onezero"]:
         compute = _checked(compute, {"stationary": is_stationary_onezero, "moving": is_moving_onezero}, api)
-    reads: Reads
+    return emit.result("nc_matmul", "pe", space, _operand_axes(pair, rows), (1, 2), compute, float32, "psum", **info)
+
+
+def _check_operands(pair: list[View], sizes: list[int], api: str) -> None:
+    if pair[0].shape[0] != pair[1].shape[0]:
+        fail(
+            f"{api}: contraction sizes differ: stationary has {pair[0].shape[0]} partitions, moving {pair[1].shape[0]}"
+        )
+    for view, size, limit, name in zip(pair, sizes, (STATIONARY, MOVING), ("stationary", "moving"), strict=True):
+        if size > limit:
+            fail(f"{api}: {name} has {size} elements per partition, at most {limit}")
+        if not is_float(view.dtype):
+            fail(f"{api}: {name} is {view.dtype}; the Tensor Engine takes floating types")
+    if [v.dtype for v in pair].count(float32) == 1:
+        fail(f"{api}: fp32 pairs only with fp32, found {pair[0].dtype} and {pair[1].dtype}")
+
+
+def _operand_axes(pair: list[View], rows: int) -> Reads:
+    """Instruction axes (K, M, N) of the operands; those of free axes that one instruction axis walks are unknown."""
     if rows > 1:
-        reads = [(pair[0], (0, None, 1)), (pair[1], (0, None, 2))]
-    elif all(v.ndim == 2 for v in pair):
-        reads = [(pair[0], (0, 1)), (pair[1], (0, 2))]
-    else:
-        reads = [(v, (0, *[None] * (v.ndim - 1))) if v.ndim > 2 else (v, (0, i + 1)) for i, v in enumerate(pair)]
-    return emit.result("nc_matmul", "pe", space, reads, (1, 2), compute, float32, "psum", **info)
+        return [(pair[0], (0, None, 1)), (pair[1], (0, None, 2))]
+    return [(v, (0, i + 1) if v.ndim == 2 else (0, *[None] * (v.ndim - 1))) for i, v in enumerate(pair)]
 
 
 def _double_rows(pair: list[View], perf_mode: str, api: str) -> int:
@@ -128,7 +131,7 @@ def nc_transpose(data: Any, *, mask: Any = None, dtype: Any = None, engine: Any 
     PSUM data goes to the Vector Engine unless `engine` says otherwise.
     """
     api = "nki.isa.nc_transpose"
-    data = emit.need(data, api, "data", "sbuf", "psum")
+    data = need(data, api, "data", "sbuf", "psum")
     p, f = data.shape[0], prod(data.shape[1:])
     name = str(getattr(engine, "name", engine)).replace("pe", "tensor")
     if name not in ("unknown", "tensor", "vector") or (name == "tensor" and data.buffer == "psum"):

@@ -1,28 +1,24 @@
-"""The traced kernel: a tree of instructions and loops, and the tracer that builds it.
+"""The traced kernel: a tree of instructions and loops over views of tensors.
 
-Like the real front end, a loop body is traced once with symbolic indices. The tree is then executed (`execute`),
-counted (`count`)
-and analysed for memory use (`liveness`).
+Like the real front end, a loop body is traced once with symbolic indices (`tracer`). The machine then executes the
+tree (`execute`), prices it (`cost`, `trace`) and looks at its use of memory (`liveness`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from math import prod
+from typing import Any, TypeVar
 
 import numpy as np
 
-from nxdi_svd_plugin.simulator.place import fail, kernel_frame, kernel_place
 from nxdi_svd_plugin.simulator.program.affine import Condition, Expr, LoopVar
 from nxdi_svd_plugin.simulator.program.dtypes import Array
 
-if TYPE_CHECKING:
-    from nxdi_svd_plugin.simulator.program.tensor import View
-
-
-# instruction axis of every axis of a view; None: the view is broadcast or collapsed there
+V = TypeVar("V", bound="View")
 Axes = tuple[int | None, ...]
+"""Instruction axis of every axis of a view; None where the view is broadcast or collapsed."""
 Reads = list[tuple["View", Axes]]
 
 
@@ -86,6 +82,72 @@ class Storage:
         return elements * self.dtype.itemsize
 
 
+def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Element strides of a contiguous tensor."""
+    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+@dataclass(eq=False, repr=False)
+class View:
+    """A rectangular, strided part of a tensor, as data: the front's `Tensor` adds operators and subscripts.
+
+    `offset` and `strides` count elements; `blocks` leading axes are block dimensions. On chip, the first axis after
+    the block dimensions is the partition axis and `start` the first partition. `checks` are index ranges that only a
+    mask can bring in bounds; `indirect` is an index tile and the stride and size of the dimension that it addresses.
+    """
+
+    base: Storage
+    offset: Expr
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    start: Expr
+    blocks: int = 0
+    checks: tuple[tuple[Expr, int], ...] = ()
+    mask: Condition | None = None
+    indirect: tuple[View, int, int] | None = None
+    updated: bool = False  # just changed by `+=`, so that the assignment Python makes afterwards does nothing
+
+    @classmethod
+    def whole(cls: type[V], base: Storage, shape: tuple[int, ...] | None = None) -> V:
+        """The view of all of a storage, HBM storages optionally under another shape."""
+        shape = shape or base.shape
+        return cls(base, Expr(0), shape, row_major(shape), Expr(0), base.par if base.on_chip else 0)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Data type of the tensor."""
+        return self.base.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes per element."""
+        return int(self.dtype.itemsize)
+
+    @property
+    def buffer(self) -> str:
+        """sbuf, psum, hbm or shared_hbm."""
+        return self.base.buffer
+
+    def __repr__(self) -> str:
+        return f"{self.base.buffer} tensor {list(self.shape)} {self.dtype}"
+
+    def same_place(self, other: View) -> bool:
+        """True if the other view walks the same elements in the same order."""
+        mine, theirs = ((v.base, v.shape, v.strides, v.offset.const, v.offset.terms) for v in (self, other))
+        return mine == theirs
+
+    def like(self: V, shape: tuple[int, ...], strides: tuple[int, ...]) -> V:
+        """The same memory walked by another shape."""
+        return type(self)(
+            self.base, self.offset, shape, strides, self.start, self.blocks, self.checks, self.mask, self.indirect
+        )
+
+
 @dataclass(eq=False)
 class Alloc:
     """Start of a tensor's life in its block: its memory holds nothing yet."""
@@ -98,13 +160,15 @@ class Operand:
     """A view read or written, with the instruction axis (or None) that each view axis runs along."""
 
     view: View
-    axes: tuple[int | None, ...]
+    axes: Axes
 
 
 @dataclass(eq=False)
 class Instr:
-    """One instruction over the iteration space `space`; `mask` holds `expr >= 0` terms on its axes (Axis.position
-    = axis number).
+    """One instruction over the iteration space `space`.
+
+    `mask` holds `expr >= 0` terms on the axes of the space (`Axis.position` is the number of the axis). `checks` are
+    pairs of a dimension's index and size, to be shown in bounds under the mask.
     """
 
     op: str
@@ -120,112 +184,7 @@ class Instr:
     accumulate: bool = False
     free: bool = False  # a zero fill that the first matmul of an accumulation group makes unnecessary
     info: dict[str, Any] = field(default_factory=dict)
-    checks: list[tuple[Expr, int]] = field(
-        default_factory=list
-    )  # dimension index and size, to be shown in bounds under the mask
-
-
-class UnrollRequest(Exception):  # noqa: N818 - a signal, not an error
-    """An `if` looked at loop indices: trace again with the loops at these sites unrolled."""
-
-    def __init__(self, sites: set[tuple[str, int]]) -> None:
-        super().__init__(f"unroll {sites}")
-        self.sites = sites
-
-
-class Tracer:
-    """Collects the program while the kernel function runs. One tracer is current at a time."""
-
-    current: Tracer | None = None
-
-    def __init__(
-        self, strict: bool, target: str, unrolled: set[tuple[str, int]], grid: tuple[int, ...], code: Any = None
-    ) -> None:
-        self.strict, self.target, self.unrolled, self.grid, self.code = strict, target, unrolled, grid, code
-        self.top: Block = Block()
-        self.block: Block = self.top
-        self.grid_vars: list[LoopVar] = []
-        self.storages: list[Storage] = []
-        self.warnings: list[str] = []
-        self.returned_tuple = False
-
-    def __enter__(self) -> Tracer:
-        self.outer, Tracer.current = Tracer.current, self
-        Condition.on_if = self._request
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        Tracer.current = self.outer
-        Condition.on_if = self.outer._request if self.outer else None
-
-    def _request(self, variables: set[LoopVar]) -> None:
-        raise UnrollRequest({var.site for var in variables})
-
-    def in_helper(self) -> bool:
-        """True if the running line belongs to another function than the kernel (not known for callable objects)."""
-        return self.code is not None and kernel_frame().f_code is not self.code
-
-    def open_grid(self) -> None:
-        """Wrap the kernel into one loop per grid dimension."""
-        for size in self.grid:
-            loop = Loop("grid", range(size), LoopVar(0, size - 1, 1, ("grid", len(self.grid_vars))))
-            self._enter(loop)
-            assert loop.var is not None  # noqa: S101 - for the type checker
-            self.grid_vars.append(loop.var)
-
-    def close_grid(self) -> None:
-        """End of the kernel."""
-        for _ in self.grid:
-            self._leave(self.block)
-        if self.block is not self.top:
-            fail("a loop was left by break or return; NKI loops run to their end")
-
-    def _enter(self, loop: Loop) -> Block:
-        if not loop.bodies:
-            self.block.nodes.append(loop)
-        body = Block(loop, self.block)
-        loop.bodies.append(body)
-        self.block = body
-        return body
-
-    def _leave(self, body: Block) -> None:
-        if self.block is not body:
-            fail("a loop was left by break or return; NKI loops run to their end")
-        body.closed = True
-        self.block = body.parent or self.top
-
-    def loop(self, kind: str, values: range) -> Iterator[Any]:
-        """Trace a loop: yields once with a symbolic index, or once per value if unrolled."""
-        site = kernel_place()
-        if not len(values):
-            return
-        if kind == "static" or site in self.unrolled:
-            loop = Loop(kind, values, None)
-            for value in values:
-                body = self._enter(loop)
-                yield value if kind == "static" else Expr(value)
-                self._leave(body)
-            return
-        loop = Loop(kind, values, LoopVar(values[0], values[-1], values.step, site))
-        body = self._enter(loop)
-        yield Expr(0, {loop.var: 1})
-        self._leave(body)
-
-    def allocate(self, storage: Storage) -> None:
-        """Register a tensor in the block that it belongs to."""
-        self.storages.append(storage)
-        if storage.data is None:
-            at = (
-                len(storage.block.nodes) if storage.block is self.block else 0
-            )  # outputs are made before the grid starts
-            storage.block.nodes.insert(at, Alloc(storage))
-
-
-def tracer() -> Tracer:
-    """The current tracer; raises outside of a kernel."""
-    if Tracer.current is None:
-        fail("this API works inside a kernel only: call the kernel through nki.simulate_kernel or simulate()")
-    return Tracer.current
+    checks: list[tuple[Expr, int]] = field(default_factory=list)
 
 
 def instructions(block: Block) -> Iterator[Instr]:

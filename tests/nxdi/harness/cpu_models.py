@@ -1,4 +1,7 @@
-"""NxDI models on the CPU and their reference: transformers' own dense class with the weights (u @ v).T."""
+"""NxDI models on the CPU and their reference: transformers' own dense class with the weights (u @ v).T.
+
+A layer that keeps fewer neurons gets zero weights for the others: SiLU(0) * 0 = 0.
+"""
 
 from __future__ import annotations
 
@@ -80,6 +83,7 @@ def run_model(family, directory, ids, steps, plugin=True, adapter=False, **optio
 
 def dense_reference(directory: Path, family: str):
     """transformers' dense model whose MLP weights are (u @ v).T, formed in float64; for a dense directory the model."""
+    from torch.nn.functional import pad
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
     config_class, model_class = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}[
@@ -93,6 +97,9 @@ def dense_reference(directory: Path, family: str):
         stem = key.removesuffix(".u")
         u, v = tensors.pop(key), tensors.pop(f"{stem}.v")
         tensors[f"{stem}.weight"] = (u.double() @ v.double()).T.to(u.dtype)
+    for key in [key for key in tensors if key.endswith("_proj.weight") and ".mlp." in key]:
+        dropped = settings["intermediate_size"] - tensors[key].shape[1 if "down_proj" in key else 0]
+        tensors[key] = pad(tensors[key], (0, dropped) if "down_proj" in key else (0, 0, 0, dropped))
     model = model_class(config_class(**settings)).float()
     tied = {"lm_head.weight"} if settings["tie_word_embeddings"] else set()
     found = model.load_state_dict(tensors, strict=False)

@@ -11,6 +11,7 @@ from zero_heads import add_zero_heads
 
 from nxdi_svd_plugin import load_pretrained
 from nxdi_svd_plugin.cli.main import main
+from nxdi_svd_plugin.stored.layers import parse_layers
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on. "
 
@@ -69,7 +70,8 @@ def test_smollm2_compressed(form, smollm2, tmp_path):
         check(directory, dense_reference(directory, "llama"), prompt, 2, 1e-5)
         return
     reference = load_pretrained(directory, torch.float32)
-    forms = {p["form"] for layer in reference.config.svd_config["layers"].values() for p in layer.values()}
+    layers = parse_layers(reference.config.svd_config, 30, reference.config.intermediate_size)
+    forms = {projection.form for mlp in layers.values() for _, projection in mlp.items()}
     assert forms == {"dense", "interpolative"} and (directory / "mlp_order.npy").is_file()
     for tp in (1, 2):
         [found, *_] = ranks.run(tp, run_model, "llama", directory, prompt, 6, mlp_impl="svd_fused", tp_degree=tp)

@@ -1,6 +1,8 @@
 """`mlp_impl` in NxDI's configuration: how it arrives, survives, and what it refuses."""
 
 import copy
+import json
+import shutil
 import types
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from cpu_models import app_class, make_config
 from neuronx_distributed_inference.models.config import NeuronConfig
 
-from nxdi_svd_plugin.errors import NxdiError
+from nxdi_svd_plugin.errors import CheckpointError, NxdiError
 
 FAMILIES = pytest.mark.parametrize("family", ["llama", "qwen3"])
 
@@ -67,6 +69,41 @@ def test_a_stock_neuron_config(family, directory):
 def test_tp_that_does_not_divide_the_heads(family, directory):
     with pytest.raises(NxdiError, match="tp_degree=3.*num_attention_heads=4"):
         make_config(app_class(family), directory, mlp_impl="svd", tp_degree=3)
+
+
+def rewritten(directory, target, change):
+    """A copy of a directory whose svd_config was changed in place."""
+    shutil.copytree(directory, target)
+    config = json.loads((target / "config.json").read_text())
+    change(config["svd_config"])
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+@FAMILIES
+@pytest.mark.parametrize("mlp_impl", ["svd", "svd_fused"])
+def test_groups_are_refused(family, mlp_impl, directory, tmp_path):
+    grouped = rewritten(directory, tmp_path / "grouped", lambda svd_config: svd_config.update(groups=2))
+    with pytest.raises(NxdiError, match="MLPs are factored in 2 groups, and this version serves one"):
+        make_config(app_class(family), grouped, mlp_impl=mlp_impl, tp_degree=2)
+
+
+@FAMILIES
+def test_pivots_that_do_not_divide(family, directory, tmp_path):
+    def add_pivots(svd_config):
+        svd_config["layers"]["1"]["up_proj"] = {"form": "interpolative", "rank": 6, "pivots": [[0, 6]]}
+
+    with_pivots = rewritten(directory, tmp_path / "pivots", add_pivots)
+    make_config(app_class(family), with_pivots, mlp_impl="svd", tp_degree=2)
+    with pytest.raises(NxdiError, match="tp_degree=4: layer 1: .*do not divide over 4 cores"):
+        make_config(app_class(family), with_pivots, mlp_impl="svd", tp_degree=4)
+
+
+@FAMILIES
+def test_another_format_version(family, directory, tmp_path):
+    old = rewritten(directory, tmp_path / "old", lambda svd_config: svd_config.update(format_version=1))
+    with pytest.raises(CheckpointError, match="format_version 1.*nxdi-svd compress"):
+        make_config(app_class(family), old, mlp_impl="svd")
 
 
 def lora(*targets):

@@ -11,10 +11,7 @@ from tiny_models import save_dense
 
 from nxdi_svd_plugin import load_pretrained
 from nxdi_svd_plugin.compress.run.run import compress
-from nxdi_svd_plugin.errors import NxdiError
-from nxdi_svd_plugin.nxdi.low_rank import share_out
 from nxdi_svd_plugin.recipe import from_dict
-from nxdi_svd_plugin.stored.layers import Projection
 
 PROMPT = torch.tensor([[5, 17, 201, 88, 3, 42, 9]])
 STEPS = 4
@@ -66,13 +63,6 @@ def test_parameters_are_those_of_the_form_and_the_fallback_is_announced_once(mad
     stored = load_file(directory / "model.safetensors")
     assert count == sum(t.numel() for name, t in stored.items() if ".mlp." in name)
     assert len([r for r in records if "interpolative" in r and "PyTorch" in r]) == 1
-
-
-def test_pivots_that_do_not_divide(made, tmp_path):
-    layers = {0: {"gate_proj": Projection("interpolative", 6, ((0, 6),)), "up_proj": Projection("dense")}}
-    layers[0]["down_proj"] = Projection("dense")
-    with pytest.raises(NxdiError, match="tp_degree=4.*do not divide over 4"):
-        share_out({}, layers, 96, 4)
 
 
 def lose_c(directory, target):

@@ -1,6 +1,7 @@
 """The NxDI model through `up_gate` and `down` on the simulator in place of the device: layout, orientation, padding."""
 
 import os
+import re
 
 os.environ["NXDI_SVD_NKI"] = "simulator"  # the stubs of neuronxcc must not be taken for the compiler
 
@@ -14,8 +15,11 @@ from tiny_models import save_dense, save_factored
 
 from nxdi_svd_plugin import load_pretrained
 from nxdi_svd_plugin.errors import NxdiError
-from nxdi_svd_plugin.nxdi import device
+from nxdi_svd_plugin.nxdi import device, mlp
 from nxdi_svd_plugin.simulator import simulate
+from nxdi_svd_plugin.stored.kernel_fit import kernel_fit
+from nxdi_svd_plugin.stored.layers import Mlp
+from nxdi_svd_plugin.stored.projection import DENSE, LowRank
 
 
 def bridge(name, kernel, called):
@@ -119,6 +123,56 @@ def test_the_kernel_layout_of_interpolative_factors_on_the_cpu(tp, tmp_path):
     expected = reference_logits(load_pretrained(directory, dtype=torch.float32), results[0]["tokens"], 7)
     for found in results:
         torch.testing.assert_close(found["logits"], expected, rtol=0, atol=2e-5 * expected.abs().max())
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("pivots", [UP_GATE | DOWN, DOWN], ids=["all", "down"])
+def test_a_narrow_layer_through_the_kernels(pivots, tp, tmp_path):
+    """1536 of 1600 neurons are kept: what the kernels get is as wide as the layer, not as config.json says."""
+    sizes = {"vocab_size": 260, "intermediate_size": 1600, "num_hidden_layers": 1}
+    dense = save_dense(tmp_path / "dense", "llama", **sizes)
+    directory = save_interpolative(dense, tmp_path / "svd", pivots, ((0, 1536),))
+    prompt = torch.randint(0, 260, (1, 20), generator=torch.Generator().manual_seed(0))
+    results = ranks.run(tp, with_simulated_kernels, decode, "llama", directory, prompt, 2, tp_degree=tp)
+    expected = reference_logits(load_pretrained(directory, dtype=torch.float32), results[0][0]["tokens"], 20)
+    for found, called in results:
+        torch.testing.assert_close(found["logits"], expected, rtol=0, atol=5e-5 * expected.abs().max())
+        assert ("down", (1536 // tp, 1)) in called
+
+
+def test_narrow_pairs_through_the_kernels(svd_llama, tmp_path):
+    """77 of 90 neurons on two ranks: the odd one is padded."""
+    directory = save_factored(svd_llama.parent / "dense", tmp_path / "svd", 20, (), ((0, 77), (2, 50)))
+    prompt = torch.tensor([[5, 17, 201, 88, 3, 42, 9]])
+    results = ranks.run(2, with_simulated_kernels, decode, "llama", directory, prompt, 2, tp_degree=2)
+    expected = reference_logits(dense_reference(directory, "llama"), results[0][0]["tokens"], 7)
+    for found, called in results:
+        torch.testing.assert_close(found["logits"], expected, rtol=0, atol=5e-5 * expected.abs().max())
+        assert {shape[0] for name, shape in called if name == "down"} == {39, 45, 25}
+
+
+TOGETHER = "up_proj: the kernel takes gate and up together"
+LOGGED = [
+    (LowRank(20), LowRank(20), LowRank(20), 1, []),
+    (DENSE, LowRank(20), LowRank(20), 1, ["WARNING", f"gate_proj: it is dense; {TOGETHER}"]),
+    (LowRank(20), LowRank(20), DENSE, 1, ["WARNING", "down_proj: it is dense"]),
+    (LowRank(128), LowRank(128, ((0, 128),)), DENSE, 1, ["WARNING", "gate is pair and up interpolative"]),
+    (LowRank(20), LowRank(20), LowRank(128, ((0, 128),)), 2, ["WARNING", "runs interpolative.*PyTorch", "INFO", "--b"]),
+]
+
+
+@pytest.mark.parametrize(("gate", "up", "down", "tp", "expected"), LOGGED, ids=range(len(LOGGED)))
+def test_a_half_without_kernel_is_logged_with_its_reason(gate, up, down, tp, expected, caplog):
+    mlp.announce_misfit.cache_clear()
+    fit = kernel_fit(Mlp(512, gate, up, down), tp)
+    with caplog.at_level("INFO"):
+        mlp.log_fit(7, fit)
+        if fit.misfit:
+            mlp.announce_misfit()  # nothing more: it is said once
+    assert [record.levelname for record in caplog.records] == expected[::2]
+    for record, message in zip(caplog.records, expected[1::2], strict=True):
+        assert re.search(message, record.getMessage())
+        assert ("layer 7 runs without kernel: " in record.getMessage()) == ("PyTorch" not in message)
 
 
 class OnDevice:

@@ -1,17 +1,16 @@
 """Logits and tokens of the NxDI model with factors against transformers with the same factors."""
 
 import json
-import shutil
 
 import pytest
 import ranks
 import torch
 from cpu_models import dense_reference, reference_logits, run_model
-from safetensors.torch import load_file, save_file
-from tiny_models import save_dense, save_factored
+from safetensors.torch import load_file
+from tiny_models import save_compressed, save_dense, save_factored
 
 from nxdi_svd_plugin import load_pretrained
-from nxdi_svd_plugin.stored.layers import FORMAT_VERSION, PROJECTIONS, Projection, layers_to_json
+from nxdi_svd_plugin.stored.projection import PROJECTIONS
 
 PROMPT = torch.tensor([[5, 17, 201, 88, 3, 42, 9]])
 STEPS = 6
@@ -61,36 +60,63 @@ def test_an_odd_intermediate_size_is_padded(tp, tmp_path):
         assert found["generated"].tolist() == found["tokens"].tolist()
 
 
-def save_interpolative(dense, directory, pivots):
-    """Every projection in `pivots` kept at those neurons, the others random combinations of them; the rest dense."""
-    shutil.copytree(dense, directory)
-    config = json.loads((dense / "config.json").read_text())
-    tensors, layers = load_file(dense / "model.safetensors"), {}
-    generator = torch.Generator().manual_seed(1)
+def save_interpolative(dense, directory, pivots, widths=()):
+    """Every projection in `pivots` kept at those neurons, the others random combinations of them; the rest dense.
+
+    widths: (layer, neurons that it keeps).
+    """
+    config, tensors = json.loads((dense / "config.json").read_text()), load_file(dense / "model.safetensors")
+    generator, layers = torch.Generator().manual_seed(1), {}
     for i in range(config["num_hidden_layers"]):
-        layers[i] = {name: Projection("dense") for name in PROJECTIONS}
-        for name, runs in pivots.items():
-            stem = f"model.layers.{i}.mlp.{name}"
+        width = dict(widths).get(i, config["intermediate_size"])
+        layers[i] = {"width": width} | {name: {"form": "dense"} for name in PROJECTIONS}
+        for name in PROJECTIONS:
+            stem, down = f"model.layers.{i}.mlp.{name}", name == "down_proj"
             weight = tensors.pop(f"{stem}.weight")
-            kept = torch.cat([torch.arange(start, stop) for start, stop in runs])
-            rank, made = len(kept), config["intermediate_size"] - len(kept)
-            layers[i][name] = Projection("interpolative", rank, runs)
+            weight = weight[:, :width] if down else weight[:width]
+            if name not in pivots:
+                tensors[f"{stem}.weight"] = weight.contiguous()
+                continue
+            kept = torch.cat([torch.arange(start, stop) for start, stop in pivots[name]])
+            rank, made = len(kept), width - len(kept)
+            layers[i][name] = {"form": "interpolative", "rank": rank, "pivots": pivots[name]}
             combinations = rank**-0.5 * torch.randn(rank, made, generator=generator)
-            if name == "down_proj":
+            if down:
                 tensors[f"{stem}.c"], tensors[f"{stem}.v"] = combinations.T.contiguous(), weight[:, kept].T.contiguous()
             else:
                 tensors[f"{stem}.u"], tensors[f"{stem}.c"] = weight[kept].T.contiguous(), combinations
-    config["svd_config"] = {"format_version": FORMAT_VERSION, "layers": layers_to_json(layers)}
-    config |= {"architectures": ["SvdLlamaForCausalLM"], "model_type": "svd_llama"}
-    (directory / "config.json").write_text(json.dumps(config))
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    return directory
+    return save_compressed(dense, directory, tensors, layers)
+
+
+WIDTHS = ((0, 77), (1, 50))
+"""Neurons that these layers keep of 90: odd, and even."""
 
 
 @pytest.mark.parametrize("tp", [1, 2])
-def test_the_interpolative_form_equals_the_transformers_class(tp, svd_llama, tmp_path):
-    pivots = dict.fromkeys(PROJECTIONS, ((0, 10), (80, 90)))
-    directory = save_interpolative(svd_llama.parent / "dense", tmp_path / "interpolative", pivots)
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_layers_that_keep_fewer_neurons(family, tp, request, tmp_path):
+    """Pairs and dense projections of three widths, against the dense model with zeros for the dropped neurons."""
+    dense = request.getfixturevalue(f"svd_{family}").parent / "dense"
+    kept = ((0, "gate_proj"), (1, "down_proj"))
+    directory = save_factored(dense, tmp_path / "svd", 20, kept, WIDTHS)
+    results = ranks.run(tp, run_model, family, directory, PROMPT, STEPS, mlp_impl="svd", tp_degree=tp)
+    expected = reference_logits(dense_reference(directory, family), results[0]["tokens"], PROMPT.shape[1])
+    for found in results:
+        torch.testing.assert_close(found["logits"], expected, rtol=0, atol=2e-5 * expected.abs().max())
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize(
+    ("pivots", "widths"),
+    [
+        (dict.fromkeys(PROJECTIONS, ((0, 10), (80, 90))), ()),
+        (dict.fromkeys(PROJECTIONS, ((0, 10), (30, 40))), ((0, 76), (1, 50))),
+        ({"gate_proj": ((10, 20),), "down_proj": ((16, 40),)}, ((2, 48),)),
+    ],
+    ids=["whole", "narrow", "narrow_and_dense"],
+)
+def test_the_interpolative_form_equals_the_transformers_class(tp, pivots, widths, svd_llama, tmp_path):
+    directory = save_interpolative(svd_llama.parent / "dense", tmp_path / "interpolative", pivots, widths)
     results = ranks.run(tp, run_model, "llama", directory, PROMPT, STEPS, mlp_impl="svd", tp_degree=tp)
     reference = load_pretrained(directory, dtype=torch.float32)
     expected = reference_logits(reference, results[0]["tokens"], PROMPT.shape[1])

@@ -10,7 +10,8 @@ import torch
 import yaml
 from cpu_models import app_class, make_config
 
-from nxdi_svd_plugin.stored.layers import PROJECTIONS, Projection, layers_to_json
+from nxdi_svd_plugin.stored.layers import FORMAT_VERSION, Mlp, layers_to_json
+from nxdi_svd_plugin.stored.projection import LowRank
 
 FILES = sorted((Path(__file__).parents[3] / "model_configs").glob("*.yaml"))
 ARCHITECTURES = {"llama": "SvdLlamaForCausalLM", "qwen3": "SvdQwen3ForCausalLM"}
@@ -18,8 +19,9 @@ ARCHITECTURES = {"llama": "SvdLlamaForCausalLM", "qwen3": "SvdQwen3ForCausalLM"}
 
 def write_config(folder, shape, rank):
     """The config.json that `nxdi-svd compress` would write, without weights."""
-    layers = {i: dict.fromkeys(PROJECTIONS, Projection("factored", rank)) for i in range(shape["num_hidden_layers"])}
-    svd_config = {"format_version": 1, "layers": layers_to_json(layers)}
+    mlp = Mlp(shape["intermediate_size"], *[LowRank(rank)] * 3)
+    layers = dict.fromkeys(range(shape["num_hidden_layers"]), mlp)
+    svd_config = {"format_version": FORMAT_VERSION, **layers_to_json(layers)}
     family = shape["model_type"]
     content = {**shape, "model_type": f"svd_{family}", "architectures": [ARCHITECTURES[family]]}
     content |= {"svd_config": svd_config, "torch_dtype": "bfloat16", "pad_token_id": 0, "hidden_act": "silu"}

@@ -50,7 +50,7 @@ def load(directory, architecture, override, registered_first):
         additional_config={"override_neuron_config": override},
     )
     layer = model.model.models[0].model.layers[0]
-    return type(model.model).__name__, model.neuron_config.mlp_impl, type(layer.mlp).__name__, layer.mlp.fusion.up_gate
+    return type(model.model).__name__, model.neuron_config.mlp_impl, type(layer.mlp).__name__, layer.mlp.fit.up_gate
 
 
 def raise_not_compiled(self, *args, **kwargs):

@@ -1,0 +1,97 @@
+"""The steps that run the calibration text through the model: embed, forward, head, backward.
+
+One layer, or the head, is in memory at a time; hidden states and loss gradients of the layer boundaries are on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from nxdi_svd_plugin.checkpoint.names import EMBEDDING
+from nxdi_svd_plugin.compress.calibrate import gradient, layer, states
+from nxdi_svd_plugin.compress.calibrate.products import quick_products
+from nxdi_svd_plugin.compress.calibrate.statistics import Statistics, statistics_shapes
+from nxdi_svd_plugin.compress.run.session import Session
+
+
+def statistics(index: int) -> str:
+    """Name of the working file with the statistics of a layer."""
+    return f"statistics-{index:05d}"
+
+
+def embed(run: Session) -> str:
+    """The inputs of the first layer."""
+    rows = (layer.embed(run.job.reader, EMBEDDING, run.job.samples[i]) for i in run.mine)
+    states.write_samples(run.files, states.hidden(0), rows)
+    return "hidden states"
+
+
+def forward(run: Session, index: int) -> str:
+    """The outputs of a layer from its inputs; its statistics, if they need no gradient."""
+    model = layer.load_layer(run.job.reader, run.job.config, index, run.device)
+
+    def outputs() -> Iterator[torch.Tensor]:
+        for sample in states.read_samples(run.files, states.hidden(index), run.shape):
+            yield layer.run_sample(model, sample.to(run.device))
+            run.progress.step()
+
+    if run.job.recipe.differentiates:
+        with quick_products():
+            states.write_samples(run.files, states.hidden(index + 1), outputs())
+        return "hidden states"
+    sums = nothing(run)
+    with layer.Collector(model, sums):
+        if index + 1 < run.job.config.layers:
+            states.write_samples(run.files, states.hidden(index + 1), outputs())
+        else:  # nothing reads what the last layer puts out
+            for _ in outputs():
+                pass
+    save_statistics(run, index, sums)
+    return "statistics"
+
+
+def head(run: Session) -> str:
+    """The loss gradient at the last layer's output."""
+    top = gradient.Head(run.job.reader, run.job.config, run.device)
+    inputs = states.read_samples(run.files, states.hidden(run.job.config.layers), run.shape)
+
+    def gradients() -> Iterator[torch.Tensor]:
+        for number, sample in zip(run.mine, inputs, strict=True):
+            yield top.gradient(sample.to(run.device), run.job.recipe.calibration.seed + number)
+            run.progress.step()
+
+    with quick_products():
+        states.write_samples(run.files, states.gradient(run.job.config.layers), gradients())
+    return "loss gradient"
+
+
+def backward(run: Session, index: int) -> str:
+    """The loss gradient at a layer's input from that at its output, and the statistics of its MLP."""
+    model = layer.load_layer(run.job.reader, run.job.config, index, run.device)
+    back = gradient.LayerBackward(model, nothing(run))
+    inputs = states.read_samples(run.files, states.hidden(index), run.shape)
+    above = states.read_samples(run.files, states.gradient(index + 1), run.shape)
+
+    def gradients() -> Iterator[torch.Tensor]:
+        for sample, slope in zip(inputs, above, strict=True):
+            yield back.gradient(sample.to(run.device), slope.to(run.device))
+            run.progress.step()
+
+    with quick_products():
+        states.write_samples(run.files, states.gradient(index), gradients())
+    save_statistics(run, index, back.statistics)
+    return "statistics"
+
+
+def nothing(run: Session) -> Statistics:
+    """The statistics of a layer before the first sample."""
+    return Statistics.zero(statistics_shapes(run.job.config, run.job.recipe.objective), run.device)
+
+
+def save_statistics(run: Session, index: int, sums: Statistics) -> None:
+    """Sum over all processes, and store where they will be needed: on the process that decomposes the layer."""
+    total = sums.total(run.world.total)
+    if index % run.world.size == run.world.rank:
+        run.files.write_tensors(statistics(index), total.sums)

@@ -1,0 +1,171 @@
+"""The steps from statistics to stored tensors: spectra, ranks, copy, factor."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nxdi_svd_plugin.checkpoint.atomic import disk_errors
+from nxdi_svd_plugin.checkpoint.names import ORDER, layer_prefix, projection_prefix
+from nxdi_svd_plugin.compress.calibrate.statistics import Statistics
+from nxdi_svd_plugin.compress.factor.layer import LayerFactors, factor_layer, moved
+from nxdi_svd_plugin.compress.factor.rounding import stored_errors, warn
+from nxdi_svd_plugin.compress.factor.spectra import decompose, restore
+from nxdi_svd_plugin.compress.forms import named
+from nxdi_svd_plugin.compress.plan.budget import global_ranks
+from nxdi_svd_plugin.compress.plan.ranks import fixed_projection
+from nxdi_svd_plugin.compress.run.calibration import statistics
+from nxdi_svd_plugin.compress.run.job import stored_dtype
+from nxdi_svd_plugin.compress.run.session import Session
+from nxdi_svd_plugin.report.matrix import MatrixRecord
+from nxdi_svd_plugin.stored.layers import layers_to_json
+from nxdi_svd_plugin.stored.projection import DENSE, PROJECTIONS, LowRank
+
+
+def spectra_file(index: int) -> str:
+    """Name of the working file with the decomposition of a layer."""
+    return f"spectra-{index:05d}"
+
+
+def energies_file(index: int) -> str:
+    """Name of the working file with the energies of a layer's projections, which the ranks are decided from."""
+    return f"energies-{index:05d}"
+
+
+def order_file(index: int) -> str:
+    """Name of the working file with the stored order of a layer's neurons."""
+    return f"order-{index:05d}"
+
+
+def spectra(run: Session, layers: tuple[int, ...]) -> str:
+    """Decompose this process's layer; its statistics are read once."""
+    for index in run.own(layers):
+        stored = run.files.read_tensors(statistics(index))
+        sums = Statistics({name: tensor.to(run.device) for name, tensor in stored.items()})
+        wanted = [name for name in PROJECTIONS if _may_change(run, index, name)]
+        weights = ((name, run.weight(projection_prefix(index, name) + "weight")) for name in wanted)
+        kept = decompose(run.job.recipe, sums, run.job.samples.numel(), weights)
+        run.files.write_tensors(spectra_file(index), kept)
+        if run.job.recipe.allocation == "global":
+            run.files.write_tensors(energies_file(index), {n: kept[f"{n}.energy"] for n in wanted})
+    return "eigenvalues and eigenvectors"
+
+
+def _may_change(run: Session, index: int, name: str) -> bool:
+    """Whether a projection may become low rank."""
+    if run.job.recipe.allocation == "global":
+        return fixed_projection(run.job.config, run.job.recipe, index, name) != DENSE
+    return isinstance(run.job.layers[index][name], LowRank)
+
+
+def ranks(run: Session) -> str:
+    """The ranks of the whole model, decided on process 0 from the energies of all."""
+    mine = {
+        (index, name): energy.numpy()
+        for index in range(run.world.rank, run.job.config.layers, run.world.size)
+        for name, energy in run.files.read_tensors(energies_file(index)).items()
+    }
+    energies = {key: energy for part in run.world.all(mine) for key, energy in part.items()}
+    found = run.world.on_first(lambda: global_ranks(run.job.config, run.job.recipe, energies))
+    run.state.layers = {"format_version": run.state.identity["format"], **layers_to_json(found)}
+    low = sum(isinstance(p, LowRank) for mlp in found.values() for _, p in mlp.items())
+    return f"{low} of {len(found) * len(PROJECTIONS)} projections become low rank"
+
+
+def copy(run: Session) -> str:
+    """Make the shards, and copy what stays as it is."""
+    if run.world.first:
+        writer = run.writer()
+        again = {name for index in run.layers for name in _rewritten(run, index)}
+        kept = [name for name in writer.entries if name in run.job.reader.tensors and name not in again]
+        run.state.tensors |= {name: writer.write(name, run.job.reader.get(name)) for name in kept}
+        writer.sync(kept)
+    return "what stays as it is"
+
+
+def _rewritten(run: Session, index: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Full name, dtype and shape of what the factors of a layer write."""
+    mlp = run.layers[index]
+    again = {name for name, p in mlp.items() if isinstance(p, LowRank)} | set(moved(mlp))
+    return {
+        f"{layer_prefix(index)}mlp.{tensor}": (stored_dtype(run.job, index, tensor.split(".")[0], mlp), shape)
+        for tensor, shape in mlp.tensors(run.job.config.hidden).items()
+        if tensor.split(".")[0] in again
+    }
+
+
+def factor(run: Session, layers: tuple[int, ...]) -> str:
+    """Factor this process's layer, and write all of them on process 0."""
+    mine = next((_factor(run, index) for index in run.own(layers)), None)
+    found = run.world.all(mine and (_records(run.own(layers)[0], mine), mine.order))
+    for owner, index in enumerate(layers):
+        _write(run, index, owner, mine)
+        records, order = found[owner] or ([], None)
+        run.state.records += records
+        if order is not None and run.world.first:
+            run.files.write(order_file(index), [order.cpu().to(torch.int32).numpy().tobytes()])
+    done = (MatrixRecord.from_dict(r, run.layers[r["layer"]].groups) for r in run.state.records)
+    return ", ".join(f"{r.name.removesuffix('_proj')} {r.cell()}" for r in done if r.layer in layers)
+
+
+def _factor(run: Session, index: int) -> LayerFactors:
+    planned, began, recipe = run.layers[index], time.monotonic(), run.job.recipe
+    kept = {name: tensor.to(run.device) for name, tensor in run.files.read_tensors(spectra_file(index)).items()}
+    tokens, weights = run.job.samples.numel(), partial(_weight, run, index)
+    low = [name for name, p in planned.items() if isinstance(p, LowRank)]
+    found = {name: restore(recipe, kept, tokens, name, weights(name)) for name in low}
+    made = factor_layer(weights, found, planned, named(recipe.form), recipe.block)
+    for name, errors in stored_errors(made, weights, kept["inputs"] / tokens).items():
+        made.measured[name] |= errors
+    warn(index, made.measured)
+    for numbers in made.measured.values():
+        numbers["seconds"] = (time.monotonic() - began) / len(low)
+    return made
+
+
+def _weight(run: Session, index: int, name: str) -> Tensor:
+    return run.weight(projection_prefix(index, name) + "weight")
+
+
+def _records(index: int, made: LayerFactors) -> list[dict[str, Any]]:
+    return [
+        MatrixRecord(index, name, made.mlp.width, p, **made.measured.get(name, {})).to_dict()
+        for name, p in made.mlp.items()
+    ]
+
+
+def _write(run: Session, index: int, owner: int, mine: LayerFactors | None) -> None:
+    """Bring a layer's tensors from its owner to process 0, and write them there."""
+    written = []
+    for full, (dtype, shape) in _rewritten(run, index).items():
+        short = full.removeprefix(f"{layer_prefix(index)}mlp.")
+        tensor = mine.tensors[short].to(dtype).cpu() if mine and owner == run.world.rank else None
+        received = run.world.to_first(tensor, owner, torch.empty(shape, dtype=dtype, device="meta"))
+        if run.world.first and received is not None:
+            run.state.tensors[full] = run.writer().write(full, received)
+            written.append(full)
+    if run.world.first:
+        run.writer().sync(written)
+
+
+def orders(run: Session) -> list[str]:
+    """The working files with orders, on process 0."""
+    return [name for i in range(run.job.config.layers) if run.files.path(name := order_file(i)).name in run.state.files]
+
+
+def write_orders(run: Session) -> None:
+    """The orders of the neurons of all layers as one file beside the weights; none where nothing was moved."""
+    found = orders(run)
+    if not found:
+        return
+    width = run.job.config.intermediate
+    rows = np.tile(np.arange(width, dtype=np.int32), (run.job.config.layers, 1))
+    for name in found:
+        rows[int(name.rpartition("-")[2])] = np.frombuffer(run.files.path(name).read_bytes(), dtype=np.int32)
+    with disk_errors(run.output / ORDER), open(run.output / ORDER, "wb") as file:
+        np.save(file, rows, allow_pickle=False)

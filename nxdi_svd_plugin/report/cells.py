@@ -1,0 +1,45 @@
+"""Tables of the records of all projections, for a terminal and for markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from nxdi_svd_plugin.report.matrix import MatrixRecord, percent
+from nxdi_svd_plugin.stored.projection import PROJECTIONS
+
+WIDTH = 22
+"""Characters of the widest cell, "14336 (99.9 % + 1.0 %)"."""
+
+
+def layer_rows(matrices: Iterable[MatrixRecord]) -> list[list[str]]:
+    """One row a layer: its number and the cells of gate, up and down."""
+    rows: dict[int, dict[str, str]] = {}
+    for record in matrices:
+        rows.setdefault(record.layer, {})[record.name] = record.cell()
+    return [[str(layer), *(cells.get(name, "") for name in PROJECTIONS)] for layer, cells in sorted(rows.items())]
+
+
+def layer_table(matrices: Iterable[MatrixRecord]) -> str:
+    """`layer_rows` for a terminal."""
+    rows = [["layer", *PROJECTIONS], *layer_rows(matrices)]
+    lines = ["  ".join([f"{layer:>5}", *(f"{cell:>{WIDTH}}" for cell in cells)]) for layer, *cells in rows]
+    return "\n".join([f"{lines[0]}   rank (output error on the calibration text + what bfloat16 adds)", *lines[1:]])
+
+
+def rounding_lines(matrices: Iterable[MatrixRecord]) -> list[str]:
+    """The worst rounding of the stored forms and the largest growth, and where; nothing if neither was measured."""
+    records = list(matrices)
+    rounding = [(r.bf16_error, r) for r in records if r.bf16_error is not None]
+    growth = [(r.growth, r) for r in records if r.growth is not None]
+    lines = []
+    if rounding:
+        error, worst = max(rounding, key=lambda found: found[0])
+        lines.append(f"error that bfloat16 adds to an output: at most {percent(error, 2)} {_place(worst)}")
+    if growth:
+        largest, worst = max(growth, key=lambda found: found[0])
+        lines.append(f"max abs C: at most {largest:.2f} {_place(worst)}")
+    return lines
+
+
+def _place(record: MatrixRecord) -> str:
+    return f"(layer {record.layer} {record.name})"
