@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     from nxdi_svd_plugin.compress.run.job import prepare
     from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
     from nxdi_svd_plugin.recipe import from_dict
-    from nxdi_svd_plugin.report.record import peak_memory
+    from nxdi_svd_plugin.report.peak import peak_memory
 
     have = {(row["method"], row["ratio"]) for row in rows()}
     recipe = from_dict({"recipe": "paper", "block": 1})

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from nxdi_svd_plugin.errors import RecipeError
+from nxdi_svd_plugin.stored.dtypes import DTYPES
 from nxdi_svd_plugin.stored.projection import PROJECTIONS
 
 DEFAULT_RATIO = 0.10
@@ -40,7 +41,7 @@ DEFAULT_SAMPLES = 56
 OBJECTIVES = ("input", "two_sided")
 ALLOCATIONS = ("uniform", "global")
 SELECTOR = re.compile(rf"(0|[1-9][0-9]*)|((0|[1-9][0-9]*)\.)?({'|'.join(PROJECTIONS)})")
-FACTOR_DTYPES = ("source", "float32", "bfloat16", "float16")
+FACTOR_DTYPES = ("source", *DTYPES)
 
 
 @dataclass(frozen=True)

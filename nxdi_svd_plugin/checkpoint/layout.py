@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import torch
 
 from nxdi_svd_plugin.checkpoint.names import SINGLE_FILE, shard_name
+from nxdi_svd_plugin.stored.dtypes import DTYPES
 
-CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+CODES = {getattr(torch, name): dtype.code for name, dtype in DTYPES.items()}
+"""torch's dtype to the code in a safetensors header."""
 Entries = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from nxdi_svd_plugin.checkpoint.layout import CODES
 from nxdi_svd_plugin.checkpoint.names import HEAD, INDEX, ROTARY_BUFFER, SINGLE_FILE
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, expected_tensors
 from nxdi_svd_plugin.errors import CheckpointError
 
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+TYPES = {code: dtype for dtype, code in CODES.items()}
 CHUNK = 1 << 23
 
 
@@ -50,14 +51,14 @@ class Reader:
         with _open(self.directory / file) as opened:
             for name in opened.keys():  # noqa: SIM118 (not a mapping)
                 piece = opened.get_slice(name)
-                if piece.get_dtype() not in DTYPES:
+                if piece.get_dtype() not in TYPES:
                     raise CheckpointError(
                         f"{self.directory / file}: {name} is stored as {piece.get_dtype()}; expected float32, "
                         "bfloat16 or float16 (quantized checkpoints are not supported)"
                     )
                 if name in self.tensors:
                     raise CheckpointError(f"{name} is stored twice, in {self.tensors[name].file} and {file}")
-                self.tensors[name] = TensorInfo(file, DTYPES[piece.get_dtype()], tuple(piece.get_shape()))
+                self.tensors[name] = TensorInfo(file, TYPES[piece.get_dtype()], tuple(piece.get_shape()))
 
     def get(self, name: str) -> torch.Tensor:
         """A copy of one tensor as it is stored."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+from nxdi_svd_plugin.stored.dtypes import DTYPES
 
 
 def add_dtype_option(group: argparse._ArgumentGroup) -> None:
     """Add --dtype."""
     group.add_argument(
         "--dtype",
-        choices=DTYPES,
+        choices=("auto", *DTYPES),
         default="auto",
         help="data type to compute in; auto is the one in config.json (bfloat16 is slow on most CPUs)",
     )

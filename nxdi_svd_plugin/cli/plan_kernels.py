@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from nxdi_svd_plugin.kernels.measure.plan import ITEMSIZE, plan_mlp
+from nxdi_svd_plugin.kernels.measure.plan import plan_mlp
 from nxdi_svd_plugin.stored.cells import pivot_runs
+from nxdi_svd_plugin.stored.dtypes import DTYPES
 from nxdi_svd_plugin.stored.kernel_fit import kernel_fit
 from nxdi_svd_plugin.stored.layers import Layers, Mlp, alike, mlp_of
 from nxdi_svd_plugin.stored.projection import PROJECTIONS, LowRank
@@ -21,7 +22,7 @@ def kernel_plans(hidden: int, layers: Layers, tp: int, tokens: list[int], dtype:
     know ("source") counts as bfloat16.
     Raises KernelError if `tp` does not divide the width of an MLP or nothing fits into SBUF.
     """
-    dtype = dtype if dtype in ITEMSIZE else "bfloat16"
+    dtype = dtype if dtype in DTYPES else "bfloat16"
     for mlp, indices in alike(layers).items():
         apart = _side_by_side(mlp)
         ranks = [p.rank if isinstance(p, LowRank) else None for _, p in mlp.items()]

@@ -13,11 +13,10 @@ import torch
 
 from nxdi_svd_plugin.errors import NxdiError
 from nxdi_svd_plugin.stored.cells import pivot_runs
+from nxdi_svd_plugin.stored.dtypes import DTYPES
 from nxdi_svd_plugin.stored.layers import Layers
 from nxdi_svd_plugin.stored.order import indices, split_evenly
 from nxdi_svd_plugin.stored.projection import READS, Dense, Projection, Shape, Side
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def expected_shapes(layers: Layers, hidden: int) -> dict[str, Shape]:
@@ -46,7 +45,7 @@ def check_mlp_tensors(state_dict: Mapping[str, torch.Tensor], layers: Layers, hi
                 f"{key} has shape {list(tensor.shape)}; config.json says {list(shape)}. "
                 "The directory is damaged or mixed up: compress it again"
             )
-        if tensor.dtype not in DTYPES:
+        if str(tensor.dtype).removeprefix("torch.") not in DTYPES:
             raise NxdiError(f"{key} has dtype {tensor.dtype}; factors are float32, bfloat16 or float16")
 
 

@@ -1,13 +1,9 @@
 """Two gloo processes against one: the same statistics to float64 rounding, the same model."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
 import torch
 from safetensors.torch import load_file
+from worlds import launch
 
 from nxdi_svd_plugin.compress.run.run import compress
 from nxdi_svd_plugin.compress.run.world import World, pick_device
@@ -43,26 +39,11 @@ except SvdError as error:
 """
 
 
-def launch(processes, source, output, statistics, resume="", stop=""):
-    """Start the child under torchrun's environment variables; returns (exit codes, outputs)."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = []
-    for rank in range(processes):
-        world = {"WORLD_SIZE": processes, "RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = {**os.environ, **{key: str(value) for key, value in world.items()}}
-        command = [sys.executable, "-c", CHILD, str(source), str(output), str(statistics), resume, stop]
-        children.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-    texts = [child.communicate(timeout=300)[0] for child in children]
-    return [child.returncode for child in children], texts
-
-
 @pytest.fixture(scope="module")
 def both(tiny_llama, tmp_path_factory):
     folder = tmp_path_factory.mktemp("worlds")
-    assert launch(1, tiny_llama, folder / "one", folder / "s")[0] == [0]
-    assert launch(2, tiny_llama, folder / "two", folder / "s")[0] == [0, 0]
+    assert launch(1, CHILD, tiny_llama, folder / "one", folder / "s", "", "")[0] == [0]
+    assert launch(2, CHILD, tiny_llama, folder / "two", folder / "s", "", "")[0] == [0, 0]
     return folder
 
 
@@ -90,15 +71,15 @@ def test_the_model_is_the_same(both):
 
 @pytest.mark.slow
 def test_two_processes_resume(both, tiny_llama, tmp_path):
-    codes, _ = launch(2, tiny_llama, tmp_path / "out", tmp_path / "s", stop="factor 0 1")
+    codes, _ = launch(2, CHILD, tiny_llama, tmp_path / "out", tmp_path / "s", "", "factor 0 1")
     assert 7 in codes
-    assert launch(2, tiny_llama, tmp_path / "out", tmp_path / "s", resume="resume")[0] == [0, 0]
+    assert launch(2, CHILD, tiny_llama, tmp_path / "out", tmp_path / "s", "resume", "")[0] == [0, 0]
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (both / "two" / "model.safetensors").read_bytes()
 
 
 @pytest.mark.slow
 def test_every_process_ends_with_the_error_of_the_first(tiny_llama, both):
-    codes, texts = launch(2, tiny_llama, both / "one", both / "s")
+    codes, texts = launch(2, CHILD, tiny_llama, both / "one", both / "s", "", "")
     assert codes == [5, 5]
     assert all("add --resume" in text or "--overwrite" in text for text in texts)
 

@@ -18,7 +18,7 @@ LAYER_BYTES = 4 * (3 * 256 * 1024 + 2 * 256 * 256 + 2 * 256 * 128)
 CHILD = """
 import sys
 from nxdi_svd_plugin.compress.run.run import compress
-from nxdi_svd_plugin.report.record import peak_memory
+from nxdi_svd_plugin.report.peak import peak_memory
 from nxdi_svd_plugin.recipe import from_dict
 recipe = from_dict({"recipe": sys.argv[3], "block": 8, "calibration": {"samples": 2, "length": 32}})
 compress(sys.argv[1], sys.argv[2], recipe, progress=False, device="cpu")
@@ -41,7 +41,7 @@ def program(*argv, malloc=(), **options):
 PARENT = """
 import subprocess, sys
 b"x" * 400_000_000
-code = "from nxdi_svd_plugin.report.record import peak_memory; print(peak_memory())"
+code = "from nxdi_svd_plugin.report.peak import peak_memory; print(peak_memory())"
 print(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 """
 

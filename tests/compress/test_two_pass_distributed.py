@@ -1,14 +1,11 @@
 """The default recipe on two gloo processes against one: the same ranks, pivots and tensors to rounding."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from worlds import launch
 
 CHILD = """
 import sys
@@ -20,23 +17,11 @@ compress(sys.argv[1], sys.argv[2], from_dict(recipe), progress=False)
 """
 
 
-def launch(processes, source, output):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = []
-    for rank in range(processes):
-        world = {"WORLD_SIZE": processes, "RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = {**os.environ, **{key: str(value) for key, value in world.items()}}
-        children.append(subprocess.Popen([sys.executable, "-c", CHILD, str(source), str(output)], env=environment))
-    return [child.wait(timeout=300) for child in children]
-
-
 @pytest.fixture(scope="module")
 def both(tiny_llama, tmp_path_factory):
     folder = tmp_path_factory.mktemp("worlds")
-    assert launch(1, tiny_llama, folder / "one") == [0]
-    assert launch(2, tiny_llama, folder / "two") == [0, 0]
+    assert launch(1, CHILD, tiny_llama, folder / "one")[0] == [0]
+    assert launch(2, CHILD, tiny_llama, folder / "two")[0] == [0, 0]
     return folder
 
 

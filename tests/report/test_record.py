@@ -10,7 +10,8 @@ from reports import EVALUATION, EVERYTHING, LOSSES, RECOVERY, TASKS, a_report, m
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.report.cells import layer_rows, layer_table, rounding_lines
 from nxdi_svd_plugin.report.matrix import MatrixRecord
-from nxdi_svd_plugin.report.record import Report, peak_memory, recorded_hashes
+from nxdi_svd_plugin.report.peak import peak_memory
+from nxdi_svd_plugin.report.record import Report, recorded_hashes
 from nxdi_svd_plugin.stored.projection import DENSE, LowRank
 
 GROUPED = tuple(dataclasses.replace(m, projection=LowRank(20, ((0, 10),), 2)) for m in matrices())

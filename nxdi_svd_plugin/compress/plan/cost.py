@@ -17,7 +17,6 @@ from nxdi_svd_plugin.stored.projection import PROJECTIONS
 
 LIBRARIES = 500 * 2**20
 """Python with torch and transformers loaded, measured with torch 2.13 on x86."""
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, parameters, projections
 from nxdi_svd_plugin.compress.forms import named
 from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.factorize.rank import block_rank, ratio
 from nxdi_svd_plugin.recipe import Recipe, lookup
+from nxdi_svd_plugin.report.record import Ratio
 from nxdi_svd_plugin.stored.layers import Layers, mlp_of
 from nxdi_svd_plugin.stored.projection import DENSE, PROJECTIONS, Projection
 
 Key = tuple[int, str]
 """(layer, projection)."""
-
-
-@dataclass(frozen=True)
-class Ratios:
-    """Eq. 4 for the MLP weights and for the whole model, from parameter counts."""
-
-    asked: float
-    target: str
-    mlp: float
-    model: float
 
 
 def decide_ranks(config: SourceConfig, recipe: Recipe) -> Layers:
@@ -105,8 +94,8 @@ def stored_parameters(config: SourceConfig, layers: Layers) -> int:
     return sum(mlp.parameters(config.hidden) for mlp in layers.values())
 
 
-def reached(config: SourceConfig, recipe: Recipe, kept: int) -> Ratios:
+def reached(config: SourceConfig, recipe: Recipe, kept: int) -> Ratio:
     """The ratios that `kept` stored MLP parameters reach."""
     total = parameters(config)
     saved = config.mlp_parameters - kept
-    return Ratios(recipe.asked, recipe.ratio_of, ratio(config.mlp_parameters, kept), ratio(total, total - saved))
+    return Ratio(recipe.asked, recipe.ratio_of, ratio(config.mlp_parameters, kept), ratio(total, total - saved))

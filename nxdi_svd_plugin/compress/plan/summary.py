@@ -8,9 +8,10 @@ from typing import Any
 
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, parameters, read_config
 from nxdi_svd_plugin.compress.plan.budget import budget
-from nxdi_svd_plugin.compress.plan.cost import DTYPE_BYTES, calibration_work, disk_needs, peak_memory
+from nxdi_svd_plugin.compress.plan.cost import calibration_work, disk_needs, peak_memory
 from nxdi_svd_plugin.compress.plan.ranks import decide_ranks, reached, stored_parameters
 from nxdi_svd_plugin.recipe import Recipe
+from nxdi_svd_plugin.stored.dtypes import DTYPES
 from nxdi_svd_plugin.stored.layers import Layers, Mlp, layers_to_json
 from nxdi_svd_plugin.stored.projection import PROJECTIONS, Dense, LowRank
 
@@ -29,7 +30,8 @@ def make_plan(model_dir: str | Path, recipe: Recipe) -> dict[str, Any]:
     kept = budget(config, recipe) if recipe.allocation == "global" else stored_parameters(config, layers)
     ratios, total = reached(config, recipe, kept), parameters(config)
     stored = str(config.raw.get("dtype") or config.raw.get("torch_dtype") or "float32").removeprefix("torch.")
-    size = DTYPE_BYTES.get(stored, 4)
+    size = DTYPES[stored].bytes if stored in DTYPES else DTYPES["float32"].bytes
+    low_rank = DTYPES[recipe.dtype].bytes if recipe.dtype in DTYPES else size
     memory = peak_memory(config, recipe)
     return {
         "model": config.directory.resolve().name,
@@ -43,10 +45,10 @@ def make_plan(model_dir: str | Path, recipe: Recipe) -> dict[str, Any]:
             "model": total - config.mlp_parameters + kept,
             "mlp_per_layer": [mlp.parameters(config.hidden) for mlp in layers.values()],
         },
-        "mlp_bytes_per_layer": [_bytes(config, recipe, mlp, size) for mlp in layers.values()],
+        "mlp_bytes_per_layer": [_bytes(config, mlp, size, low_rank) for mlp in layers.values()],
         "bytes": {
             "dense": total * size,
-            "compressed": (total - config.mlp_parameters) * size + kept * DTYPE_BYTES.get(recipe.dtype, size),
+            "compressed": (total - config.mlp_parameters) * size + kept * low_rank,
         },
         "peak_memory": {"bytes": memory.peak, **asdict(memory)},
         "calibration": _calibration(config, recipe),
@@ -55,11 +57,10 @@ def make_plan(model_dir: str | Path, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _bytes(config: SourceConfig, recipe: Recipe, mlp: Mlp, size: int) -> int:
-    """Bytes of a layer's MLP; dense weights keep their dtype."""
-    low_rank = DTYPE_BYTES.get(recipe.dtype, size)
+def _bytes(config: SourceConfig, mlp: Mlp, dense: int, low_rank: int) -> int:
+    """Bytes of a layer's MLP, with those of one number in a dense weight and in a factor."""
     return sum(
-        p.parameters(config.hidden, mlp.width) * (size if isinstance(p, Dense) else low_rank) for _, p in mlp.items()
+        p.parameters(config.hidden, mlp.width) * (dense if isinstance(p, Dense) else low_rank) for _, p in mlp.items()
     )
 
 

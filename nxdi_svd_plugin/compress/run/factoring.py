@@ -120,9 +120,10 @@ def _factor(run: Session, index: int) -> LayerFactors:
     low = [name for name, p in planned.items() if isinstance(p, LowRank)]
     found = {name: restore(recipe, kept, tokens, name, weights(name)) for name in low}
     made = factor_layer(weights, found, planned, named(recipe.form), recipe.block)
-    for name, errors in stored_errors(made, weights, kept["inputs"] / tokens).items():
-        made.measured[name] |= errors
-    warn(index, made.measured)
+    if low:
+        for name, errors in stored_errors(made, weights, kept["inputs"] / tokens).items():
+            made.measured[name] |= errors
+        warn(index, made.measured)
     for numbers in made.measured.values():
         numbers["seconds"] = (time.monotonic() - began) / len(low)
     return made

@@ -18,7 +18,8 @@ from nxdi_svd_plugin.compress.run.manifest import Manifest
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.report.card import model_card
 from nxdi_svd_plugin.report.matrix import MatrixRecord
-from nxdi_svd_plugin.report.record import Calibration, Cost, Parameters, Ratio, Report, Source, peak_memory
+from nxdi_svd_plugin.report.peak import peak_memory
+from nxdi_svd_plugin.report.record import Calibration, Cost, Parameters, Report, Source
 from nxdi_svd_plugin.report.source_card import CARD, read_card
 from nxdi_svd_plugin.stored.layers import ARCHITECTURES, FORMAT_VERSION, MODEL_TYPES, layers_to_json
 from nxdi_svd_plugin.version import __version__
@@ -94,7 +95,7 @@ def make_report(job: Job, state: Manifest, files: dict[str, str], device: torch.
     ratios, total = reached(config, job.recipe, kept), parameters(config)
     return Report(
         source=Source(config.directory.resolve().name, config.model_type, state.identity["source"]),
-        ratio=Ratio(ratios.asked, ratios.target, ratios.mlp, ratios.model),
+        ratio=ratios,
         parameters=Parameters(
             mlp_dense=config.mlp_parameters,
             mlp=kept,

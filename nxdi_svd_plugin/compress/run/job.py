@@ -98,7 +98,8 @@ def stored_dtype(job: Job, layer: int, projection: str, mlp: Mlp) -> torch.dtype
     stored = job.reader.tensors[projection_prefix(layer, projection) + "weight"].dtype
     if isinstance(mlp[projection], Dense) or job.recipe.dtype == "source":
         return stored
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[job.recipe.dtype]
+    dtype: torch.dtype = getattr(torch, job.recipe.dtype)
+    return dtype
 
 
 def check_space(job: Job, output: Path, processes: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from nxdi_svd_plugin.checkpoint.lock import OutputLock
-from nxdi_svd_plugin.checkpoint.names import CONFIG, UNFINISHED
+from nxdi_svd_plugin.checkpoint.names import CONFIG, REPORT, UNFINISHED
 from nxdi_svd_plugin.checkpoint.working import WorkingFiles
 from nxdi_svd_plugin.checkpoint.writer import check_output, prepare_output, remove_unfinished
 from nxdi_svd_plugin.compress.calibrate import states
@@ -95,7 +95,7 @@ def alone(world: World, job: Job, output: Path, *, resume: bool, overwrite: bool
     lock = OutputLock(output)
 
     def enter() -> None:
-        if not (resume and (output / CONFIG).is_file()):
+        if not (resume and (output / CONFIG).is_file() and (output / REPORT).is_file()):
             check_output(output, job.config.directory, resume=resume, overwrite=overwrite)
         lock.acquire()
 
@@ -133,8 +133,8 @@ def all_steps(
     progress = Progress([step.kind for step in left], len(job.samples), show and world.first)
     run = Session(job, output, world, device, state, files, progress)
     for step in left:
-        check_files(run, reads(run, step))
         wall, cpu = time.monotonic(), time.process_time()
+        check_files(run, reads(run, step))
         note = WORK[step.kind](run, step)
         state.wall_seconds += time.monotonic() - wall
         state.cpu_seconds += time.process_time() - cpu

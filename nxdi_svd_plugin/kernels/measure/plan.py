@@ -9,11 +9,10 @@ from nxdi_svd_plugin.kernels.tiling.blocks import Blocks, hbm_bytes, sbuf_bytes,
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.engines import engine_seconds, minimum_pe_cycles
 from nxdi_svd_plugin.kernels.tiling.planner import IN_FLIGHT, choose
+from nxdi_svd_plugin.stored.dtypes import DTYPES
 from nxdi_svd_plugin.stored.kernel_fit import kernel_fit
 from nxdi_svd_plugin.stored.layers import Mlp
 from nxdi_svd_plugin.stored.projection import LowRank
-
-ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,9 @@ def plan_mlp(hidden: int, mlp: Mlp, tokens: int, dtype: str = "bfloat16", tp: in
     V_down are whole on every core.
     Raises KernelError if `tp` does not divide the width, the dtype is unknown or nothing fits into SBUF.
     """
-    if dtype not in ITEMSIZE:
-        raise KernelError(f"dtype {dtype!r} is not supported by the kernels; use one of {', '.join(ITEMSIZE)}")
-    fit, width, itemsize = kernel_fit(mlp, tp), shard_width(mlp.width, tp), ITEMSIZE[dtype]
+    if dtype not in DTYPES:
+        raise KernelError(f"dtype {dtype!r} is not supported by the kernels; use one of {', '.join(DTYPES)}")
+    fit, width, itemsize = kernel_fit(mlp, tp), shard_width(mlp.width, tp), DTYPES[dtype].bytes
     ranks = {name: p.rank for name, p in mlp.items() if isinstance(p, LowRank)}
 
     def chain(kernel: str, inputs: int, outputs: int, *names: str) -> Chain:
