@@ -14,7 +14,10 @@ LOCK = ".lock"
 
 
 class OutputLock:
-    """An exclusive flock on `output/.lock`. The file goes with the lock, so what is locked is always what is there."""
+    """An exclusive flock on `output/.lock`; a context manager, too.
+
+    The file goes with the lock, so what is locked is always what is there.
+    """
 
     def __init__(self, output: Path) -> None:
         self._output, self._path, self._handle, self._made = output, output / LOCK, -1, False
@@ -30,23 +33,45 @@ class OutputLock:
             self._output.mkdir(parents=True, exist_ok=True)
             while self._handle < 0:
                 handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    os.close(handle)
-                    raise CheckpointError(
-                        f"another process is writing to {self._output}; wait until it ends, or give another directory"
-                    ) from None
+                self._take(handle, fcntl.LOCK_EX)
                 if self._is_there(handle):
                     self._handle = handle
                 else:  # its last owner removed the file between open and lock
                     os.close(handle)
+
+    def check(self) -> None:
+        """Refuse an output that another process writes to; writes nothing.
+
+        Raises:
+            CheckpointError: another process has the lock.
+        """
+        if self._path.exists():
+            with disk_errors(self._path):
+                handle = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+                self._take(handle, fcntl.LOCK_SH)
+                os.close(handle)
+
+    def _take(self, handle: int, kind: int) -> None:
+        try:
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise CheckpointError(
+                f"another process is writing to {self._output}; wait until it ends, or give another directory"
+            ) from None
 
     def _is_there(self, handle: int) -> bool:
         try:
             return os.path.samestat(os.fstat(handle), os.stat(self._path))
         except FileNotFoundError:
             return False
+
+    def __enter__(self) -> OutputLock:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def release(self) -> None:
         """Give the lock back; a directory that was made for it and is empty goes too."""

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from nxdi_svd_plugin.checkpoint.lock import OutputLock
 from nxdi_svd_plugin.checkpoint.names import UNFINISHED
 from nxdi_svd_plugin.checkpoint.reader import Reader
-from nxdi_svd_plugin.checkpoint.writer import prepare_output
+from nxdi_svd_plugin.checkpoint.writer import check_output, prepare_output
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
 from nxdi_svd_plugin.evaluate.perplexity import check_window
 from nxdi_svd_plugin.modeling.load import load_model, load_pretrained, load_tokenizer
@@ -62,31 +63,35 @@ def recover(
     factors = lora.factor_parameters(model)
     before = copies(factors)
     trained = trainable(model, factors, settings)
-    prepare_output(output, model_dir, resume=resume, overwrite=overwrite)
-    identity = identity_of(reader, settings, train, held, teacher_dir)
-    state = Trainer(model, trained, settings, teacher, output / UNFINISHED / "recovery.pt", identity).run(
-        train.tokens, held.tokens
-    )
-    if settings.method == "lora":
-        lora.merge(model)
-    as_stored(factors, reader, report.layers)
-    change = choose(model, factors, before, held.tokens)
-    tell(change, state.best_step)
-    recovery = Recovery(
-        settings=dataclasses.asdict(settings),
-        loss="next token" if teacher is None else "distillation",
-        teacher=None if teacher_dir is None else teacher_dir.resolve().name,
-        data=describe(data, train),
-        validation=describe(validation or data, held),
-        perplexity=change,
-        kept_input=change.output == change.input,
-        best_step=state.best_step,
-        history=tuple(Step(**row) for row in state.history),
-        seconds=time.monotonic() - began,
-        device=model.device.type,
-    )
-    write(output, reader, factors, report, recovery)
-    return recovery
+    lock = OutputLock(output)
+    lock.check()
+    check_output(output, model_dir, resume=resume, overwrite=overwrite)
+    with lock:
+        prepare_output(output, model_dir, resume=resume, overwrite=overwrite)
+        identity = identity_of(reader, settings, train, held, teacher_dir)
+        state = Trainer(model, trained, settings, teacher, output / UNFINISHED / "recovery.pt", identity).run(
+            train.tokens, held.tokens
+        )
+        if settings.method == "lora":
+            lora.merge(model)
+        as_stored(factors, reader, report.layers)
+        change = choose(model, factors, before, held.tokens)
+        tell(change, state.best_step)
+        recovery = Recovery(
+            settings=dataclasses.asdict(settings),
+            loss="next token" if teacher is None else "distillation",
+            teacher=None if teacher_dir is None else teacher_dir.resolve().name,
+            data=describe(data, train),
+            validation=describe(validation or data, held),
+            perplexity=change,
+            kept_input=change.output == change.input,
+            best_step=state.best_step,
+            history=tuple(Step(**row) for row in state.history),
+            seconds=time.monotonic() - began,
+            device=model.device.type,
+        )
+        write(output, reader, factors, report, recovery)
+        return recovery
 
 
 def texts(data: Path, validation: Path | None, tokenizer: Any, settings: Settings) -> tuple[Windows, Windows]:

@@ -38,8 +38,12 @@ def test_the_second_process_is_refused(held):
     directory, child = held
     with pytest.raises(CheckpointError, match=f"another process is writing to {directory}; wait until it ends"):
         OutputLock(directory).acquire()
+    with pytest.raises(CheckpointError, match="another process is writing to"):
+        OutputLock(directory).check()
     assert (directory / LOCK).exists()
     child.communicate("go\n")
+    OutputLock(directory).check()
+    assert not directory.exists()  # made for the lock, and a check makes nothing
     OutputLock(directory).acquire()
 
 

@@ -5,8 +5,8 @@ python kill_runner.py SOURCE WORK changes|random|overwrite COUNT SEED RECIPE
 changes: the child kills itself just before a change of the output (an audit hook sees files opened for writing,
 renamed, removed and cut, and directories made and removed), COUNT times for every kind of change after every other.
 random: the parent kills it COUNT times after a random time, again and again. overwrite: as changes, while an older
-model is replaced. RECIPE is a preset, paper (one pass) or default (two). Every case ends with --resume and is compared
-byte by byte with an uninterrupted run.
+model is replaced. RECIPE is one of RECIPES, which have a list of steps each. Every case ends with --resume and is
+compared byte by byte with an uninterrupted run.
 """
 
 import dataclasses
@@ -30,7 +30,14 @@ from nxdi_svd_plugin.recipe import Calibration, Recipe, preset
 
 TEXT = Path(sys.argv[2]) / "text.txt"
 CALIBRATION = Calibration(str(TEXT), samples=2, length=16)
-RECIPE = dataclasses.replace(preset(sys.argv[6]), ratio=0.2, block=2, calibration=CALIBRATION, shard_size=100_000)
+RECIPES = {
+    "paper": preset("paper"),
+    "default": preset("default"),
+    "pair": dataclasses.replace(preset("default"), form="pair", allocation="uniform"),
+    "input": dataclasses.replace(preset("paper"), form="interpolative"),
+}
+"""One pass; forward, back and ranks; no ranks; no gradients."""
+RECIPE = dataclasses.replace(RECIPES[sys.argv[6]], ratio=0.2, block=2, calibration=CALIBRATION, shard_size=100_000)
 OLDER = dataclasses.replace(RECIPE, ratio=0.3, shard_size=60_000)
 CHANGES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 TIMED = {"report.json", "README.md"}

@@ -48,6 +48,13 @@ def test_killed_before_a_change_of_every_kind(tiny_llama, folder, recipe):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["pair", "input"])
+def test_the_other_kinds_of_recipes_are_killed_too(tiny_llama, folder, recipe):
+    kills, kinds = run(tiny_llama, folder, "changes", 1, 3, recipe)
+    assert kills >= kinds >= 25
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["paper", "default"])
 def test_killed_while_an_older_model_is_replaced(tiny_qwen3, folder, recipe):
     kills, kinds = run(tiny_qwen3, folder, "overwrite", 1, 0, recipe)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tiny_models import save_dense
 
 import nxdi_svd_plugin
+from nxdi_svd_plugin.checkpoint.lock import OutputLock
 from nxdi_svd_plugin.checkpoint.writer import Writer
 from nxdi_svd_plugin.cli.main import main
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError, RecipeError
@@ -277,4 +278,10 @@ def test_a_teacher_of_another_vocabulary_is_refused(compressed, data, tmp_path):
     other = save_dense(tmp_path / "other", "llama", vocab_size=300)
     with pytest.raises(CheckpointError, match="has 300 tokens, the model has 259; give the model it was made from"):
         recover(compressed, data / "plain.txt", tmp_path / "out", Settings(**QUICK), teacher_dir=other)
+    assert not (tmp_path / "out").exists()
+
+
+def test_it_takes_the_lock_of_its_output(compressed, data, tmp_path):
+    with OutputLock(tmp_path / "out"), pytest.raises(CheckpointError, match="another process is writing to"):
+        recover(compressed, data / "plain.txt", tmp_path / "out", Settings(steps=1, batch=1, window=16))
     assert not (tmp_path / "out").exists()

@@ -84,6 +84,7 @@ def check(model_dir: str | Path, output_dir: str | Path, recipe: Recipe, *, resu
         SvdError: as `compress`.
     """
     job = prepare(Path(model_dir), recipe)
+    OutputLock(Path(output_dir)).check()
     check_output(Path(output_dir), job.config.directory, resume=resume, overwrite=overwrite)
     check_space(job, Path(output_dir), 1)
     job.reader.check_finite()
@@ -95,6 +96,7 @@ def alone(world: World, job: Job, output: Path, *, resume: bool, overwrite: bool
     lock = OutputLock(output)
 
     def enter() -> None:
+        lock.check()
         if not (resume and (output / CONFIG).is_file() and (output / REPORT).is_file()):
             check_output(output, job.config.directory, resume=resume, overwrite=overwrite)
         lock.acquire()
