@@ -15,8 +15,8 @@ import torch
 from nxdi_svd_plugin.checkpoint.names import SINGLE_FILE, shard_name
 from nxdi_svd_plugin.stored.dtypes import DTYPES
 
-CODES = {getattr(torch, name): dtype.code for name, dtype in DTYPES.items()}
-"""torch's dtype to the code in a safetensors header."""
+CODES = {torch.float64: "F64", **{getattr(torch, name): dtype.code for name, dtype in DTYPES.items()}}
+"""torch's dtype to the code in a safetensors header; float64 is in working files alone."""
 Entries = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
@@ -59,10 +59,21 @@ def _shard(file: str, names: list[str], entries: Entries) -> Shard:
         end = position + tensor_bytes(dtype, shape)
         header[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [position, end]}
         starts[name], position = position, end
+    first = head(header)
+    return Shard(file, first, {name: len(first) + start for name, start in starts.items()}, len(first) + position)
+
+
+def head(header: Mapping[str, object]) -> bytes:
+    """The first bytes of a safetensors file."""
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    head = len(text).to_bytes(8, "little") + text
-    return Shard(file, head, {name: len(head) + start for name, start in starts.items()}, len(head) + position)
+    return len(text).to_bytes(8, "little") + text
+
+
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor as they are stored."""
+    data: memoryview = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return data
 
 
 def index_json(shards: list[Shard], entries: Entries) -> dict[str, object] | None:

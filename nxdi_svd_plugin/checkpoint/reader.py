@@ -15,8 +15,9 @@ from nxdi_svd_plugin.checkpoint.layout import CODES
 from nxdi_svd_plugin.checkpoint.names import HEAD, INDEX, ROTARY_BUFFER, SINGLE_FILE
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, expected_tensors
 from nxdi_svd_plugin.errors import CheckpointError
+from nxdi_svd_plugin.stored.dtypes import DTYPES
 
-TYPES = {code: dtype for dtype, code in CODES.items()}
+TYPES = {CODES[getattr(torch, name)]: getattr(torch, name) for name in DTYPES}
 CHUNK = 1 << 23
 
 

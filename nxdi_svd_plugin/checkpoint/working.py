@@ -7,16 +7,18 @@ runs the step; a file that is not what was recorded is never read.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from nxdi_svd_plugin.checkpoint.atomic import disk_errors, sync_directory
+from nxdi_svd_plugin.checkpoint.layout import CODES, head, raw_bytes
 from nxdi_svd_plugin.checkpoint.reader import file_sha256
 
 Recorded = dict[str, dict[str, Any]]
@@ -40,7 +42,7 @@ class WorkingFiles:
         """Where a working file of this process is."""
         return self.folder / f"{name}-{self.rank}.bin"
 
-    def write(self, name: str, pieces: Iterable[bytes]) -> None:
+    def write(self, name: str, pieces: Iterable[bytes | memoryview]) -> None:
         """Write a file atomically, piece by piece, and note its size and hash.
 
         Raises:
@@ -61,8 +63,13 @@ class WorkingFiles:
         self.written[path.name] = {"size": size, "sha256": digest.hexdigest()}
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """`write` of named tensors, as safetensors."""
-        self.write(name, [save({key: tensor.contiguous().cpu() for key, tensor in tensors.items()})])
+        """`write` of named tensors as safetensors, one of them copied at a time."""
+        header, position = {}, 0
+        for key, tensor in tensors.items():
+            end = position + tensor.numel() * tensor.element_size()
+            header[key] = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [position, end]}
+            position = end
+        self.write(name, itertools.chain([head(header)], map(raw_bytes, tensors.values())))
 
     def read_tensors(self, name: str) -> dict[str, Tensor]:
         """What `write_tensors` wrote."""

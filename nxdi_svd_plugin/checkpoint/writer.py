@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from nxdi_svd_plugin.checkpoint.atomic import disk_errors, sync_directory, write_bytes, write_json
-from nxdi_svd_plugin.checkpoint.layout import Entries, Shard, index_json, plan_shards
+from nxdi_svd_plugin.checkpoint.layout import Entries, Shard, index_json, plan_shards, raw_bytes
 from nxdi_svd_plugin.checkpoint.lock import LOCK
 from nxdi_svd_plugin.checkpoint.names import CONFIG, INDEX, UNFINISHED, read_json
 from nxdi_svd_plugin.checkpoint.reader import CHUNK
@@ -167,7 +167,7 @@ class Writer:
         if tensor.numel() and not all(torch.isfinite(bound) for bound in torch.aminmax(tensor)):
             raise CheckpointError(f"{name} is not finite in {dtype}; use a wider dtype for the factors")
         shard, start = self._where[name]
-        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        data = raw_bytes(tensor)
         path = self.output / UNFINISHED / shard.name
         with disk_errors(path), open(path, "r+b") as file:
             file.seek(start)

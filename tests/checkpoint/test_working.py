@@ -29,7 +29,7 @@ def test_what_is_recorded_is_what_is_there(files):
 
 
 def test_tensors_come_back_bit_by_bit(files):
-    given = {"x": torch.randn(3, 5, dtype=torch.float64), "y": torch.arange(4)[:, None].T}
+    given = {"x": torch.randn(3, 5, dtype=torch.float64), "y": torch.arange(4.0)[:, None].T}
     given["z"] = torch.tensor([torch.nan])
     files.write_tensors("t", given)
     found = files.read_tensors("t")

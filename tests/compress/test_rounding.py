@@ -32,7 +32,9 @@ def factors(weights, sums, tokens, form, rank, block):
     kept = decompose(recipe, sums, tokens, weights.items())
     found = {name: restore(recipe, kept, tokens, name, w) for name, w in weights.items()}
     width = weights["gate_proj"].shape[0]
-    return factor_layer(weights.__getitem__, found, Mlp(width, *[named(form).planned(rank)] * 3), named(form), block)
+    return factor_layer(
+        weights.__getitem__, found.__getitem__, Mlp(width, *[named(form).planned(rank)] * 3), named(form), block
+    )
 
 
 def gate(rank, seed, scale=1.0):

@@ -55,7 +55,7 @@ def stored(request, dense):
     kept = decompose(recipe, Statistics({"inputs": x.T @ x, "outputs": y.T @ y}), len(x), weights.items())
     decompositions = {name: restore(recipe, kept, len(x), name, w) for name, w in weights.items()}
     planned = mlp_of(len(weights["gate_proj"]), {name: form.planned(rank) for name, rank in RANKS.items()})
-    made = factor_layer(weights.__getitem__, decompositions, planned, form, BLOCK)
+    made = factor_layer(weights.__getitem__, decompositions.__getitem__, planned, form, BLOCK)
     return dataclasses.replace(made, tensors={key: t.bfloat16().double() for key, t in made.tensors.items()})
 
 

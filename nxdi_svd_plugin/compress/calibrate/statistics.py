@@ -40,9 +40,10 @@ def statistics_shapes(config: SourceConfig, objective: str) -> dict[str, tuple[i
 
 @dataclass(frozen=True)
 class Statistics:
-    """Sums over tokens, or means (`per_token`), by the names above."""
+    """Sums over tokens by the names above; what is read is divided by `tokens`, one matrix at a time."""
 
     sums: dict[str, Tensor]
+    tokens: int = 1
 
     @classmethod
     def zero(cls, shapes: dict[str, tuple[int, ...]], device: torch.device) -> Statistics:
@@ -50,8 +51,11 @@ class Statistics:
         return cls({name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()})
 
     def per_token(self, tokens: int) -> Statistics:
-        """Means over tokens instead of sums."""
-        return Statistics({name: tensor / tokens for name, tensor in self.sums.items()})
+        """Means over tokens instead of sums, of the same memory."""
+        return Statistics(self.sums, tokens)
+
+    def _mean(self, name: str) -> Tensor:
+        return self.sums[name] if self.tokens == 1 else self.sums[name] / self.tokens
 
     def total(self, over: Callable[[Tensor], Tensor]) -> Statistics:
         """Every sum replaced by what `over` makes of it: the sum over all processes."""
@@ -72,21 +76,21 @@ class Statistics:
     @property
     def inputs(self) -> Tensor:
         """x x^T of what gate and up read [H, H]."""
-        return self.sums["inputs"]
+        return self._mean("inputs")
 
     @property
     def outputs(self) -> Tensor:
         """y y^T of what down writes [H, H]."""
-        return self.sums["outputs"]
+        return self._mean("outputs")
 
     def near(self, projection: str) -> Tensor:
         """Covariance of the projection's near side [H, H]: its inputs (gate, up) or its output gradients (down)."""
-        return self.sums[NEAR[projection]]
+        return self._mean(NEAR[projection])
 
     def projected(self, projection: str) -> Tensor:
         """Covariance of its far side between two weights [H, H]: W far W^T (gate, up) or W^T far W (down)."""
-        return self.sums[PROJECTED[projection]]
+        return self._mean(PROJECTED[projection])
 
     def far_trace(self, projection: str) -> float:
         """Mean diagonal of the covariance of its far side."""
-        return float(self.sums[SQUARES[projection]].mean())
+        return float(self._mean(SQUARES[projection]).mean())

@@ -6,7 +6,7 @@ stays dense in a layer whose form moved the neurons is stored in that order too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -34,7 +34,7 @@ class LayerFactors:
 
 def factor_layer(
     weights: Callable[[str], Tensor],
-    decompositions: Mapping[str, Decomposition],
+    decompositions: Callable[[str], Decomposition],
     planned: Mlp,
     form: Form,
     block: int,
@@ -43,13 +43,17 @@ def factor_layer(
 
     Args:
         weights: projection name to torch weight [out, in].
-        decompositions: of the projections that are not dense.
+        decompositions: projection name to its decomposition; asked once for each that is not dense.
         planned: forms and ranks.
     Raises:
         SvdError: a weight has a smaller rank than planned.
     """
     ranks = {name: p.rank for name, p in planned.items() if isinstance(p, LowRank)}
-    truncated = {name: decompositions[name].truncated(weights(name), rank) for name, rank in ranks.items()}
+    truncated, measured = {}, {}
+    for name, rank in ranks.items():  # one decomposition in memory at a time
+        found = decompositions(name)
+        truncated[name], measured[name] = found.truncated(weights(name), rank), found.measured(rank)
+        del found
     made = form.store(truncated, planned.width, block)
     tensors = {
         f"{name}.{key}": tensor
@@ -61,8 +65,8 @@ def factor_layer(
             weight, order = weights(name), made.order
             tensors[f"{name}.weight"] = weight.index_select(READS[name].weight_axis, order.to(weight.device))
     mlp = mlp_of(planned.width, {**dict(planned.items()), **made.projections})
-    measured = {name: {**decompositions[name].measured(r), **made.measured[name]} for name, r in ranks.items()}
-    return LayerFactors(mlp, tensors, made.order, measured)
+    numbers = {name: {**measured[name], **made.measured[name]} for name in ranks}
+    return LayerFactors(mlp, tensors, made.order, numbers)
 
 
 def moved(mlp: Mlp) -> list[str]:

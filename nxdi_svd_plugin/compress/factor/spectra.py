@@ -170,7 +170,7 @@ def restore(recipe: Recipe, kept: Mapping[str, Tensor], tokens: int, name: str, 
         whitening = whiten(sums.inputs) if reads is Side.HIDDEN else None
         return InputWhitened(reads, svd.Eigen(energy, vectors, *ridges), whitening)
     means = sums.per_token(tokens)
-    plain = _plain(reads, _gram(reads, weight, torch.float64), means)
+    plain = _plain(reads, _gram(reads, weight, torch.float32), means)  # of the report's error alone
     near, damping = (means.near(name), recipe.damping) if recipe.differentiates else (plain[0], UNDAMPED)
     found = Spectrum(energy, vectors, damp(near, damping)[0], ridges[0] or 0.0, ridges[1] or 0.0, ridges[2])
     return TwoSided(reads, found, *plain)

@@ -49,14 +49,14 @@ def peak_memory(config: SourceConfig, recipe: Recipe) -> Memory:
 
     load: the largest tensor (an embedding) as stored and its copy. calibrate: one layer in float32 with one stored
     tensor, its float64 sums, the activations of one sample; with gradients the head or what autograd keeps of a sample.
-    factor: the sums and a decomposition with its workspace, or what is kept of a layer and the factors of its
-    projections, in float64.
+    factor: the sums and a decomposition with its workspace, or what is kept of a layer, one decomposition, the
+    truncated projections, their coefficients and the solution of one, in float64.
     """
     sizes = {name: math.prod(shape) for name, shape in expected_tensors(config).items()}
     square, wide = 8 * config.hidden**2, 8 * config.hidden * config.intermediate
     sums = 8 * sum(math.prod(shape) for shape in statistics_shapes(config, recipe.objective).values())
     decompose = sums + 3 * wide + 7 * square
-    factors = (len(KEPT) + len(PROJECTIONS) + 2) * square + len(PROJECTIONS) * 2 * wide + 2 * wide
+    factors = (len(KEPT) + len(PROJECTIONS) + 6) * square + len(PROJECTIONS) * 2 * wide + 3 * wide
     return Memory(
         load=8 * max(sizes.values()),
         calibrate=max(_head(config, recipe), _layer(config, recipe, layer_numbers(config)) + sums),

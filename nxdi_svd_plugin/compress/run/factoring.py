@@ -15,7 +15,7 @@ from nxdi_svd_plugin.checkpoint.names import ORDER, layer_prefix, projection_pre
 from nxdi_svd_plugin.compress.calibrate.statistics import Statistics
 from nxdi_svd_plugin.compress.factor.layer import LayerFactors, factor_layer, moved
 from nxdi_svd_plugin.compress.factor.rounding import stored_errors, warn
-from nxdi_svd_plugin.compress.factor.spectra import decompose, restore
+from nxdi_svd_plugin.compress.factor.spectra import Decomposition, decompose, restore
 from nxdi_svd_plugin.compress.forms import named
 from nxdi_svd_plugin.compress.plan.budget import global_ranks
 from nxdi_svd_plugin.compress.plan.ranks import fixed_projection
@@ -118,8 +118,11 @@ def _factor(run: Session, index: int) -> LayerFactors:
     kept = {name: tensor.to(run.device) for name, tensor in run.files.read_tensors(spectra_file(index)).items()}
     tokens, weights = run.job.samples.numel(), partial(_weight, run, index)
     low = [name for name, p in planned.items() if isinstance(p, LowRank)]
-    found = {name: restore(recipe, kept, tokens, name, weights(name)) for name in low}
-    made = factor_layer(weights, found, planned, named(recipe.form), recipe.block)
+
+    def decomposition(name: str) -> Decomposition:
+        return restore(recipe, kept, tokens, name, weights(name))
+
+    made = factor_layer(weights, decomposition, planned, named(recipe.form), recipe.block)
     if low:
         for name, errors in stored_errors(made, weights, kept["inputs"] / tokens).items():
             made.measured[name] |= errors
