@@ -60,7 +60,7 @@ def test_no_worse_than_svd_llm_whitening(smollm2, tmp_path):
     """Nor better than it can be: no text is forgotten less than SVD-LLM's easiest one, and less rank forgets more."""
     dense = perplexities(load_model(smollm2, torch.float32).eval(), smollm2)
     report = compress(smollm2, tmp_path / "out", recipe(0.05))
-    assert {record["rank"] for record in report.matrices} == {397}
+    assert {record.rank for record in report.matrices} == {397}
     model, before = load_pretrained(tmp_path / "out", dtype=torch.float32), [1.0, 1.0]
     for rank, low, high in SVD_LLM.values():
         cut(model, rank)

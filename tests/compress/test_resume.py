@@ -1,7 +1,6 @@
 """A killed compression continues and ends with the same bytes; anything changed in between is refused."""
 
 import errno
-import json
 import os
 import random
 import shutil
@@ -13,6 +12,7 @@ import time
 import pytest
 
 from nxdi_svd_plugin.checkpoint import working, writer
+from nxdi_svd_plugin.compress.run import manifest
 from nxdi_svd_plugin.compress.run import run as loop
 from nxdi_svd_plugin.compress.run.run import compress
 from nxdi_svd_plugin.errors import CheckpointError, SvdError
@@ -158,11 +158,21 @@ def test_a_changed_text_is_refused(unfinished, tmp_path):
 
 
 def test_another_version_is_refused(unfinished, tmp_path):
-    path = unfinished[1] / ".unfinished" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["identity"]["format"] = 0
-    path.write_text(json.dumps(manifest))
+    folder = unfinished[1] / ".unfinished"
+    saved = manifest.load(folder)
+    saved.identity["format"] = 0
+    saved.save(folder)
     with pytest.raises(CheckpointError, match="the format changed since the run began"):
+        compress(*unfinished, with_text(tmp_path), resume=True)
+
+
+def test_a_manifest_that_says_something_else_is_refused(unfinished, tmp_path):
+    """Valid JSON of another number: no run goes on from what no run has written."""
+    path = unfinished[1] / ".unfinished" / "manifest.json"
+    text = path.read_text()
+    path.write_text(text.replace('"threads": ', '"threads": 1'))
+    assert path.read_text() != text
+    with pytest.raises(CheckpointError, match=r"manifest.json is damaged \(its checksum is another\)"):
         compress(*unfinished, with_text(tmp_path), resume=True)
 
 

@@ -1,4 +1,4 @@
-"""The modeling tests again, under every other transformers version that `make compat` has installed."""
+"""The tests of modeling and of calibration again, under every transformers version that `make compat` has installed."""
 
 import os
 import subprocess
@@ -19,7 +19,8 @@ WITHOUT_TRANSFORMERS = ("test_compat.py", "test_factored_linear.py", "test_low_r
 @pytest.mark.skipif(not VERSIONS, reason="NXDI_SVD_COMPAT_DIR names no transformers versions: run `make compat`")
 @pytest.mark.parametrize("version", VERSIONS or ["none"])
 def test_models_load_and_run(version):
-    tests = sorted(str(path) for path in HERE.glob("test_*.py") if path.name not in WITHOUT_TRANSFORMERS)
+    folders = (HERE, HERE.parent / "compress" / "calibrate")  # calibration stands on the inside of transformers' layers
+    tests = sorted(str(p) for folder in folders for p in folder.glob("test_*.py") if p.name not in WITHOUT_TRANSFORMERS)
     check = f"import transformers; assert transformers.__version__ == {version!r}, transformers.__version__"
     environment = {**os.environ, "PYTHONPATH": os.path.join(COMPAT, version)}
     subprocess.run([sys.executable, "-c", check], env=environment, check=True)

@@ -156,7 +156,7 @@ def layer_spectrum(recipe: Recipe, name: str, weight: Tensor, means: Statistics)
     """
     if not recipe.differentiates:
         gram = _gram(READS[name], weight, torch.float64)
-        return spectrum(*_plain(READS[name], gram, means), gram, 1e-300, UNDAMPED)
+        return spectrum(*_plain(READS[name], lambda: gram, means), gram, 1e-300, UNDAMPED)
     gram = _gram(READS[name], weight, torch.float32)  # it only damps
     return spectrum(means.near(name), means.projected(name), gram, means.far_trace(name), recipe.damping)
 
@@ -165,21 +165,22 @@ def restore(recipe: Recipe, kept: Mapping[str, Tensor], tokens: int, name: str, 
     """The decomposition of one projection out of what `decompose` gave."""
     reads, energy, vectors = READS[name], kept[f"{name}.energy"], kept[f"{name}.vectors"]
     ridges = [None if r != r else r for r in kept[f"{name}.ridges"].tolist()]
-    sums = Statistics({key: kept[key] for key in KEPT if key in kept})
+    needed = ("inputs",) if reads is Side.HIDDEN else ("outputs", "down_gradients")
+    sums = Statistics({key: kept[key] for key in needed if key in kept})
     if recipe.is_paper:
         whitening = whiten(sums.inputs) if reads is Side.HIDDEN else None
         return InputWhitened(reads, svd.Eigen(energy, vectors, *ridges), whitening)
     means = sums.per_token(tokens)
-    plain = _plain(reads, _gram(reads, weight, torch.float32), means)  # of the report's error alone
+    plain = _plain(reads, lambda: _gram(reads, weight, torch.float32), means)  # of the report's error alone
     near, damping = (means.near(name), recipe.damping) if recipe.differentiates else (plain[0], UNDAMPED)
     found = Spectrum(energy, vectors, damp(near, damping)[0], ridges[0] or 0.0, ridges[1] or 0.0, ridges[2])
     return TwoSided(reads, found, *plain)
 
 
-def _plain(reads: Side, gram: Tensor, means: Statistics) -> tuple[Tensor, Tensor]:
+def _plain(reads: Side, gram: Callable[[], Tensor], means: Statistics) -> tuple[Tensor, Tensor]:
     """Undamped near and far whose product is the output energy: E[x x^T] and W W^T, or the identity and E[y y^T]."""
     if reads is Side.HIDDEN:
-        return means.inputs, gram
+        return means.inputs, gram()
     eye = torch.eye(len(means.outputs), dtype=means.outputs.dtype, device=means.outputs.device)
     return eye, means.outputs
 

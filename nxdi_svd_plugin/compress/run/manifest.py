@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nxdi_svd_plugin.checkpoint.atomic import write_json
+from nxdi_svd_plugin.checkpoint.names import read_json
 from nxdi_svd_plugin.checkpoint.working import Recorded
-from nxdi_svd_plugin.checkpoint.writer import MANIFEST, content
+from nxdi_svd_plugin.checkpoint.writer import MANIFEST
+from nxdi_svd_plugin.checkpoint.writer import content as content_of
 from nxdi_svd_plugin.errors import CheckpointError
 
 
@@ -34,8 +37,14 @@ class Manifest:
     cpu_seconds: float = 0.0
 
     def save(self, folder: Path) -> None:
-        """Write it atomically."""
-        write_json(folder / MANIFEST, dataclasses.asdict(self))
+        """Write it atomically, with a checksum of itself."""
+        content = dataclasses.asdict(self)
+        write_json(folder / MANIFEST, {"checksum": checksum(content), **content})
+
+
+def checksum(content: dict[str, Any]) -> str:
+    """SHA-256 of a JSON object, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def load(folder: Path) -> Manifest | None:
@@ -46,14 +55,17 @@ def load(folder: Path) -> Manifest | None:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        if folder.is_dir() and any(other != folder for other in content(folder.parent)):
+        if folder.is_dir() and any(other != folder for other in content_of(folder.parent)):
             raise CheckpointError(
                 f"{folder.parent} holds the rest of a model that --overwrite was replacing, and nothing to resume; "
                 "use --overwrite again"
             )
         return None
     try:
-        return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+        saved = read_json(path)
+        if saved.pop("checksum", None) != checksum(saved):
+            raise ValueError("its checksum is another")
+        return Manifest(**saved)
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); start again with --overwrite") from error
 
