@@ -183,8 +183,8 @@ def main() -> None:
     elif args.figures:
         from accuracy_tables import write
 
-        others = [[json.loads(line) for line in path.read_text().splitlines()] for path in (COST, RECOVERIES)]
-        write(rows(), *others, ROOT / "docs")
+        runs, recoveries = ([json.loads(line) for line in p.read_text().splitlines()] for p in (COST, RECOVERIES))
+        write(rows(), runs, recoveries, ROOT / "docs")
     else:
         args.work.mkdir(parents=True, exist_ok=True)
         run(args)

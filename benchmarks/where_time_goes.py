@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ class Clock:
     """CPU seconds of named parts; a part inside another is not counted in the outer one."""
 
     def __init__(self) -> None:
-        self.spent: Counter[str] = Counter()
+        self.spent = dict.fromkeys(PARTS, 0.0)
         self._open: list[str] = ["rest"]
         self._last = time.process_time()
 

@@ -43,9 +43,8 @@ def nxdi_svd(command: str, *words: str) -> dict:
 
 def answer(model: str) -> str:
     """What a model says to PROMPT."""
-    return nxdi_svd("generate", "--model", model, "--prompt", PROMPT, "--chat", "--max-new-tokens", "32")[
-        "text"
-    ].strip()
+    found = nxdi_svd("generate", "--model", model, "--prompt", PROMPT, "--chat", "--max-new-tokens", "32")
+    return str(found["text"]).strip()
 
 
 def main() -> None:
