@@ -26,6 +26,7 @@ POOL = 4  # candidates per pivot of a panel
 RELIABLE = 1e-10  # squared norms below this part of a panel's largest are rounding
 GROWTH_BOUND = 1.5  # swaps stop when no exchangeable coefficient is larger
 MAX_SWAPS = 400
+EXCHANGED = 1e-9  # coefficients that many exchanges have made less accurate than this are solved for again
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,10 @@ def _swap(v: Tensor, pivots: Tensor, label: Tensor, bound: float) -> Interpolati
         pivots[i], rest[j] = rest[j].clone(), pivots[i].clone()
         c, swaps = _exchange(c, i, j), swaps + 1
     if swaps:
-        pivots, rest = pivots.sort().values, rest.sort().values
-        c = _coefficients(v, pivots, rest)
+        (pivots, rows), (rest, columns) = pivots.sort(), rest.sort()
+        c = c[rows][:, columns]
+        if not _solves(v, pivots, rest, c):
+            c = _coefficients(v, pivots, rest)
     limited = limit_growth(v[:, pivots], c, GROWTH_LIMIT)
     change = float((v[:, pivots] @ (limited - c)).norm() / v.norm()) if limited is not c else 0.0
     return Interpolation(pivots, limited, float(limited.abs().max()) if c.numel() else 0.0, change)
@@ -209,6 +212,13 @@ def _coefficients(v: Tensor, pivots: Tensor, rest: Tensor) -> Tensor:
     if int(info) or not torch.isfinite(c).all():
         raise SvdError("the columns that may be pivots do not span the matrix: it is rank-deficient")
     return c
+
+
+def _solves(v: Tensor, pivots: Tensor, rest: Tensor, c: Tensor) -> bool:
+    """Whether exchanges have left v[:, pivots] c = v[:, rest] true, by one random combination of the columns."""
+    z = torch.randn(len(rest), generator=torch.Generator().manual_seed(0), dtype=v.dtype).to(v.device)
+    wanted = v[:, rest] @ z
+    return float((v[:, pivots] @ (c @ z) - wanted).norm()) <= EXCHANGED * float(wanted.norm())
 
 
 def _exchange(c: Tensor, i: int, j: int) -> Tensor:

@@ -114,10 +114,10 @@ def truncate(weight: Tensor, spec: Spectrum, rank: int) -> tuple[Tensor, Tensor]
     """Optimal factors with the near side on the left: weight [H, I] ~ u [H, r] @ v [r, I].
 
     u = S^-T Q_r and v = Q_r^T S^T W. For down pass W^T and transpose both results: W' = v^T u^T.
-    The rows of v are the whitened coordinates of the columns of W'.
+    The rows of v are the whitened coordinates of the columns of W'; its product has the precision of the weight.
     """
     u, g = _projector(spec.root, spec.basis[:, :rank])
-    return u, g @ weight.to(PRECISION)
+    return u, (g.to(weight.dtype) @ weight).to(PRECISION)
 
 
 def _projector(root: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:

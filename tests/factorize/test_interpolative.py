@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nxdi_svd_plugin.errors import SvdError
+from nxdi_svd_plugin.factorize import interpolative
 from nxdi_svd_plugin.factorize.interpolative import (
     GROWTH_BOUND,
     GROWTH_LIMIT,
@@ -83,7 +84,8 @@ def test_a_rank_deficient_matrix_is_refused():
         interpolate(torch.cat([v, v]), [torch.arange(30)], 1)
 
 
-def test_swaps_reach_the_bound_where_greedy_pivoting_does_not():
+@pytest.mark.parametrize("exchanged", [1e-9, -1.0], ids=["exchanged", "solved again"])
+def test_swaps_reach_the_bound_where_greedy_pivoting_does_not(monkeypatch, exchanged):
     """Kahan's matrix: QR with column pivoting leaves it alone although its coefficients are large."""
     n, c = 40, 0.285
     s = (1 - c * c) ** 0.5
@@ -92,7 +94,10 @@ def test_swaps_reach_the_bound_where_greedy_pivoting_does_not():
     )
     wide = kahan[: n - 1]
     assert float(torch.linalg.solve(wide[:, : n - 1], wide[:, n - 1]).abs().max()) > 100
-    assert interpolate(wide, [torch.arange(n)], 1).growth <= GROWTH_BOUND
+    monkeypatch.setattr(interpolative, "EXCHANGED", exchanged)
+    found = interpolate(wide, [torch.arange(n)], 1)
+    assert found.growth <= GROWTH_BOUND
+    torch.testing.assert_close(wide[:, found.pivots] @ rebuild(wide, found), wide, rtol=0, atol=1e-13)
 
 
 def forced(thin):

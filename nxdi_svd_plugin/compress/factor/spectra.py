@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from nxdi_svd_plugin.compress.calibrate.products import quick_products
 from nxdi_svd_plugin.compress.calibrate.statistics import KEPT, Statistics
 from nxdi_svd_plugin.compress.forms import Truncation
 from nxdi_svd_plugin.factorize import svd
@@ -92,8 +93,8 @@ class TwoSided:
         return self.spectrum.energy
 
     def truncated(self, weight: Tensor, rank: int) -> Truncation:
-        """near and whitened coordinates; a pair balances its norms."""
-        near, far = truncate(self.reads.hidden_first(weight).to(torch.float64), self.spectrum, rank)
+        """near and whitened coordinates, with float32 products of the weight; a pair balances its norms."""
+        near, far = truncate(self.reads.hidden_first(weight).to(torch.float32), self.spectrum, rank)
         split = (near.norm(dim=0) / far.norm(dim=1).clamp_min(1e-300)).clamp_min(1e-300).sqrt()
         return Truncation(near, far, split)
 
@@ -186,6 +187,7 @@ def _plain(reads: Side, gram: Callable[[], Tensor], means: Statistics) -> tuple[
 
 
 def _gram(reads: Side, weight: Tensor, products: torch.dtype) -> Tensor:
-    """W W^T [H, H] in float64, with products and sums in `products`."""
+    """W W^T [H, H] in float64, with products and sums in `products`; bfloat16 weights lose nothing in quick ones."""
     wide: Tensor = reads.hidden_first(weight).to(products)
-    return (wide @ wide.T).to(torch.float64)
+    with quick_products():
+        return (wide @ wide.T).to(torch.float64)
