@@ -28,6 +28,7 @@ from torch import Tensor
 from nxdi_svd_plugin.errors import SvdError
 
 PRECISION = torch.float64
+PANEL = 512  # columns of a triangular matrix that are multiplied at a time
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,11 @@ def _far_ridge(far_trace: float, damping: float) -> float:
 
 
 def _kernel(root: Tensor, projected: Tensor, gram: Tensor, far_ridge: float) -> Tensor:
-    """K = S^T (P + ridge W W^T) S, symmetric to the last bit."""
-    kernel = root.T @ (projected.to(PRECISION) + far_ridge * gram.to(PRECISION)) @ root
+    """K = S^T (P + ridge W W^T) S, symmetric to the last bit; the products leave out most of what is zero in S."""
+    inner = projected.to(PRECISION) + far_ridge * gram.to(PRECISION)
+    panels = [slice(at, at + PANEL) for at in range(0, len(root), PANEL)]
+    half = torch.cat([inner[:, at.start :] @ root[at.start :, at] for at in panels], dim=1)
+    kernel = torch.cat([root[at.start :, at].T @ half[at.start :] for at in panels])
     return (kernel + kernel.T) / 2
 
 
