@@ -2,9 +2,10 @@
 
     ratio: 0.10            # share of the parameters to save
     ratio_of: mlp          # of the MLP weights, or of the whole "model"
-    block: 128             # ranks are multiples of it (Eq. 5)
+    tp_degree: 1           # to serve at: the intermediate neurons are factored in so many equal groups
+    block: 128             # ranks are multiples of it in every group (Eq. 5)
     tau: 0.5               # rounding threshold of Eq. 5, for allocation uniform
-    ranks: {down_proj: 384, 0.gate_proj: 512}
+    ranks: {down_proj: 384, 0.gate_proj: 512}  # of all groups together
     dense: [0, 31.down_proj]
     form: interpolative    # or pair
     objective: two_sided   # or input (the paper's whitening)
@@ -75,6 +76,8 @@ class Recipe:
     """What to factor and how far. See the module docstring for the keys; without arguments it is the paper's recipe.
 
     ratio: in (0, 1); 0.10 when not given. It is met by the projections that are neither dense nor given a rank.
+    tp_degree: NxDI's tensor-parallel degree at which a core holds, reads and computes its share and no more. Every
+        group of a projection has the same rank and pivot places, so that all cores run one program.
     dtype: of the factors; "source" keeps the dtype of the weight they replace.
     shard_size: largest size of one output file in bytes.
     Raises:
@@ -83,6 +86,7 @@ class Recipe:
 
     ratio: float | None = None
     ratio_of: str = "mlp"
+    tp_degree: int = 1
     block: int = 128
     tau: float = DEFAULT_TAU
     ranks: Mapping[str, int] = field(default_factory=dict)
@@ -103,11 +107,14 @@ class Recipe:
                 raise RecipeError(f"ratio is {self.ratio}; it is the share of parameters to save, between 0 and 1")
         _one_of("ratio_of", self.ratio_of, ("mlp", "model"))
         _one_of("dtype", self.dtype, FACTOR_DTYPES)
+        _check("tp_degree", self.tp_degree, int)
         _check("block", self.block, int)
         _check("tau", self.tau, float)
         _check("shard_size", self.shard_size, int)
         if self.block < 1 or self.shard_size < 1:
             raise RecipeError(f"block is {self.block}, shard_size {self.shard_size}; both must be at least 1")
+        if self.tp_degree < 1:
+            raise RecipeError(f"tp_degree is {self.tp_degree}; it is a number of cores, at least 1")
         if not 0 < self.tau <= 1:
             raise RecipeError(f"tau is {self.tau}; it must be above 0 (round up) and at most 1 (round down)")
         self._check_method()

@@ -11,6 +11,7 @@ from nxdi_svd_plugin.recipe import ALLOCATIONS, FACTOR_DTYPES, OBJECTIVES, PRESE
 KEYS = {
     "ratio": "ratio",
     "ratio_of": "ratio_of",
+    "tp_degree": "tp_degree",
     "block": "block",
     "tau": "tau",
     "dense": "dense",
@@ -35,10 +36,14 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--recipe", metavar="FILE", help="YAML recipe, or default or paper (default: default)")
     group.add_argument("--ratio", type=float, help="share of the parameters to save, in (0, 1) (default: 0.10)")
     group.add_argument("--ratio-of", choices=("mlp", "model"), help="what the ratio is a share of (default: mlp)")
-    group.add_argument("--block", type=int, help="ranks are multiples of it (default: 128)")
+    group.add_argument("--tp-degree", type=int, metavar="N", help="cores to serve on: groups of neurons (default: 1)")
+    group.add_argument("--block", type=int, help="ranks are multiples of it in every group (default: 128)")
     group.add_argument("--tau", type=float, help="rounding of Eq. 5 (allocation uniform): 0.5 nearest, 1 down (0.5)")
     group.add_argument(
-        "--rank", action="append", metavar="SELECTOR=R", help="explicit rank, e.g. down_proj=384, 0.up_proj=512"
+        "--rank",
+        action="append",
+        metavar="SELECTOR=R",
+        help="rank of all groups, e.g. down_proj=384, 0.up_proj=512",
     )
     group.add_argument("--dense", action="append", metavar="SELECTOR", help="keep dense: 0, down_proj or 3.down_proj")
     group.add_argument("--form", help="of a low-rank projection: pair or interpolative (default: interpolative)")

@@ -48,34 +48,49 @@ class Interpolation:
         return self.coefficients[rows][:, places]
 
 
-def interpolate(v: Tensor, classes: Sequence[Tensor], block: int, bound: float = GROWTH_BOUND) -> Interpolation:
-    """Choose pivots among the columns of `v` so that every class gives a multiple of `block` of them.
+def interpolate(
+    matrices: Sequence[Tensor], classes: Sequence[Sequence[Tensor]], block: int, bound: float = GROWTH_BOUND
+) -> list[Interpolation]:
+    """Choose pivots among the columns of every matrix so that its k-th class gives as many of them as the k-th class of
+    every other, a multiple of `block`.
+
+    How many is what the classes would give on their own, in the mean over the matrices, rounded to blocks.
 
     Args:
-        v: [r, n] of full row rank; the lengths of its columns decide which are worth keeping.
-        classes: index tensors that partition 0..n-1 (the sets in which earlier pivot choices have cut the columns).
+        matrices: [r, n] of full row rank, all of one shape; the lengths of the columns decide which are worth keeping.
+        classes: for every matrix index tensors that partition 0..n-1 (the sets in which earlier pivot choices have cut
+            the columns), of the same lengths for all.
         block: r must be a multiple of it.
     Raises:
-        SvdError: r is no multiple of the block, the classes have no room, or v is rank-deficient.
+        SvdError: r is no multiple of the block, the classes have no room, or a matrix is rank-deficient.
     """
-    rank, width = v.shape
-    label = torch.empty(width, dtype=torch.long, device=v.device)
+    (rank, _), sizes = matrices[0].shape, [len(members) for members in classes[0]]
+    labels = [_labels(v, own) for v, own in zip(matrices, classes, strict=True)]
+    free = [_pivoted_qr(v, label, [rank] * len(sizes)) for v, label in zip(matrices, labels, strict=True)]
+    counts = [torch.bincount(label[j], minlength=len(sizes)) for label, j in zip(labels, free, strict=True)]
+    mean = [total / len(matrices) for total in torch.stack(counts).sum(0).tolist()]
+    quota = block_quotas(mean, sizes, rank, block)
+    found = []
+    for v, label, pivots, own in zip(matrices, labels, free, counts, strict=True):
+        chosen = pivots if own.tolist() == quota else _within_quota(v, pivots, label, quota)
+        found.append(_swap(v, chosen, label, bound))
+    return found
+
+
+def _labels(v: Tensor, classes: Sequence[Tensor]) -> Tensor:
+    """The number of the class of every column."""
+    label = torch.empty(v.shape[1], dtype=torch.long, device=v.device)
     for i, members in enumerate(classes):
         label[members] = i
-    pivots = _pivoted_qr(v, label, [rank] * len(classes))
-    counts = torch.bincount(label[pivots], minlength=len(classes)).tolist()
-    quota = block_quotas(counts, [len(c) for c in classes], rank, block)
-    if quota != counts:
-        pivots = _within_quota(v, pivots, label, quota)
-    return _swap(v, pivots, label, bound)
+    return label
 
 
-def block_quotas(wanted: Sequence[int], sizes: Sequence[int], rank: int, block: int) -> list[int]:
+def block_quotas(wanted: Sequence[float], sizes: Sequence[int], rank: int, block: int) -> list[int]:
     """Multiples of `block`, at most `sizes`, that sum to `rank` and stay nearest to `wanted` (largest remainders)."""
     if rank % block or sum(size // block for size in sizes) * block < rank:
         raise SvdError(f"rank {rank} in blocks of {block} does not fit into classes of {list(sizes)} columns")
     room = [size // block for size in sizes]
-    taken = [min(want // block, most) for want, most in zip(wanted, room, strict=True)]
+    taken = [min(int(want // block), most) for want, most in zip(wanted, room, strict=True)]
     while sum(taken) * block < rank:
         open_ = [i for i in range(len(taken)) if taken[i] < room[i]]
         taken[max(open_, key=lambda i: (wanted[i] / block - taken[i], room[i] - taken[i]))] += 1

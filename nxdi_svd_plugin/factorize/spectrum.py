@@ -40,7 +40,6 @@ class Spectrum:
     root: [H, H] lower-triangular S with near + ridge = S S^T.
     ridge: what was added to the diagonal of near; `far_ridge`: what was added to the diagonal of far.
     relative_ridge: `ridge` as a multiple of the mean of that diagonal; None when it was zero.
-    output_error: see `output_error`; None where no rank was given.
     """
 
     energy: Tensor
@@ -49,7 +48,6 @@ class Spectrum:
     ridge: float
     far_ridge: float
     relative_ridge: float | None
-    output_error: float | None = None
 
     def loss(self, rank: int) -> float:
         """Predicted loss in nats per token of keeping `rank` directions."""
@@ -124,22 +122,31 @@ def truncate(weight: Tensor, spec: Spectrum, rank: int) -> tuple[Tensor, Tensor]
     return u, (g.to(weight.dtype) @ weight).to(PRECISION)
 
 
+def truncate_turned(weight: Tensor, spec: Spectrum, rank: int) -> tuple[Tensor, Tensor]:
+    """The same from the spectrum of the transposed problem, that of [I, H] with the far side's root T: for I < H.
+
+    W T = U s V^T with both sides whitened, so u = W T V_r s^-1 and v = s V_r^T T^-1 up to the basis of `truncate`.
+    """
+    v, u = truncate(weight.T, spec, rank)
+    size = spec.energy[:rank].sqrt()
+    size = size.clamp_min(1e-6 * float(size.max())) if float(size.max()) > 0 else torch.ones_like(size)
+    return u.T / size, (v * size).T
+
+
 def _projector(root: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
     """The part of W = u g W in some columns Q of the basis: u = S^-T Q [H, q] and g = Q^T S^T [q, H]."""
     return torch.linalg.solve_triangular(root.T, directions, upper=True), directions.T @ root.T
 
 
-def output_error(spec: Spectrum, rank: int, near: Tensor, far: Tensor) -> float:
-    """Relative error of the projection's output, |y - y'| / |y| over the tokens of the statistics, undamped.
+def output_energies(spec: Spectrum, rank: int, near: Tensor, far: Tensor) -> tuple[float, float]:
+    """|y - y'|^2 and |y|^2 of the projection's output over the tokens of the statistics, undamped.
 
-    With u g the projector on the dropped directions, W - W' = u g W, it is the root of
-    tr(near u g far g^T u^T) / tr(near far).
+    With u g the projector on the dropped directions, W - W' = u g W, these are tr(near u g far g^T u^T) and
+    tr(near far).
 
     Args:
         near: E[x x^T] for gate and up, the identity for down. far: W W^T for gate and up, E[y y^T] for down.
     """
     u, g = _projector(spec.root, spec.basis[:, rank:])
     near, far = near.to(PRECISION), far.to(PRECISION)
-    total = float((near * far).sum())
-    dropped = float(((u.T @ near @ u) * (g @ far @ g.T)).sum())
-    return (max(dropped, 0.0) / total) ** 0.5 if total > 0 else 0.0
+    return float(((u.T @ near @ u) * (g @ far @ g.T)).sum()), float((near * far).sum())

@@ -69,7 +69,7 @@ def test_a_singular_pivot_set_shows(caplog):
     v[:, 1] = v[:, 0] + 1e-3 * v[:, 1]
     u = torch.randn(24, 8, generator=gen, dtype=torch.float64)
     errors = {}
-    for name, pivots in (("chosen", interpolate(v, [torch.arange(64)], 8).pivots), ("forced", torch.arange(8))):
+    for name, pivots in (("chosen", interpolate([v], [[torch.arange(64)]], 8)[0].pivots), ("forced", torch.arange(8))):
         rest = torch.ones(64, dtype=torch.bool)
         rest[pivots] = False
         tensors = {"gate_proj.u": u @ v[:, pivots], "gate_proj.c": torch.linalg.solve(v[:, pivots], v[:, rest])}

@@ -21,6 +21,10 @@ from nxdi_svd_plugin.stored.projection import DENSE, PROJECTIONS, LowRank
 from nxdi_svd_plugin.stored.runs import complement, length
 
 
+def interpolate_one(v, classes, block):
+    return interpolate([v], [classes], block)[0]
+
+
 def low_rank(rank, width, seed=0, decay=1.0):
     gen = torch.Generator().manual_seed(seed)
     scale = decay ** torch.arange(rank, dtype=torch.float64)
@@ -41,7 +45,7 @@ def rebuild(v, found):
 @pytest.mark.parametrize("decay", [1.0, 0.93])
 def test_the_form_is_the_same_matrix(rank, width, block, decay):
     v = low_rank(rank, width, decay=decay)
-    found = interpolate(v, [torch.arange(width)], block)
+    found = interpolate_one(v, [torch.arange(width)], block)
     assert len(found.pivots) == rank and len(set(found.pivots.tolist())) == rank
     assert found.growth == pytest.approx(float(found.coefficients.abs().max()) if rank < width else 0.0)
     assert found.growth <= GROWTH_BOUND
@@ -63,7 +67,7 @@ def test_every_class_gives_whole_blocks(data):
     rank = block * data.draw(st.integers(1, room))
     shuffled = torch.randperm(width, generator=torch.Generator().manual_seed(rank))
     classes = list(shuffled.split(sizes))
-    found = interpolate(low_rank(rank, width, seed=width), classes, block)
+    found = interpolate_one(low_rank(rank, width, seed=width), classes, block)
     inside = [len(set(found.pivots.tolist()) & set(c.tolist())) for c in classes]
     assert sum(inside) == rank and all(n % block == 0 for n in inside)
 
@@ -81,7 +85,7 @@ def test_quotas_stay_near_what_was_wanted():
 def test_a_rank_deficient_matrix_is_refused():
     v = low_rank(4, 30)
     with pytest.raises(SvdError, match="rank-deficient"):
-        interpolate(torch.cat([v, v]), [torch.arange(30)], 1)
+        interpolate_one(torch.cat([v, v]), [torch.arange(30)], 1)
 
 
 @pytest.mark.parametrize("exchanged", [1e-9, -1.0], ids=["exchanged", "solved again"])
@@ -95,7 +99,7 @@ def test_swaps_reach_the_bound_where_greedy_pivoting_does_not(monkeypatch, excha
     wide = kahan[: n - 1]
     assert float(torch.linalg.solve(wide[:, : n - 1], wide[:, n - 1]).abs().max()) > 100
     monkeypatch.setattr(interpolative, "EXCHANGED", exchanged)
-    found = interpolate(wide, [torch.arange(n)], 1)
+    found = interpolate_one(wide, [torch.arange(n)], 1)
     assert found.growth <= GROWTH_BOUND
     torch.testing.assert_close(wide[:, found.pivots] @ rebuild(wide, found), wide, rtol=0, atol=1e-13)
 
@@ -112,7 +116,7 @@ def forced(thin):
 @pytest.mark.parametrize("thin", [1e-2, 1e-4, 1e-6])
 def test_growth_never_exceeds_the_limit(thin):
     v, classes = forced(thin)
-    found = interpolate(v, classes, 4)
+    found = interpolate_one(v, classes, 4)
     kept = v[:, found.pivots]
     rest = torch.ones(48, dtype=torch.bool)
     rest[found.pivots] = False
@@ -123,7 +127,7 @@ def test_growth_never_exceeds_the_limit(thin):
 
 
 def test_exact_factors_are_not_limited():
-    found = interpolate(low_rank(64, 160), [torch.arange(160)], 16)
+    found = interpolate_one(low_rank(64, 160), [torch.arange(160)], 16)
     assert found.limited == 0.0
     c = found.coefficients
     assert limit_growth(low_rank(64, 160)[:, found.pivots], c, GROWTH_LIMIT) is c
@@ -144,7 +148,7 @@ def test_limited_coefficients_are_the_constrained_least_squares():
 
 def test_coefficients_in_another_order():
     v = low_rank(6, 15)
-    found = interpolate(v, [torch.arange(15)], 1)
+    found = interpolate_one(v, [torch.arange(15)], 1)
     rest = torch.tensor([i for i in range(15) if i not in found.pivots])
     kept, columns = found.pivots.flip(0), rest.roll(2)
     torch.testing.assert_close(v[:, kept] @ found.in_order(columns, kept), v[:, columns])
@@ -157,7 +161,7 @@ def three_sets(width, block, ranks, seed):
         empty = torch.empty(0, dtype=torch.long)
         classes = cells([*sets, *[empty] * (3 - i)], width)
         v = torch.randn(rank, width, generator=gen, dtype=torch.float64)
-        sets.append(interpolate(v, classes, block).pivots)
+        sets.append(interpolate_one(v, classes, block).pivots)
     return sets
 
 

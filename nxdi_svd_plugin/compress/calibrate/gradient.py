@@ -5,8 +5,9 @@ and flows backwards: each layer is loaded alone, run again from its stored input
 goes to disk for the layer below. Labels are drawn from the dense model's own predictions, so that the squared gradients
 are the true Fisher information (the Hessian of KL(dense || compressed)), not the empirical one.
 
-Every statistic is H x H or a vector: what the intermediate side contributes is projected by the weight first (see
-factorize/spectrum.py). One sample's products are float32, their sum over samples float64.
+No statistic is I x I: what the intermediate side contributes is projected by the weight first, unless it comes in
+groups that are smaller than H (see factorize/spectrum.py). One sample's products are float32, their sum over samples
+float64.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from torch import Tensor
 from nxdi_svd_plugin.checkpoint.names import EMBEDDING, HEAD
 from nxdi_svd_plugin.checkpoint.reader import Reader
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, one_layer_config
+from nxdi_svd_plugin.compress.calibrate.groups import Groups
 from nxdi_svd_plugin.compress.calibrate.layer import decode
-from nxdi_svd_plugin.compress.calibrate.statistics import Statistics
+from nxdi_svd_plugin.compress.calibrate.statistics import FAR, SQUARES, Statistics, parts
 from nxdi_svd_plugin.stored.projection import PROJECTIONS
 
 NORM = "model.norm.weight"
@@ -87,8 +89,8 @@ class LayerBackward:
         d_up = dz a,   d_gate = dz up silu'(gate),   dx = d_gate W_gate + d_up W_up.
     """
 
-    def __init__(self, model: Any, statistics: Statistics) -> None:
-        self.statistics = statistics
+    def __init__(self, model: Any, groups: Groups, statistics: Statistics) -> None:
+        self.groups, self.statistics = groups, statistics
         self._model, self._silent = model, Silent()
         mlp = model.layers[0].mlp
         self._gate, self._up, self._down = (getattr(mlp, name).weight for name in PROJECTIONS)
@@ -108,19 +110,29 @@ class LayerBackward:
         share = gate.sigmoid()
         act = gate.mul_(share)
         inner = act * up
-        add, squares = self.statistics.add, self.statistics.add_squares
-        add("inputs", x)
-        add("outputs", inner @ self._down.T)
-        add("down_gradients", gradient)
-        squares("down_squares", inner)
+        self.statistics.add("inputs", x)
+        self.statistics.add("down_gradients", gradient)
+        self._add_far("down_proj", inner, self._down.T)
         inner_gradient = torch.mm(gradient, self._down, out=inner)
         slope = share.add_(act - act * share)
         gate_gradient = up.mul_(inner_gradient).mul_(slope)
         up_gradient = act.mul_(inner_gradient)
-        squares("gate_squares", gate_gradient)
-        squares("up_squares", up_gradient)
-        from_gate, from_up = gate_gradient @ self._gate, up_gradient @ self._up
-        add("gate_gradients", from_gate)
-        add("up_gradients", from_up)
-        below: Tensor = from_gate.add_(from_up)
+        shares = [
+            *self._add_far("gate_proj", gate_gradient, self._gate),
+            *self._add_far("up_proj", up_gradient, self._up),
+        ]
+        if self.groups.narrow:
+            shares = [gate_gradient @ self._gate, up_gradient @ self._up]
+        below = shares[0]
+        for share in shares[1:]:
+            below.add_(share)
         return below
+
+    def _add_far(self, name: str, far: Tensor, weight: Tensor) -> list[Tensor]:
+        """Add what the neurons contribute, far [length, I] through weight [I, H]; what was added, group by group."""
+        if not self.groups.narrow:
+            self.statistics.add_squares(SQUARES[name], far)
+        found = list(parts(self.groups, far, weight))
+        for group, part in enumerate(found):
+            self.statistics.add(FAR[name], part, group)
+        return found

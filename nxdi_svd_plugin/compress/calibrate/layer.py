@@ -14,7 +14,8 @@ import torch
 from nxdi_svd_plugin.checkpoint.names import layer_prefix
 from nxdi_svd_plugin.checkpoint.reader import Reader
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, one_layer_config
-from nxdi_svd_plugin.compress.calibrate.statistics import Statistics
+from nxdi_svd_plugin.compress.calibrate.groups import Groups
+from nxdi_svd_plugin.compress.calibrate.statistics import Statistics, parts
 
 
 def load_layer(reader: Reader, config: SourceConfig, layer: int, device: torch.device) -> Any:
@@ -45,19 +46,26 @@ class Collector:
     """Adds up what objective `input` needs while samples run through a layer, all in float64; use as a context manager
     around the runs."""
 
-    def __init__(self, model: Any, statistics: Statistics) -> None:
-        self._mlp, self.statistics = model.layers[0].mlp, statistics
+    def __init__(self, model: Any, groups: Groups, statistics: Statistics) -> None:
+        self._mlp, self.groups, self.statistics = model.layers[0].mlp, groups, statistics
 
     def __enter__(self) -> Collector:
-        self._handle = self._mlp.register_forward_hook(self._add)
+        hooks = ((self._mlp.gate_proj, self._add_inputs), (self._mlp.down_proj, self._add_outputs))
+        self._handles = [module.register_forward_hook(hook) for module, hook in hooks]
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
 
-    def _add(self, _: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def _add_inputs(self, _: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         self.statistics.add("inputs", inputs[0].to(torch.float64))
-        self.statistics.add("outputs", output.to(torch.float64))
+
+    def _add_outputs(self, down: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        """One group adds all of the output."""
+        whole = self.groups.count == 1 and not self.groups.narrow
+        for group, part in enumerate([output] if whole else parts(self.groups, inputs[0], down.weight.T)):
+            self.statistics.add("outputs", part.to(torch.float64), group)
 
 
 def decode(model: Any, hidden: torch.Tensor) -> torch.Tensor:

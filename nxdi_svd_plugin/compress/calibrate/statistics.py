@@ -1,41 +1,54 @@
 """What the factorization of one layer's MLP needs to know of the text: named sums over tokens, float64.
 
-The near side of a projection is the hidden dimension H, the far side the intermediate dimension I (see
-factorize/spectrum.py). With x what gate and up read, y what down writes, g the loss gradient at a projection's output:
+The near side of a projection is the hidden dimension H, the far side the intermediate dimension I in g groups
+(groups.py; a is their smaller side). With x what gate and up read, z what down reads, d the loss gradient at a
+projection's output, and k counting the groups:
 
-    inputs            [H, H]  sum x x^T (Eq. 2)
-    outputs           [H, H]  sum y y^T
-    gate_gradients    [H, H]  sum (W^T g)(W^T g)^T; up_gradients the same
-    down_gradients    [H, H]  sum g g^T
-    gate_squares      [I]     sum g^2; up_squares the same
-    down_squares      [I]     sum z^2, z what down reads
+    inputs            [H, H]      sum x x^T (Eq. 2)
+    outputs           [g, a, a]   sum y_k y_k^T of what group k adds to the output, y_k = W_k z_k; narrow: sum z_k z_k^T
+    gate_gradients    [g, a, a]   sum (W_k^T d_k)(W_k^T d_k)^T; narrow: sum d_k d_k^T; up_gradients the same
+    down_gradients    [H, H]      sum d d^T
+    gate_squares      [I]         sum d^2, up_squares the same, down_squares sum z^2; not where groups are narrow
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nxdi_svd_plugin.checkpoint.source import SourceConfig
+from nxdi_svd_plugin.compress.calibrate.groups import Groups
 
 NEAR = {"gate_proj": "inputs", "up_proj": "inputs", "down_proj": "down_gradients"}
-PROJECTED = {"gate_proj": "gate_gradients", "up_proj": "up_gradients", "down_proj": "outputs"}
+FAR = {"gate_proj": "gate_gradients", "up_proj": "up_gradients", "down_proj": "outputs"}
 SQUARES = {"gate_proj": "gate_squares", "up_proj": "up_squares", "down_proj": "down_squares"}
-KEPT = ("inputs", "outputs", "down_gradients")
-"""Those that are needed again after the decomposition, for the factors."""
 
 
-def statistics_shapes(config: SourceConfig, objective: str) -> dict[str, tuple[int, ...]]:
+def statistics_shapes(groups: Groups, objective: str) -> dict[str, tuple[int, ...]]:
     """What is summed for one layer, by name; objective `input` needs no gradients."""
-    square, inner = (config.hidden, config.hidden), (config.intermediate,)
-    shapes: dict[str, tuple[int, ...]] = {"inputs": square, "outputs": square}
+    near, far = (groups.hidden, groups.hidden), (groups.count, groups.side, groups.side)
+    shapes: dict[str, tuple[int, ...]] = {"inputs": near, "outputs": far}
     if objective == "input":
         return shapes
-    gradients = ("gate_gradients", "up_gradients", "down_gradients")
-    return shapes | dict.fromkeys(gradients, square) | dict.fromkeys(SQUARES.values(), inner)
+    shapes |= {"gate_gradients": far, "up_gradients": far, "down_gradients": near}
+    return shapes if groups.narrow else shapes | dict.fromkeys(SQUARES.values(), (groups.intermediate,))
+
+
+def kept_names(groups: Groups, objective: str) -> list[str]:
+    """The statistics that are needed again after the decomposition, for the factors."""
+    gradients = ("gate_gradients", "up_gradients") if groups.narrow else ("down_gradients",)
+    return [name for name in statistics_shapes(groups, objective) if name in ("inputs", "outputs", *gradients)]
+
+
+def parts(groups: Groups, far: Tensor, weight: Tensor) -> Iterator[Tensor]:
+    """What the sum of every group takes in: far_k [..., I / g] where groups are narrow, otherwise far_k weight_k.
+
+    Args:
+        far: [..., I]. weight: [I, H].
+    """
+    return (far[..., at] if groups.narrow else far[..., at] @ weight[at] for at in groups.slices())
 
 
 @dataclass(frozen=True)
@@ -54,20 +67,23 @@ class Statistics:
         """Means over tokens instead of sums, of the same memory."""
         return Statistics(self.sums, tokens)
 
-    def _mean(self, name: str) -> Tensor:
-        return self.sums[name] if self.tokens == 1 else self.sums[name] / self.tokens
+    def _mean(self, name: str, group: int | None = None) -> Tensor:
+        total = self.sums[name] if group is None else self.sums[name][group]
+        return total if self.tokens == 1 else total / self.tokens
 
     def total(self, over: Callable[[Tensor], Tensor]) -> Statistics:
         """Every sum replaced by what `over` makes of it: the sum over all processes."""
         return Statistics({name: over(tensor) for name, tensor in self.sums.items()})
 
-    def add(self, name: str, x: Tensor) -> None:
-        """Add x^T x for x [..., H]; its products have the precision of x, the sum float64."""
-        tokens = x.reshape(-1, x.shape[-1])
+    def add(self, name: str, x: Tensor, group: int | None = None) -> None:
+        """Add x^T x for x [..., n] to a sum, or to that of one group; its products have the precision of x, the sum
+        float64."""
+        tokens, total = x.reshape(-1, x.shape[-1]), self.sums[name]
+        total = total if group is None else total[group]
         if x.dtype == torch.float64:
-            self.sums[name].addmm_(tokens.T, tokens)
+            total.addmm_(tokens.T, tokens)
         else:
-            self.sums[name].add_(tokens.T @ tokens)
+            total.add_(tokens.T @ tokens)
 
     def add_squares(self, name: str, x: Tensor) -> None:
         """Add the sums of squares of x [..., I] over tokens."""
@@ -78,19 +94,15 @@ class Statistics:
         """x x^T of what gate and up read [H, H]."""
         return self._mean("inputs")
 
-    @property
-    def outputs(self) -> Tensor:
-        """y y^T of what down writes [H, H]."""
-        return self._mean("outputs")
-
     def near(self, projection: str) -> Tensor:
         """Covariance of the projection's near side [H, H]: its inputs (gate, up) or its output gradients (down)."""
         return self._mean(NEAR[projection])
 
-    def projected(self, projection: str) -> Tensor:
-        """Covariance of its far side between two weights [H, H]: W far W^T (gate, up) or W^T far W (down)."""
-        return self._mean(PROJECTED[projection])
+    def far(self, projection: str, group: int) -> Tensor:
+        """Covariance of a group's far side [a, a]: between two weights, W far W^T (gate, up) or W^T far W (down), or
+        where groups are narrow as it is."""
+        return self._mean(FAR[projection], group)
 
-    def far_trace(self, projection: str) -> float:
-        """Mean diagonal of the covariance of its far side."""
-        return float(self._mean(SQUARES[projection]).mean())
+    def far_trace(self, projection: str, neurons: slice) -> float:
+        """Mean diagonal of the covariance of the far side of these neurons, of groups that are not narrow."""
+        return float(self._mean(SQUARES[projection])[neurons].mean())

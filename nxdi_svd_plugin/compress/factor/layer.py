@@ -6,12 +6,12 @@ stays dense in a layer whose form moved the neurons is stored in that order too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from nxdi_svd_plugin.compress.factor.spectra import Decomposition, Measured
+from nxdi_svd_plugin.compress.factor.spectra import Decomposition, Measured, truncated
 from nxdi_svd_plugin.compress.forms import Form
 from nxdi_svd_plugin.stored.layers import Mlp, mlp_of
 from nxdi_svd_plugin.stored.projection import READS, Dense, LowRank
@@ -34,7 +34,7 @@ class LayerFactors:
 
 def factor_layer(
     weights: Callable[[str], Tensor],
-    decompositions: Callable[[str], Decomposition],
+    decompositions: Callable[[str], Iterable[Decomposition]],
     planned: Mlp,
     form: Form,
     block: int,
@@ -43,18 +43,18 @@ def factor_layer(
 
     Args:
         weights: projection name to torch weight [out, in].
-        decompositions: projection name to its decomposition; asked once for each that is not dense.
+        decompositions: projection name to those of its groups; asked once for each that is not dense.
         planned: forms and ranks.
     Raises:
         SvdError: a weight has a smaller rank than planned.
     """
-    ranks = {name: p.rank for name, p in planned.items() if isinstance(p, LowRank)}
-    truncated, measured = {}, {}
-    for name, rank in ranks.items():  # one decomposition in memory at a time
-        found = decompositions(name)
-        truncated[name], measured[name] = found.truncated(weights(name), rank), found.measured(rank)
-        del found
-    made = form.store(truncated, planned.width, block)
+    ranks = {name: p.rank // p.groups for name, p in planned.items() if isinstance(p, LowRank)}
+    if not ranks:
+        return LayerFactors(planned, {}, None, {})
+    cut, measured = {}, {}
+    for name, rank in ranks.items():
+        cut[name], measured[name] = truncated(decompositions(name), rank)
+    made = form.store(cut, planned.width // planned.groups, block)
     tensors = {
         f"{name}.{key}": tensor
         for name, (near, far) in made.factors.items()

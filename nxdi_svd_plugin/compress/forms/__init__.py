@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from nxdi_svd_plugin.stored.projection import LowRank
 
 @dataclass(frozen=True)
 class Truncation:
-    """The best rank-r matrix of one projection: near [H, r] far [r, w], float64.
+    """The best rank-r matrix of one group of a projection: near [H, r] far [r, n], float64.
 
     The rows of far are the whitened coordinates of the columns. split: [r], by which a pair divides near and multiplies
     far to share the singular values out (Eq. 6-8); None where they are shared out already.
@@ -37,7 +37,8 @@ class Stored:
     """What a form makes of one layer.
 
     projections: as stored. factors: near [H, r] and the columns of far that are stored, of every projection.
-    order: stored intermediate neuron -> source neuron, None where the source's order was kept.
+    order: stored intermediate neuron -> source neuron, a permutation inside each group; None where the source's order
+    was kept.
     measured: numbers for the report, by projection.
     """
 
@@ -48,20 +49,22 @@ class Stored:
 
 
 class Form(Protocol):
-    """A way to store projections low rank."""
+    """A way to store projections low rank; its m x n matrix is one group of a projection, and so is its rank."""
 
     def cost(self, m: int, n: int, rank: float) -> float:
         """Numbers stored for an m x n matrix, also between whole ranks (Eq. 5)."""
 
-    def planned(self, rank: int) -> LowRank:
-        """The stored form before any weight was read."""
+    def planned(self, rank: int, groups: int = 1) -> LowRank:
+        """The stored form of `groups` such matrices side by side before any weight was read."""
 
     def fits(self, rank: int, m: int, n: int, block: int) -> bool:
         """Whether an explicit rank can be stored."""
 
-    def store(self, truncated: Mapping[str, Truncation], width: int, block: int) -> Stored:
+    def store(self, truncated: Mapping[str, Sequence[Truncation]], part: int, block: int) -> Stored:
         """Store the low-rank projections of one layer.
 
+        Args:
+            truncated: of every group, all of one rank. part: neurons of a group.
         Raises:
             SvdError: a matrix has a smaller rank than planned.
         """

@@ -2,12 +2,13 @@
 
 W' = near [I | C] up to the order of the neurons (factorize/interpolative.py), r (m + n - r) numbers for rank r. The
 three projections of a layer share one order, so their pivots are chosen together: those of gate first, then up's, then
-down's, each in whole blocks of the cells that the earlier ones have cut (stored/cells.py).
+down's, each in whole blocks of the cells that the earlier ones have cut (stored/cells.py). Every group has an order and
+pivots of its own, in cells of the same sizes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -27,50 +28,64 @@ class Interpolative:
         """The identity block of r x r is not stored."""
         return rank * (m + n - rank)
 
-    def planned(self, rank: int) -> LowRank:
+    def planned(self, rank: int, groups: int = 1) -> LowRank:
         """Which neurons are pivots is decided when they are stored."""
-        return LowRank(rank, ((0, rank),))
+        return LowRank(groups * rank, ((0, rank),), groups)
 
     def fits(self, rank: int, m: int, n: int, block: int) -> bool:
         """Whole blocks of pivots, below the full rank."""
         return rank < min(m, n) and rank % block == 0
 
-    def store(self, truncated: Mapping[str, Truncation], width: int, block: int) -> Stored:
+    def store(self, truncated: Mapping[str, Sequence[Truncation]], part: int, block: int) -> Stored:
         """Choose the pivots of all three projections, and the order that makes each set a few runs."""
-        found, sets = _choose_pivots(truncated, width, block)
-        order, runs = common_order(sets, width)
+        found, sets = _choose_pivots(truncated, part, block)
+        orders, (runs, *_) = zip(*(common_order(own, part) for own in sets), strict=True)  # runs alike in all groups
         where = dict(zip(PROJECTIONS, runs, strict=True))
         return Stored(
-            {name: LowRank(t.near.shape[1], where[name]) for name, t in truncated.items()},
-            {name: _factors(t, found[name], order, where[name]) for name, t in truncated.items()},
-            order,
-            {name: {"growth": f.growth, "limited": f.limited} for name, f in found.items()},
+            {name: LowRank(len(own) * len(own[0].far), where[name], len(own)) for name, own in truncated.items()},
+            {name: _factors(own, found[name], orders, where[name]) for name, own in truncated.items()},
+            torch.cat([order + j * part for j, order in enumerate(orders)]),
+            {name: _worst(own) for name, own in found.items()},
         )
 
 
+def _worst(groups: Sequence[Interpolation]) -> dict[str, float]:
+    """What the report says: the largest of all groups."""
+    return {"growth": max(f.growth for f in groups), "limited": max(f.limited for f in groups)}
+
+
 def _choose_pivots(
-    truncated: Mapping[str, Truncation], width: int, block: int
-) -> tuple[dict[str, Interpolation], list[Tensor]]:
-    """Pivots of gate, then up, then down, each in whole blocks of the cells that the earlier ones have cut."""
+    truncated: Mapping[str, Sequence[Truncation]], part: int, block: int
+) -> tuple[dict[str, list[Interpolation]], list[list[Tensor]]]:
+    """Pivots of gate, then up, then down, each in whole blocks of the cells that the earlier ones have cut, and the
+    three sets of every group."""
     none = torch.empty(0, dtype=torch.long)
-    sets, found = [none, none, none], {}
+    sets = [[none, none, none] for _ in next(iter(truncated.values()))]
+    found = {}
     for i, name in enumerate(PROJECTIONS):
         if name in truncated:
-            classes = [cell for cell in cells(sets, width) if len(cell)]
+            classes = [[cell for cell in cells(own, part) if len(cell)] for own in sets]
             try:
-                found[name] = interpolate(truncated[name].far, classes, block)
+                found[name] = interpolate([t.far for t in truncated[name]], classes, block)
             except SvdError as error:
                 raise SvdError(f"{name}: {error}. Keep it dense, lower its rank or use the pair form") from error
-            sets[i] = found[name].pivots.cpu()
+            for own, one in zip(sets, found[name], strict=True):
+                own[i] = one.pivots.cpu()
     return found, sets
 
 
-def _factors(t: Truncation, found: Interpolation, order: Tensor, runs: Runs) -> tuple[Tensor, Tensor]:
-    """near at the pivots and C, with the neurons in the stored order."""
-    kept = torch.zeros(len(order), dtype=torch.bool)
-    kept[indices(runs)] = True
-    pivots, others = order[kept].to(t.far.device), order[~kept].to(t.far.device)
-    return t.near @ t.far[:, pivots], found.in_order(others, pivots)
+def _factors(
+    groups: Sequence[Truncation], found: Sequence[Interpolation], orders: Sequence[Tensor], runs: Runs
+) -> tuple[Tensor, Tensor]:
+    """near at the pivots and C, with the neurons in the stored order, group beside group."""
+    near, far = [], []
+    for t, one, order in zip(groups, found, orders, strict=True):
+        kept = torch.zeros(len(order), dtype=torch.bool)
+        kept[indices(runs)] = True
+        pivots, others = order[kept].to(t.far.device), order[~kept].to(t.far.device)
+        near.append(t.near @ t.far[:, pivots])
+        far.append(one.in_order(others, pivots))
+    return torch.cat(near, 1), torch.cat(far, 1)
 
 
 FORM: Form = Interpolative()

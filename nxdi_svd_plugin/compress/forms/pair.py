@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from nxdi_svd_plugin.compress.forms import Form, Stored, Truncation
@@ -17,25 +18,30 @@ class Pair:
         """Eq. 4's P' of a pair."""
         return rank * (m + n)
 
-    def planned(self, rank: int) -> LowRank:
+    def planned(self, rank: int, groups: int = 1) -> LowRank:
         """No pivots."""
-        return LowRank(rank)
+        return LowRank(groups * rank, (), groups)
 
     def fits(self, rank: int, m: int, n: int, block: int) -> bool:
         """Any rank up to the full one."""
         return rank <= min(m, n)
 
-    def store(self, truncated: Mapping[str, Truncation], width: int, block: int) -> Stored:
-        """The truncated factors, split."""
+    def store(self, truncated: Mapping[str, Sequence[Truncation]], part: int, block: int) -> Stored:
+        """The truncated factors, split, group beside group."""
         return Stored(
-            {name: LowRank(t.near.shape[1]) for name, t in truncated.items()},
-            {name: _split(t) for name, t in truncated.items()},
+            {name: self.planned(groups[0].near.shape[1], len(groups)) for name, groups in truncated.items()},
+            {name: _split(groups) for name, groups in truncated.items()},
             None,
             {name: {} for name in truncated},
         )
 
 
-def _split(t: Truncation) -> tuple[Tensor, Tensor]:
+def _split(groups: Sequence[Truncation]) -> tuple[Tensor, Tensor]:
+    near, far = zip(*(_one(t) for t in groups), strict=True)
+    return torch.cat(near, 1), torch.cat(far, 1)
+
+
+def _one(t: Truncation) -> tuple[Tensor, Tensor]:
     return (t.near, t.far) if t.split is None else (t.near / t.split, t.far * t.split[:, None])
 
 

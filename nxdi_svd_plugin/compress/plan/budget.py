@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, parameters, projections
+from nxdi_svd_plugin.compress.calibrate.groups import Groups
 from nxdi_svd_plugin.compress.forms import choices, named
 from nxdi_svd_plugin.compress.plan.ranks import Key, fixed_projection, layers_of
 from nxdi_svd_plugin.errors import RecipeError
@@ -30,8 +31,8 @@ def global_ranks(config: SourceConfig, recipe: Recipe, energies: Energies) -> La
     something, or stay dense.
 
     Args:
-        energies: squared singular values [hidden] of every projection that is not fixed dense, twice the nats per token
-            that each one costs.
+        energies: squared singular values of every projection that is not fixed dense, the i-th of all its groups
+            together: twice the nats per token that a rank of i more in every group saves.
     Raises:
         RecipeError: the budget is smaller than the smallest ranks need, or `max_patterns` than what is fixed needs.
     """
@@ -85,8 +86,9 @@ def _choices(config: SourceConfig, recipe: Recipe, layer: int, name: str) -> lis
     if fixed is not None:
         return [fixed]
     form = named(recipe.form)
-    ranks = choices(form, config.hidden, config.intermediate, recipe.block)
-    return [*(form.planned(rank) for rank in ranks), DENSE]
+    groups = Groups.of(config, recipe)
+    ranks = choices(form, groups.hidden, groups.part, recipe.block)
+    return [*(form.planned(rank, groups.count) for rank in ranks), DENSE]
 
 
 def _options(
@@ -99,6 +101,6 @@ def _options(
     """Costs and losses of what is offered; what this layer may not be costs more than all losses together."""
     tail = np.concatenate([np.cumsum(energy[::-1])[::-1], [0.0]])
     cost = [p.parameters(config.hidden, config.intermediate) for p in offered]
-    loss = [0.0 if isinstance(p, Dense) else 0.5 * float(tail[min(p.rank, len(energy))]) for p in offered]
+    loss = [0.0 if isinstance(p, Dense) else 0.5 * float(tail[min(p.rank // p.groups, len(energy))]) for p in offered]
     loss = [value if p in allowed else penalty for p, value in zip(offered, loss, strict=True)]
     return Options(np.array(cost, dtype=np.int64), np.array(loss))

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, expected_tensors
 from nxdi_svd_plugin.compress.calibrate.gradient import SLICE
-from nxdi_svd_plugin.compress.calibrate.statistics import KEPT, statistics_shapes
+from nxdi_svd_plugin.compress.calibrate.groups import Groups
+from nxdi_svd_plugin.compress.calibrate.statistics import kept_names, statistics_shapes
 from nxdi_svd_plugin.recipe import Recipe
-from nxdi_svd_plugin.stored.projection import PROJECTIONS
+from nxdi_svd_plugin.stored.layers import Layers
+from nxdi_svd_plugin.stored.projection import PROJECTIONS, LowRank
 
 LIBRARIES = 500 * 2**20
 """Python with torch and transformers loaded, measured with torch 2.13 on x86."""
@@ -54,14 +56,32 @@ def peak_memory(config: SourceConfig, recipe: Recipe) -> Memory:
     """
     sizes = {name: math.prod(shape) for name, shape in expected_tensors(config).items()}
     square, wide = 8 * config.hidden**2, 8 * config.hidden * config.intermediate
-    sums = 8 * sum(math.prod(shape) for shape in statistics_shapes(config, recipe.objective).values())
-    decompose = sums + 3 * wide + 7 * square
-    factors = (len(KEPT) + len(PROJECTIONS) + 6) * square + len(PROJECTIONS) * 2 * wide + 3 * wide
+    groups = Groups.of(config, recipe)
+    sums = statistics_bytes(groups, recipe)
+    decompose = sums + 3 * wide + 4 * square + spectra_bytes(groups)
+    factors = kept_bytes(groups, recipe) + 6 * square + len(PROJECTIONS) * 2 * wide + 3 * wide
     return Memory(
         load=8 * max(sizes.values()),
         calibrate=max(_head(config, recipe), _layer(config, recipe, layer_numbers(config)) + sums),
         factor=max(decompose, factors),
     )
+
+
+def statistics_bytes(groups: Groups, recipe: Recipe) -> int:
+    """Of the sums of one layer."""
+    return 8 * sum(math.prod(shape) for shape in statistics_shapes(groups, recipe.objective).values())
+
+
+def spectra_bytes(groups: Groups) -> int:
+    """Of the energies and eigenvectors of one layer."""
+    return 8 * len(PROJECTIONS) * groups.count * groups.side * (groups.side + 1)
+
+
+def kept_bytes(groups: Groups, recipe: Recipe) -> int:
+    """Of what waits for the factors of one layer."""
+    shapes = statistics_shapes(groups, recipe.objective)
+    again = sum(math.prod(shapes[name]) for name in kept_names(groups, recipe.objective))
+    return 8 * again + spectra_bytes(groups)
 
 
 def layer_numbers(config: SourceConfig) -> int:
@@ -90,19 +110,26 @@ def disk_needs(config: SourceConfig, recipe: Recipe, tokens: int, processes: int
     """Working files at their largest: hidden states of one boundary or, with gradients, of all; statistics of the
     layers that are decomposed together; what is kept of those that wait for their factors."""
     boundaries = config.layers + 3 if recipe.differentiates else 2
-    square = 8 * config.hidden**2
-    statistics = 8 * sum(math.prod(s) for s in statistics_shapes(config, recipe.objective).values())
-    kept = (len(KEPT) + len(PROJECTIONS)) * square
-    waiting = min(processes, config.layers) if recipe.is_paper else config.layers
-    return Disk(4 * tokens * config.hidden * boundaries, min(processes, config.layers) * statistics + waiting * kept)
+    groups, together = Groups.of(config, recipe), min(processes, config.layers)
+    waiting = together if recipe.is_paper else config.layers
+    spectra = together * statistics_bytes(groups, recipe) + waiting * kept_bytes(groups, recipe)
+    return Disk(4 * tokens * config.hidden * boundaries, spectra)
 
 
 def calibration_work(config: SourceConfig, recipe: Recipe, tokens: int) -> int:
     """Floating-point operations of the calibration: 2 a weight and token forward, 2 more forward and 2 back for the
     gradient (activations only), the head, and the sums."""
-    hidden, layer = config.hidden, layer_numbers(config)
-    forward = 2 * tokens * layer * config.layers
+    shapes = statistics_shapes(Groups.of(config, recipe), recipe.objective).values()
+    sums = 2 * tokens * config.layers * sum(math.prod(shape) for shape in shapes if len(shape) > 1)
+    forward = 2 * tokens * layer_numbers(config) * config.layers
     if not recipe.differentiates:
-        return forward + 2 * 2 * tokens * hidden * hidden * config.layers
-    sums = tokens * config.layers * 5 * 2 * hidden * hidden
-    return 3 * forward + 4 * tokens * hidden * int(config.raw["vocab_size"]) + sums
+        return forward + sums
+    return 3 * forward + 4 * tokens * config.hidden * int(config.raw["vocab_size"]) + sums
+
+
+def eigendecompositions(config: SourceConfig, recipe: Recipe, layers: Layers) -> tuple[int, int]:
+    """How many symmetric matrices are decomposed, one a group of every projection that is not fixed dense, and their
+    side."""
+    groups = Groups.of(config, recipe)
+    low = sum(isinstance(p, LowRank) for mlp in layers.values() for _, p in mlp.items())
+    return groups.count * low, groups.side

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, parameters, projections
+from nxdi_svd_plugin.compress.calibrate.groups import Groups
 from nxdi_svd_plugin.compress.forms import named
 from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.factorize.rank import block_rank, ratio
@@ -21,10 +22,11 @@ def decide_ranks(config: SourceConfig, recipe: Recipe) -> Layers:
     The rest shares what is left of the budget: its ratio is larger than the one asked for when projections stay dense.
 
     Raises:
-        RecipeError: an unknown form, selectors that fit nothing or contradict each other, a ratio or block that cannot
-            be met.
+        RecipeError: groups that do not divide the neurons, an unknown form, selectors that fit nothing or contradict
+            each other, a ratio or block that cannot be met.
     """
-    form = named(recipe.form)
+    form, groups = named(recipe.form), Groups.of(config, recipe)
+    _check_groups(groups)
     _check_layers(config, recipe)
     found = {key: fixed for key in projections(config) if (fixed := fixed_projection(config, recipe, *key)) is not None}
     rest = [key for key in projections(config) if key not in found]
@@ -34,8 +36,8 @@ def decide_ranks(config: SourceConfig, recipe: Recipe) -> Layers:
         )
     if rest:
         wanted = _ratio_of_rest(config, recipe, found, len(rest))
-        rank = block_rank(wanted, config.hidden, config.intermediate, recipe.block, recipe.tau, form.cost)
-        found |= dict.fromkeys(rest, form.planned(rank))
+        rank = block_rank(wanted, groups.hidden, groups.part, recipe.block, recipe.tau, form.cost)
+        found |= dict.fromkeys(rest, form.planned(rank, groups.count))
     return layers_of(config, found)
 
 
@@ -55,15 +57,31 @@ def fixed_projection(config: SourceConfig, recipe: Recipe, layer: int, name: str
         return DENSE
     if not rank_level:
         return None
-    form, sides = named(recipe.form), (config.hidden, config.intermediate)
-    if rank > min(sides):
-        raise RecipeError(f"rank {rank} for {layer}.{name} is more than its full rank {min(sides)}")
-    if not form.fits(rank, *sides, recipe.block):
+    form, groups = named(recipe.form), Groups.of(config, recipe)
+    own, odd = divmod(rank, groups.count)
+    each = f" in each of {groups.count} groups" if groups.count > 1 else ""
+    if odd:
+        raise RecipeError(
+            f"rank {rank} for {layer}.{name} does not divide over {groups.count} groups of equal rank; use a multiple "
+            f"of {groups.count}"
+        )
+    if own > groups.side:
+        raise RecipeError(f"rank {rank} for {layer}.{name} is more than its full rank {groups.side}{each}")
+    if not form.fits(own, groups.hidden, groups.part, recipe.block):
         raise RecipeError(
             f"rank {rank} for {layer}.{name}: an {recipe.form} rank is a multiple of the block {recipe.block} and "
-            f"less than {min(sides)}"
+            f"less than {groups.side}{each}"
         )
-    return form.planned(rank)
+    return form.planned(own, groups.count)
+
+
+def _check_groups(groups: Groups) -> None:
+    if groups.intermediate % groups.count:
+        fit = [str(n) for n in range(1, groups.count + 8) if groups.intermediate % n == 0]
+        raise RecipeError(
+            f"tp_degree {groups.count} does not divide the model's {groups.intermediate} intermediate neurons into "
+            f"equal groups; use one that does, such as {', '.join(fit[-4:])}"
+        )
 
 
 def _check_layers(config: SourceConfig, recipe: Recipe) -> None:

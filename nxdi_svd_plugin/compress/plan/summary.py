@@ -8,7 +8,7 @@ from typing import Any
 
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, parameters, read_config
 from nxdi_svd_plugin.compress.plan.budget import budget
-from nxdi_svd_plugin.compress.plan.cost import calibration_work, disk_needs, peak_memory
+from nxdi_svd_plugin.compress.plan.cost import calibration_work, disk_needs, eigendecompositions, peak_memory
 from nxdi_svd_plugin.compress.plan.ranks import decide_ranks, reached, stored_parameters
 from nxdi_svd_plugin.recipe import Recipe
 from nxdi_svd_plugin.stored.dtypes import DTYPES
@@ -51,7 +51,7 @@ def make_plan(model_dir: str | Path, recipe: Recipe) -> dict[str, Any]:
             "compressed": (total - config.mlp_parameters) * size + kept * low_rank,
         },
         "peak_memory": {"bytes": memory.peak, **asdict(memory)},
-        "calibration": _calibration(config, recipe),
+        "calibration": _calibration(config, recipe, layers),
         "notes": _notes(config, recipe, layers, ratios.mlp if ratios.target == "mlp" else ratios.model),
         "recipe": recipe.to_dict(),
     }
@@ -64,11 +64,14 @@ def _bytes(config: SourceConfig, mlp: Mlp, dense: int, low_rank: int) -> int:
     )
 
 
-def _calibration(config: SourceConfig, recipe: Recipe) -> dict[str, int]:
-    """Disk in bytes and work in floating-point operations of the calibration, and the work of the paper's recipe."""
+def _calibration(config: SourceConfig, recipe: Recipe, layers: Layers) -> dict[str, int]:
+    """Disk in bytes and work in floating-point operations of the calibration, and the work of the paper's recipe; the
+    matrices that are decomposed after it."""
     tokens = recipe.calibration.samples * recipe.calibration.length
-    disk = disk_needs(config, recipe, tokens)
+    disk, (count, side) = disk_needs(config, recipe, tokens), eigendecompositions(config, recipe, layers)
     return {
+        "eigendecompositions": count,
+        "eigendecomposition_side": side,
         "disk_hidden_states": disk.states,
         "disk_statistics": disk.spectra,
         "flop": calibration_work(config, recipe, tokens),
@@ -104,7 +107,10 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"weights {size['dense'] / 1e9:.2f} GB -> {size['compressed'] / 1e9:.2f} GB",
         f"peak memory of the compression about {plan['peak_memory']['bytes'] / 2**30:.1f} GiB (modelled)",
         f"calibration {work['flop'] / 1e12:.1f} TFLOP ({work['flop'] / work['flop_paper']:.1f} x the paper's recipe), "
-        f"disk {(work['disk_hidden_states'] + work['disk_statistics']) / 1e9:.2f} GB while it runs",
+        f"disk {(work['disk_hidden_states'] + work['disk_statistics']) / 1e9:.2f} GB while it runs "
+        f"(statistics {work['disk_statistics'] / 1e9:.2f} GB)",
+        f"{work['eigendecompositions']} eigendecompositions of {work['eigendecomposition_side']} x "
+        f"{work['eigendecomposition_side']} matrices",
         "the output error of each layer is known once the calibration text has run: report.json, `nxdi-svd inspect`",
         *plan["notes"],
     ]

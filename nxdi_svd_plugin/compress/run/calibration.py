@@ -11,6 +11,7 @@ import torch
 
 from nxdi_svd_plugin.checkpoint.names import EMBEDDING
 from nxdi_svd_plugin.compress.calibrate import gradient, layer, states
+from nxdi_svd_plugin.compress.calibrate.groups import Groups
 from nxdi_svd_plugin.compress.calibrate.products import quick_products
 from nxdi_svd_plugin.compress.calibrate.statistics import Statistics, statistics_shapes
 from nxdi_svd_plugin.compress.run.session import Session
@@ -42,7 +43,7 @@ def forward(run: Session, index: int) -> str:
             states.write_samples(run.files, states.hidden(index + 1), outputs())
         return "hidden states"
     sums = nothing(run)
-    with layer.Collector(model, sums):
+    with layer.Collector(model, groups(run), sums):
         if index + 1 < run.job.config.layers:
             states.write_samples(run.files, states.hidden(index + 1), outputs())
         else:  # nothing reads what the last layer puts out
@@ -70,7 +71,7 @@ def head(run: Session) -> str:
 def backward(run: Session, index: int) -> str:
     """The loss gradient at a layer's input from that at its output, and the statistics of its MLP."""
     model = layer.load_layer(run.job.reader, run.job.config, index, run.device)
-    back = gradient.LayerBackward(model, nothing(run))
+    back = gradient.LayerBackward(model, groups(run), nothing(run))
     inputs = states.read_samples(run.files, states.hidden(index), run.shape)
     above = states.read_samples(run.files, states.gradient(index + 1), run.shape)
 
@@ -85,9 +86,14 @@ def backward(run: Session, index: int) -> str:
     return "statistics"
 
 
+def groups(run: Session) -> Groups:
+    """The slices of the intermediate neurons."""
+    return Groups.of(run.job.config, run.job.recipe)
+
+
 def nothing(run: Session) -> Statistics:
     """The statistics of a layer before the first sample."""
-    return Statistics.zero(statistics_shapes(run.job.config, run.job.recipe.objective), run.device)
+    return Statistics.zero(statistics_shapes(groups(run), run.job.recipe.objective), run.device)
 
 
 def save_statistics(run: Session, index: int, sums: Statistics) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from nxdi_svd_plugin.checkpoint.names import ORDER, layer_prefix, projection_pre
 from nxdi_svd_plugin.compress.calibrate.statistics import Statistics
 from nxdi_svd_plugin.compress.factor.layer import LayerFactors, factor_layer, moved
 from nxdi_svd_plugin.compress.factor.rounding import stored_errors, warn
-from nxdi_svd_plugin.compress.factor.spectra import Decomposition, decompose, restore
+from nxdi_svd_plugin.compress.factor.spectra import Decomposition, decompose, energies, restore
 from nxdi_svd_plugin.compress.forms import named
 from nxdi_svd_plugin.compress.plan.budget import global_ranks
 from nxdi_svd_plugin.compress.plan.ranks import fixed_projection
@@ -52,7 +53,8 @@ def spectra(run: Session, layers: tuple[int, ...]) -> str:
         kept = decompose(run.job.recipe, sums, run.job.samples.numel(), weights)
         run.files.write_tensors(spectra_file(index), kept)
         if run.job.recipe.allocation == "global":
-            run.files.write_tensors(energies_file(index), {n: kept[f"{n}.energy"] for n in wanted})
+            totals = {name: energies(run.job.recipe, kept, name) for name in wanted}
+            run.files.write_tensors(energies_file(index), totals)
     return "eigenvalues and eigenvectors"
 
 
@@ -70,8 +72,8 @@ def ranks(run: Session) -> str:
         for index in range(run.world.rank, run.job.config.layers, run.world.size)
         for name, energy in run.files.read_tensors(energies_file(index)).items()
     }
-    energies = {key: energy for part in run.world.all(mine) for key, energy in part.items()}
-    found = run.world.on_first(lambda: global_ranks(run.job.config, run.job.recipe, energies))
+    every = {key: energy for part in run.world.all(mine) for key, energy in part.items()}
+    found = run.world.on_first(lambda: global_ranks(run.job.config, run.job.recipe, every))
     run.state.layers = {"format_version": run.state.identity["format"], **layers_to_json(found)}
     low = sum(isinstance(p, LowRank) for mlp in found.values() for _, p in mlp.items())
     return f"{low} of {len(found) * len(PROJECTIONS)} projections become low rank"
@@ -119,10 +121,10 @@ def _factor(run: Session, index: int) -> LayerFactors:
     tokens, weights = run.job.samples.numel(), partial(_weight, run, index)
     low = [name for name, p in planned.items() if isinstance(p, LowRank)]
 
-    def decomposition(name: str) -> Decomposition:
+    def decompositions(name: str) -> Iterator[Decomposition]:
         return restore(recipe, kept, tokens, name, weights(name))
 
-    made = factor_layer(weights, decomposition, planned, named(recipe.form), recipe.block)
+    made = factor_layer(weights, decompositions, planned, named(recipe.form), recipe.block)
     if low:
         for name, errors in stored_errors(made, weights, kept["inputs"] / tokens).items():
             made.measured[name] |= errors

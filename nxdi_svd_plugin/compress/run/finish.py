@@ -90,7 +90,7 @@ def compressed_config(job: Job, report: Report) -> dict[str, Any]:
 def make_report(job: Job, state: Manifest, files: dict[str, str], device: torch.device) -> Report:
     """The report of a finished layer loop."""
     config, calibration = job.config, job.recipe.calibration
-    matrices = tuple(MatrixRecord.from_dict(record) for record in state.records)
+    matrices = tuple(MatrixRecord.from_dict(record, job.recipe.tp_degree) for record in state.records)
     kept = sum(record.projection.parameters(config.hidden, record.width) for record in matrices)
     ratios, total = reached(config, job.recipe, kept), parameters(config)
     return Report(

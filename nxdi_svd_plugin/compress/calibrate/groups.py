@@ -1,0 +1,46 @@
+"""The equal slices of the intermediate neurons that are factored on their own.
+
+A group of a projection is a matrix between the hidden side H and I / g neurons. Its statistics, Gram matrix and
+eigendecomposition are on the smaller of the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nxdi_svd_plugin.checkpoint.source import SourceConfig
+from nxdi_svd_plugin.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Groups:
+    """How the intermediate side is cut. count: g, which divides `intermediate`."""
+
+    count: int
+    hidden: int
+    intermediate: int
+
+    @classmethod
+    def of(cls, config: SourceConfig, recipe: Recipe) -> Groups:
+        """Those of a recipe for a model."""
+        return cls(recipe.tp_degree, config.hidden, config.intermediate)
+
+    @property
+    def part(self) -> int:
+        """Neurons of a group."""
+        return self.intermediate // self.count
+
+    @property
+    def narrow(self) -> bool:
+        """Whether a group has fewer neurons than the model has hidden dimensions."""
+        return self.part < self.hidden
+
+    @property
+    def side(self) -> int:
+        """The smaller side of a group, its full rank."""
+        return min(self.hidden, self.part)
+
+    def slices(self) -> Iterator[slice]:
+        """The neurons of every group."""
+        return (slice(start, start + self.part) for start in range(0, self.intermediate, self.part))
