@@ -36,18 +36,18 @@ class Imaginary:
     def cost(self, m, n, rank):
         return 2 * rank * (m + n)
 
-    def planned(self, rank):
-        return LowRank(rank)
+    def planned(self, rank, groups=1):
+        return LowRank(groups * rank, (), groups)
 
     def fits(self, rank, m, n, block):
         return rank == 7
 
-    def store(self, truncated, width, block):
-        factors = {}
-        for name, t in truncated.items():
-            q, r = torch.linalg.qr(t.near)
-            factors[name] = q, r @ t.far
-        stored = {name: LowRank(t.near.shape[1]) for name, t in truncated.items()}
+    def store(self, truncated, part, block):
+        factors, stored = {}, {}
+        for name, groups in truncated.items():
+            q, r = zip(*(torch.linalg.qr(t.near) for t in groups))
+            factors[name] = torch.cat(q, 1), torch.cat([b @ t.far for b, t in zip(r, groups)], 1)
+            stored[name] = self.planned(r[0].shape[0], len(groups))
         return Stored(stored, factors, None, {name: {} for name in factors})
 
 
@@ -64,20 +64,26 @@ def imaginary(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "nxdi_svd_plugin.compress.forms.imaginary", raising=False)
 
 
-@pytest.mark.parametrize("method", [{}, {"allocation": "uniform"}, {"objective": "input", "allocation": "uniform"}])
+@pytest.mark.parametrize(
+    "method", [{}, {"allocation": "uniform"}, {"objective": "input", "allocation": "uniform", "tp_degree": 2}]
+)
 def test_one_file_makes_a_form(imaginary, method, tiny_llama, tmp_path):
     """Plan, allocation, factors, checkpoint, transformers, verify and report take it from the file alone."""
-    recipe = from_dict({**SMALL, **method, "form": "imaginary", "ranks": {"0.up_proj": 7}})
+    groups = method.get("tp_degree", 1)
+    recipe = from_dict({**SMALL, **method, "form": "imaginary", "ranks": {"0.up_proj": 7 * groups}})
     report = compress(tiny_llama, tmp_path / "out", recipe, progress=False)
     low = [record for record in report.matrices if record.rank]
-    assert low and {record.projection for record in low} <= {LowRank(r) for r in range(1, 44)}
-    assert next(r.rank for r in report.matrices if (r.layer, r.name) == (0, "up_proj")) == 7
+    assert low and {record.projection for record in low} <= {LowRank(groups * r, (), groups) for r in range(1, 44)}
+    assert next(r.rank for r in report.matrices if (r.layer, r.name) == (0, "up_proj")) == 7 * groups
     weights = load_file(tmp_path / "out" / "model.safetensors")
     u = weights["model.layers.0.mlp.up_proj.u"].double()
-    torch.testing.assert_close(u.T @ u, torch.eye(7, dtype=torch.float64), rtol=0, atol=7 * 2**-23)
+    for own in u.chunk(groups, 1):
+        torch.testing.assert_close(own.T @ own, torch.eye(7, dtype=torch.float64), rtol=0, atol=7 * 2**-23)
     if method:  # Eq. 5 by hand: the eight others save what the one of rank 7 leaves to do, at twice a pair's cost
-        kept = 44 * 90 - (0.2 * 9 * 44 * 90 - (44 * 90 - 7 * 134)) / 8
-        assert {record.rank for record in low} - {7} == {4 * math.floor(kept / (2 * 134) / 4 + 0.5)}
+        sides = 44 + 90 / groups
+        kept = 44 * 90 - (0.2 * 9 * 44 * 90 - (44 * 90 - 7 * groups * sides)) / 8
+        each = 4 * math.floor(kept / groups / (2 * sides) / 4 + 0.5)
+        assert {record.rank for record in low} - {7 * groups} == {each * groups}
     assert all(check.ok for check in verify(tmp_path / "out", recorded_hashes))
     load_pretrained(tmp_path / "out")
 
@@ -121,9 +127,9 @@ def test_a_stored_form_that_nobody_listed_falls_nowhere(tiny_svd_llama, tmp_path
 @pytest.mark.parametrize("name", forms.names())
 def test_the_cost_is_what_is_stored(name):
     form = forms.named(name)
-    for rank in (1, 5, 8):
-        planned = form.planned(rank)
-        assert form.cost(13, 40, rank) == planned.parameters(13, 40)
+    for rank, groups in ((1, 1), (5, 1), (8, 1), (3, 5)):
+        planned = form.planned(rank, groups)
+        assert groups * form.cost(13, 40 // groups, rank) == planned.parameters(13, 40)
 
 
 @pytest.mark.parametrize("name", forms.names())

@@ -93,7 +93,7 @@ def test_where_growth_is_limited_the_output_error_is_that_of_the_stored_factors(
     x = torch.randn(20_000, 24, generator=gen, dtype=torch.float64) * torch.linspace(0.2, 2, 24, dtype=torch.float64)
     inner = functional.silu(x @ weights["gate_proj"].T) * (x @ weights["up_proj"].T)
     exact = {name: (inner if name == "down_proj" else x) @ weight.T for name, weight in weights.items()}
-    sums = Statistics({"inputs": x.T @ x, "outputs": exact["down_proj"].T @ exact["down_proj"]})
+    sums = Statistics({"inputs": x.T @ x, "outputs": (exact["down_proj"].T @ exact["down_proj"])[None]})
     made = factors(weights, sums, len(x), "interpolative", 16, 8)
     errors = stored_errors(made, weights.__getitem__, sums.inputs / len(x))
     for name in shapes:
@@ -141,7 +141,7 @@ def test_smollm2_adds_about_one_percent(real, layer, rank):
     wide = {name: weight.double() for name, weight in weights.items()}
     inner = functional.silu(x @ wide["gate_proj"].T) * (x @ wide["up_proj"].T)
     y = inner @ wide["down_proj"].T
-    sums = Statistics({"inputs": x.T @ x, "outputs": y.T @ y})
+    sums = Statistics({"inputs": x.T @ x, "outputs": (y.T @ y)[None]})
     errors, probed = {}, {}
     for form in ("interpolative", "pair"):
         made = factors(weights, sums, len(x), form, rank, 64)

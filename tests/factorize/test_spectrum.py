@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nxdi_svd_plugin.errors import SvdError
-from nxdi_svd_plugin.factorize.spectrum import damp, output_error, spectrum, truncate
+from nxdi_svd_plugin.factorize.spectrum import damp, output_energies, spectrum, truncate, truncate_turned
 
 
 def problem(hidden, inner, tokens, seed=0):
@@ -23,6 +23,35 @@ def fit(weight, near, far_vectors, far, damping):
     projected = (weight @ far_vectors.T) @ (weight @ far_vectors.T).T / len(far_vectors)
     mean = float(far.diagonal().mean())
     return spectrum(near, projected, weight @ weight.T, mean, damping)
+
+
+def output_error(spec, rank, near, far):
+    dropped, whole = output_energies(spec, rank, near, far)
+    return (max(dropped, 0) / whole) ** 0.5
+
+
+@pytest.mark.parametrize(("hidden", "inner"), [(31, 9), (16, 15), (7, 1)])
+def test_a_narrow_matrix_is_the_same_problem_turned(hidden, inner):
+    """The spectrum of the I x I side gives the matrix, the energies and the whitened coordinates of the H x H one."""
+    weight, near, far_vectors, far = problem(hidden, inner, 200)
+    wide = fit(weight, near, far_vectors, far, 1e-3)
+    mean = float(near.diagonal().mean())
+    turned = spectrum(far, weight.T @ near @ weight, weight.T @ weight, mean, 1e-3)
+    size = float(wide.energy[0])
+    torch.testing.assert_close(turned.energy, wide.energy[:inner], rtol=0, atol=1e-9 * size)
+    for rank in range(1, inner + 1):
+        (u, v), (a, b) = truncate(weight, wide, rank), truncate_turned(weight, turned, rank)
+        # the eigenvectors of a gap of 1e-3 turn by 1e-9 / 1e-3
+        torch.testing.assert_close(a @ b, u @ v, rtol=0, atol=1e-6 * float(weight.abs().max()))
+        torch.testing.assert_close(b.T @ b, v.T @ v, rtol=0, atol=1e-6 * float((v.T @ v).abs().max()))
+
+
+def test_a_narrow_matrix_that_loses_nothing_is_cut_all_the_same():
+    weight, near, _, far = problem(12, 5, 50)
+    dead = spectrum(far, 0 * (weight.T @ weight), weight.T @ weight, 0.0, 0.1)
+    assert float(dead.energy.sum()) == 0.0
+    u, v = truncate_turned(weight, dead, 5)
+    torch.testing.assert_close(u @ v, weight, rtol=0, atol=1e-10 * float(weight.abs().max()))  # cond(far) < 1e3
 
 
 def quadratic(delta, near, far):
@@ -86,7 +115,7 @@ def test_output_error_is_that_of_the_outputs_not_of_the_objective(damping):
     eye = torch.eye(16, dtype=torch.float64)
     assert output_error(spec, 6, eye, y.T @ y / 400) == pytest.approx(written, rel=1e-9)
     assert output_error(spec, 16, eye, y.T @ y / 400) < 1e-6 < written
-    assert output_error(spec, 6, 0 * eye, 0 * eye) == 0
+    assert output_energies(spec, 6, 0 * eye, 0 * eye) == (0, 0)
 
 
 @pytest.mark.parametrize("damping", [1e-9, 0.1])

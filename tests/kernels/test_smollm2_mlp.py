@@ -52,7 +52,7 @@ def stored(request, dense):
     with torch.no_grad():
         x, y = x.double(), mlp(x).double()
     recipe, form = Recipe(form=request.param, block=BLOCK), named(request.param)
-    kept = decompose(recipe, Statistics({"inputs": x.T @ x, "outputs": y.T @ y}), len(x), weights.items())
+    kept = decompose(recipe, Statistics({"inputs": x.T @ x, "outputs": (y.T @ y)[None]}), len(x), weights.items())
     decompositions = {name: restore(recipe, kept, len(x), name, w) for name, w in weights.items()}
     planned = mlp_of(len(weights["gate_proj"]), {name: form.planned(rank) for name, rank in RANKS.items()})
     made = factor_layer(weights.__getitem__, decompositions.__getitem__, planned, form, BLOCK)

@@ -1,10 +1,12 @@
 """Sums of one layer against outer products, their accessors, and a file that comes back as means."""
 
+import math
+
 import pytest
 import torch
 
-from nxdi_svd_plugin.checkpoint.source import read_config
-from nxdi_svd_plugin.compress.calibrate.statistics import Statistics, statistics_shapes
+from nxdi_svd_plugin.compress.calibrate.groups import Groups
+from nxdi_svd_plugin.compress.calibrate.statistics import SQUARES, Statistics, statistics_shapes
 
 CPU = torch.device("cpu")
 EPS = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
@@ -25,23 +27,36 @@ def test_sums_over_all_tokens(dtype):
     torch.testing.assert_close(found.sums["gate_squares"], expected.diagonal(), rtol=0, atol=bound)
 
 
-def test_every_projection_has_its_sides(tiny_llama):
-    shapes = statistics_shapes(read_config(tiny_llama), "two_sided")
-    sums = {name: torch.full(shape, float(i)) for i, (name, shape) in enumerate(shapes.items())}
+@pytest.mark.parametrize(("count", "side"), [(1, 44), (2, 44), (3, 30), (9, 10)])
+def test_every_projection_has_its_sides(count, side):
+    """Of 44 x 90: the hidden side is the smaller one of 90 and 45 neurons, not of 30 and 10."""
+    groups = Groups(count, 44, 90)
+    assert (groups.side, groups.narrow) == (side, side < 44)
+    shapes = statistics_shapes(groups, "two_sided")
+    sums = {
+        name: i + torch.arange(float(math.prod(shape))).reshape(shape) for i, (name, shape) in enumerate(shapes.items())
+    }
     found = Statistics(sums)
-    for gate in ("gate", "up"):
-        assert found.near(f"{gate}_proj") is sums["inputs"]
-        assert found.projected(f"{gate}_proj") is sums[f"{gate}_gradients"]
-        assert found.far_trace(f"{gate}_proj") == sums[f"{gate}_squares"][0]
-    assert found.near("down_proj") is sums["down_gradients"] and found.projected("down_proj") is sums["outputs"]
-    assert found.far_trace("down_proj") == sums["down_squares"][0]
+    assert found.near("gate_proj") is found.near("up_proj") is sums["inputs"]
+    assert found.near("down_proj") is sums["down_gradients"] and sums["inputs"].shape == (44, 44)
+    for name, far, squares in zip(
+        ("gate_proj", "up_proj", "down_proj"),
+        ("gate_gradients", "up_gradients", "outputs"),
+        SQUARES.values(),
+        strict=True,
+    ):
+        assert sums[far].shape == (count, side, side) and (squares in sums) is not groups.narrow
+        for k, neurons in enumerate(groups.slices()):
+            assert torch.equal(found.far(name, k), sums[far][k])
+            if not groups.narrow:
+                assert found.far_trace(name, neurons) == pytest.approx(float(sums[squares][neurons].double().mean()))
     with pytest.raises(KeyError):
         found.near("q_proj")
 
 
 def test_sums_of_all_processes_become_means():
-    sums = Statistics({"inputs": torch.eye(3, dtype=torch.float64) * 12, "outputs": torch.ones(3, 3).double()})
+    sums = Statistics({"inputs": torch.eye(3, dtype=torch.float64) * 12, "outputs": torch.ones(1, 3, 3).double()})
     means = sums.total(lambda tensor: 2 * tensor).per_token(8)
     assert set(means.sums) == set(sums.sums)
     assert torch.equal(means.inputs, torch.eye(3, dtype=torch.float64) * 3)
-    assert torch.equal(means.outputs, torch.full((3, 3), 0.25, dtype=torch.float64))
+    assert torch.equal(means.far("down_proj", 0), torch.full((3, 3), 0.25, dtype=torch.float64))
