@@ -32,8 +32,8 @@ TEXT = Path(sys.argv[2]) / "text.txt"
 CALIBRATION = Calibration(str(TEXT), samples=2, length=16)
 RECIPES = {
     "paper": preset("paper"),
-    "default": preset("default"),
-    "pair": dataclasses.replace(preset("default"), form="pair", allocation="uniform"),
+    "default": dataclasses.replace(preset("default"), tp_degree=2),
+    "pair": dataclasses.replace(preset("default"), form="pair", allocation="uniform", tp_degree=3),
     "input": dataclasses.replace(preset("paper"), form="interpolative"),
 }
 """One pass; forward, back and ranks; no ranks; no gradients."""

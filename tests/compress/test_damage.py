@@ -14,8 +14,8 @@ from nxdi_svd_plugin.compress.run import run as loop
 FLAGS = ["--block", "4", "--ratio", "0.2", "--samples", "3", "--length", "24", "--quiet"]
 KINDS = {
     "paper": ["--recipe", "paper"],
-    "default": [],
-    "pair two-sided uniform": ["--form", "pair", "--allocation", "uniform", "--dense", "1.up_proj"],
+    "default": ["--tp-degree", "2"],
+    "pair two-sided uniform": "--form pair --allocation uniform --dense 1.up_proj --tp-degree 3".split(),
     "interpolative input": ["--objective", "input", "--allocation", "uniform"],
 }
 STOPS = {

@@ -62,8 +62,9 @@ def test_budget_form_and_files(made, tiny_llama):
 def test_interpolative_and_pair_are_the_same_function(family, objective, request, tmp_path):
     """Same ranks, same objective: only the parametrisation differs, and the order of I changes nothing."""
     source = request.getfixturevalue(f"tiny_{family}")
-    changes = {**SMALL, "allocation": "uniform", "ranks": {"gate_proj": 20, "up_proj": 28, "1.down_proj": 24}}
-    changes |= {"dense": ["down_proj", "2.up_proj"], "objective": objective, "ratio": None}
+    groups = 1 if family == "llama" else 2
+    changes = {**SMALL, "allocation": "uniform", "ranks": {"gate_proj": 24, "up_proj": 32, "1.down_proj": 16}}
+    changes |= {"dense": ["down_proj", "2.up_proj"], "objective": objective, "ratio": None, "tp_degree": groups}
     for form in ("pair", "interpolative"):
         compress(source, tmp_path / form, from_dict({**changes, "form": form}), progress=False)
     pair, other = logits(tmp_path / "pair"), logits(tmp_path / "interpolative")
@@ -71,14 +72,16 @@ def test_interpolative_and_pair_are_the_same_function(family, objective, request
     # factors are stored in float32: 2^-24 relative per product, growth of C below 10, three layers
     torch.testing.assert_close(other, pair, rtol=0, atol=3e-4 * float(pair.abs().max()))
     saved = {f: sum(t.numel() for t in stored(tmp_path / f).values()) for f in ("pair", "interpolative")}
-    squares = 3 * 20**2 + 2 * 28**2 + 24**2
-    assert saved["pair"] - saved["interpolative"] == squares
+    squares = 3 * 24**2 + 2 * 32**2 + 16**2
+    assert saved["pair"] - saved["interpolative"] == squares / groups  # g squares of r / g
 
 
-def test_input_objective_equals_the_papers_path(tiny_llama, tmp_path):
-    """The two-pass loop and the one-pass loop give the same W' for the paper's objective."""
-    ranks = {"gate_proj": 20, "up_proj": 24, "down_proj": 28}
-    paper = from_dict({"recipe": "paper", **SMALL, "ratio": None, "ranks": ranks})
+@pytest.mark.parametrize(("groups", "ranks"), [(1, (20, 24, 28)), (2, (24, 40, 32)), (3, (48, 24, 36))])
+def test_input_objective_equals_the_papers_path(groups, ranks, tiny_llama, tmp_path):
+    """The two-pass loop and the one-pass loop give the same W' for the paper's objective, from either side of a group:
+    of 45 neurons beside H = 44, and of 30."""
+    ranks = dict(zip(("gate_proj", "up_proj", "down_proj"), ranks, strict=True))
+    paper = from_dict({"recipe": "paper", **SMALL, "ratio": None, "ranks": ranks, "tp_degree": groups})
     compress(tiny_llama, tmp_path / "paper", paper, progress=False)
     compress(tiny_llama, tmp_path / "other", paper.with_changes({"form": "interpolative"}), progress=False)
     expected = logits(tmp_path / "paper")
@@ -120,10 +123,10 @@ def test_streamed_statistics_equal_the_whole_models_autograd(tiny_llama, tmp_pat
     w = {k: getattr(mlp, k).weight.double() for k in seen}
     expected = {
         "inputs": x["gate_proj"].T @ x["gate_proj"],
-        "outputs": w["down_proj"] @ (x["down_proj"].T @ x["down_proj"]) @ w["down_proj"].T,
+        "outputs": (w["down_proj"] @ (x["down_proj"].T @ x["down_proj"]) @ w["down_proj"].T)[None],
         "down_gradients": g["down_proj"].T @ g["down_proj"],
-        "gate_gradients": w["gate_proj"].T @ (g["gate_proj"].T @ g["gate_proj"]) @ w["gate_proj"],
-        "up_gradients": w["up_proj"].T @ (g["up_proj"].T @ g["up_proj"]) @ w["up_proj"],
+        "gate_gradients": (w["gate_proj"].T @ (g["gate_proj"].T @ g["gate_proj"]) @ w["gate_proj"])[None],
+        "up_gradients": (w["up_proj"].T @ (g["up_proj"].T @ g["up_proj"]) @ w["up_proj"])[None],
         "gate_squares": g["gate_proj"].square().sum(0),
         "up_squares": g["up_proj"].square().sum(0),
         "down_squares": x["down_proj"].square().sum(0),
@@ -252,20 +255,36 @@ def test_the_plan_states_memory_disk_and_work(tiny_llama):
     calibration = plan["calibration"]
     assert (calibration["disk_hidden_states"], calibration["disk_statistics"]) == (
         4 * 160 * 44 * 6,
-        8 * (5 * 44 * 44 + 3 * 90) + 8 * 3 * 6 * 44 * 44,  # one layer's statistics, six matrices of every layer
+        # one layer's statistics, six matrices and three rows of energies of every layer
+        8 * (5 * 44 * 44 + 3 * 90) + 8 * 3 * (6 * 44 * 44 + 3 * 44),
     )
+    assert (calibration["eigendecompositions"], calibration["eigendecomposition_side"]) == (9, 44)
     assert calibration["flop"] > 3 * calibration["flop_paper"]
     assert plan["ratio"]["mlp"] == pytest.approx(0.1, abs=1e-4)
     assert "TFLOP" in plan_text(plan) and "allocation global" in plan_text(plan)
     paper = make_plan(tiny_llama, from_dict({**SMALL, "recipe": "paper"}))
-    assert paper["calibration"]["disk_statistics"] == 8 * 44 * 44 * (2 + 6)  # of one layer
+    assert paper["calibration"]["disk_statistics"] == 8 * (44 * 44 * (2 + 5) + 3 * 44)  # of one layer
     assert paper["peak_memory"]["bytes"] < plan["peak_memory"]["bytes"]
+
+
+@pytest.mark.parametrize(("groups", "side"), [(2, 44), (3, 30), (9, 10)])
+def test_the_plan_states_what_groups_cost(groups, side, tiny_llama):
+    """Sums of the smaller side of every group: more of them while that is H, and less again when it is I / g."""
+    recipe = from_dict({**SMALL, "tp_degree": groups, "block": 1, "dense": [0]})
+    plan = make_plan(tiny_llama, recipe)
+    squares, narrow = groups * side * side, side < 44
+    one = 3 * squares + 2 * 44 * 44 + (0 if narrow else 3 * 90)
+    kept = 3 * groups * side * (side + 1) + (3 * squares + 44 * 44 if narrow else squares + 2 * 44 * 44)
+    assert plan["calibration"]["disk_statistics"] == 8 * (one + 3 * kept)
+    found = plan["calibration"]["eigendecompositions"], plan["calibration"]["eigendecomposition_side"]
+    assert found == (groups * 6, side) and f"{groups * 6} eigendecompositions of {side} x {side}" in plan_text(plan)
+    assert plan["groups"] == groups
 
 
 def test_disk_and_contradictions_are_checked_first(tiny_llama, tmp_path, monkeypatch):
     disk = disk_needs(prepare(tiny_llama, from_dict(SMALL)).config, from_dict(SMALL), 160, processes=2)
     assert disk.states == 4 * 160 * 44 * 6
-    assert disk.spectra == 8 * 2 * (5 * 44 * 44 + 3 * 90) + 8 * 3 * 6 * 44 * 44
+    assert disk.spectra == 8 * 2 * (5 * 44 * 44 + 3 * 90) + 8 * 3 * (6 * 44 * 44 + 3 * 44)
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("nxdi_svd_plugin.compress.run.job.shutil.disk_usage", lambda _: usage)
     with pytest.raises(CheckpointError, match="recipe: paper"):

@@ -12,7 +12,7 @@ import sys
 from nxdi_svd_plugin.compress.run.run import compress
 from nxdi_svd_plugin.recipe import from_dict
 
-recipe = {"block": 4, "ratio": 0.1, "dense": ["1.up_proj"], "calibration": {"samples": 5, "length": 40}}
+recipe = {"tp_degree": 2, "block": 4, "ratio": 0.1, "dense": ["1.up_proj"], "calibration": {"samples": 5, "length": 40}}
 compress(sys.argv[1], sys.argv[2], from_dict(recipe), progress=False)
 """
 

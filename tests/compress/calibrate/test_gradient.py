@@ -70,7 +70,7 @@ def differentiated(model, ids):
 
 
 def expected_sums(mlp, number, read, count):
-    """Of the whole far sides first; a group has a diagonal block of them, seen through its weight where H is smaller."""
+    """Of the whole far sides first; a group has a block of them, seen through its weight where H is smaller."""
     x, g, w = ({}, {}, {})
     for name in ("gate", "up", "down"):
         x[name], g[name] = read[number, f"{name}_proj"]
