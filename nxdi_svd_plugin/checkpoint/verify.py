@@ -13,6 +13,7 @@ from nxdi_svd_plugin.checkpoint.names import HEAD, ORDER, ROTARY_BUFFER
 from nxdi_svd_plugin.checkpoint.reader import Reader, file_sha256
 from nxdi_svd_plugin.checkpoint.source import read_compressed, stored_tensors
 from nxdi_svd_plugin.errors import CheckpointError
+from nxdi_svd_plugin.stored.layers import Layers
 from nxdi_svd_plugin.stored.projection import READS
 
 Hashes = Callable[[Path], Mapping[str, str]]
@@ -29,7 +30,8 @@ class Check:
 
 
 def verify(directory: Path, hashes: Hashes, base: Path | None = None) -> list[Check]:
-    """Check keys, shapes, finiteness and hashes of `directory`; with `base`, that what was not compressed equals it.
+    """Check keys, shapes, finiteness, hashes and neuron order of `directory`; with `base`, that what was not compressed
+    equals it.
 
     Raises:
         CheckpointError: the directory or a file cannot be read at all, or it is not a compressed one.
@@ -39,8 +41,12 @@ def verify(directory: Path, hashes: Hashes, base: Path | None = None) -> list[Ch
     reader = Reader(directory)
     tied = bool(config.dense.raw.get("tie_word_embeddings", False))
     checks = [*check_names(reader, tied, expected), check_finite(reader), check_hashes(directory, reader, hashes)]
+    order = neuron_order(directory)
+    if order is not None:
+        checks.append(check_order(order, config.layers, config.dense.intermediate))
+        order = order if checks[-1].ok else None
     if base is not None:
-        checks.append(check_base(reader, Reader(base), expected, neuron_order(directory)))
+        checks.append(check_base(reader, Reader(base), expected, order))
     return checks
 
 
@@ -85,6 +91,15 @@ def neuron_order(directory: Path) -> torch.Tensor | None:
         return torch.from_numpy(numpy.load(path, allow_pickle=False)).long() if path.is_file() else None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}; compress the model again") from error
+
+
+def check_order(order: torch.Tensor, layers: Layers, intermediate: int) -> Check:
+    """Every row of a layer that keeps all neurons is a permutation that leaves each in its group."""
+    bad = [] if order.shape == (len(layers), intermediate) else [f"{ORDER} is {list(order.shape)}"]
+    for i in (i for i, mlp in layers.items() if mlp.width == intermediate and not bad):
+        inside = order[i].view(layers[i].groups, -1).sort().values.flatten()
+        bad += [] if torch.equal(inside, torch.arange(intermediate)) else [f"layer {i} of {ORDER}"]
+    return answer("neurons are moved inside their group", bad, f"{len(layers)} layers")
 
 
 def in_order(name: str, weight: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:

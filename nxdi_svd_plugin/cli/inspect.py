@@ -49,7 +49,8 @@ def inspect(directory: Path) -> dict[str, Any]:
 
     config, sizes = read_compressed(directory), tensor_sizes(directory)
     report = Report.read(directory) if (directory / REPORT).is_file() else None
-    rows = matrix_rows(config.layers, config.dense, sizes)
+    rows, groups = matrix_rows(config.layers, config.dense, sizes), config.svd_config["groups"]
+    mlp_bytes = sum(row["bytes"] for row in rows)
     ratio, recovery = config.svd_config.get("ratio"), config.svd_config.get("recovery") or {}
     measured = {(m.layer, m.name): m for m in report.matrices} if report else {}
     for row in rows:
@@ -58,10 +59,11 @@ def inspect(directory: Path) -> dict[str, Any]:
         "model_type": config.dense.raw["model_type"],
         "format_version": config.svd_config["format_version"],
         "plugin_version": config.svd_config.get("plugin_version"),
-        "groups": config.svd_config["groups"],
+        "groups": groups,
         "source": config.svd_config.get("source"),
         "ratio": ratio and to_json(from_json(Ratio, ratio, "svd_config.ratio")),
-        "mlp_bytes": sum(row["bytes"] for row in rows),
+        "mlp_bytes": mlp_bytes,
+        "mlp_bytes_per_core": mlp_bytes // groups,
         "model_bytes": sum(sizes.values()),
         "calibration": to_json(report.calibration) if report else None,
         "evaluation": report.evaluation.to_dict() if report and report.evaluation else None,
@@ -112,7 +114,8 @@ def to_text(found: dict[str, Any]) -> str:
             f"ratio asked {ratio['asked']} of the {ratio['target']}; reached {ratio['mlp']:.4f} of the MLP weights, "
             f"{ratio['model']:.4f} of the model"
         )
-    lines += [f"{found['mlp_bytes']} bytes of MLP weights in {found['model_bytes']} bytes", ""]
+    core = f", {found['mlp_bytes_per_core']} on a core at tensor-parallel degree {found['groups']}"
+    lines += [f"{found['mlp_bytes']} bytes of MLP weights in {found['model_bytes']} bytes{core}", ""]
     lines.append(
         f"{'layer':>5}  {'projection':<10}  {'form':<13}  {'rank':>5}  {'bytes':>12}  output error  in bf16  max C"
     )

@@ -10,8 +10,11 @@ from reports import write_report
 from safetensors.torch import load_file, save_file
 
 from nxdi_svd_plugin.checkpoint import verify as module
+from nxdi_svd_plugin.checkpoint.verify import check_order
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.report.record import recorded_hashes
+from nxdi_svd_plugin.stored.layers import mlp_of
+from nxdi_svd_plugin.stored.projection import PROJECTIONS, LowRank
 
 U = "model.layers.0.mlp.gate_proj.u"
 NORM = "model.layers.1.input_layernorm.weight"
@@ -146,9 +149,21 @@ def test_moved_neurons_are_compared_at_their_old_place(pair):
     assert failing(verify(directory, base)) == {"untouched tensors equal the base's": f"1: {name}"}
     rewrite(directory, lambda t: t.update({name: t[name][:, order[1]].contiguous()}))
     assert failing(verify(directory, base)) == {}
+    for wrong, said in ((order[:2], "1: mlp_order.npy is [2, 90]"), (order % 89, "3: layer 0 of mlp_order.npy")):
+        np.save(directory / "mlp_order.npy", wrong)
+        assert said in failing(verify(directory, base))["neurons are moved inside their group"]
     (directory / "mlp_order.npy").write_bytes(b"no array")
     with pytest.raises(CheckpointError, match="mlp_order.npy cannot be read"):
         verify(directory, base)
+
+
+def test_neurons_that_left_their_group_are_found():
+    """In two groups of 45 of 90: a swap inside a slice, and one across."""
+    layers = {0: mlp_of(90, dict.fromkeys(PROJECTIONS, LowRank(8, (), 2)))}
+    inside, across = torch.arange(90), torch.arange(90)
+    inside[[3, 44]], across[[3, 45]] = inside[[44, 3]], across[[45, 3]]
+    assert check_order(inside[None], layers, 90).ok
+    assert check_order(across[None], layers, 90).detail == "1: layer 0 of mlp_order.npy"
 
 
 def test_not_a_directory(tmp_path):

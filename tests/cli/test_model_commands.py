@@ -109,7 +109,7 @@ def test_inspect_shows_rank_bytes_and_error(tiny_svd_llama, tmp_path, capsys):
         "growth": None,
     }
     assert rows[1, "down_proj"]["bytes"] == 4 * 44 * 90 and rows[1, "down_proj"]["form"] == "dense"
-    assert found["mlp_bytes"] == 4 * (8 * 20 * 134 + 44 * 90)
+    assert found["mlp_bytes"] == found["mlp_bytes_per_core"] == 4 * (8 * 20 * 134 + 44 * 90)
     assert main(["inspect", str(directory)]) == 0
     assert "12.50 %   1.10 %" in capsys.readouterr().out
 

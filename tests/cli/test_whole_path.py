@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from safetensors.torch import load_file
 
 import nxdi_svd_plugin
 from nxdi_svd_plugin.cli.main import main
@@ -28,12 +29,18 @@ def test_from_a_dense_directory_to_a_measured_compressed_one(base, tmp_path, cap
     out = tmp_path / "out"
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("ratio: 0.2\nblock: 4\ncalibration: {samples: 4, length: 64}\n")
-    code, report = run(capsys, "compress", "--model", base, "--output", out, "--recipe", recipe)
-    assert code == 0
+    changed = ["--recipe", recipe, "--tp-degree", 3]
+    code, plan = run(capsys, "plan", "--model", base, *changed)
+    assert code == 0 and plan["groups"] == 3
+    code, report = run(capsys, "compress", "--model", base, "--output", out, *changed)
+    assert code == 0 and report["groups"] == 3
     code, checked = run(capsys, "verify", out, "--base", base)
     assert code == 0, checked
     code, found = run(capsys, "inspect", out)
-    assert code == 0 and found["ratio"] == report["ratio"]
+    assert code == 0 and found["ratio"] == report["ratio"] and found["groups"] == 3
+    stored = load_file(out / "model.safetensors")
+    core = sum(t.nbytes for name, t in stored.items() if ".mlp." in name) / 3
+    assert found["mlp_bytes_per_core"] == core == pytest.approx(plan["bytes"]["mlp_per_core"], rel=1e-3)
     assert [row["rank"] for row in found["matrices"]] == [row["rank"] for row in report["matrices"]]
     assert all(row["relative_error"] > 0 for row in found["matrices"])
 

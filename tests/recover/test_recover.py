@@ -237,7 +237,7 @@ def test_schedule_rises_then_falls_to_the_floor():
 def test_a_recovered_directory_passes_verify_and_its_card_says_so(tiny_llama, data, tmp_path, capsys):
     first, second, text = tmp_path / "first", tmp_path / "second", str(data / "plain.txt")
     command = ["compress", "--model", str(tiny_llama), "--output", str(first), "--ratio", "0.4", "--block", "4"]
-    command += ["--dense", "0.up_proj"]  # stored in the layer's new order, which verify --base undoes
+    command += ["--dense", "0.up_proj", "--tp-degree", "2"]  # stored in the layer's new order; verify --base undoes it
     assert main([*command, "--calibration", text, "--samples", "8", "--length", "64"]) == 0
     report = Report.read(first)
     keep(first, EVERYTHING["evaluation"])
@@ -248,6 +248,7 @@ def test_a_recovered_directory_passes_verify_and_its_card_says_so(tiny_llama, da
     assert main(["verify", str(second), "--base", str(tiny_llama)]) == 0, capsys.readouterr()
     after = Report.read(second)
     assert after.evaluation is None and after.files != report.files
+    assert {mlp.groups for mlp in after.layers.values()} == {2} and after.layers == report.layers
     tensors = {k: t for path in second.glob("*.safetensors") for k, t in load_file(path).items()}
     for old, new in zip(report.matrices, after.matrices, strict=True):
         c = tensors.get(f"model.layers.{new.layer}.mlp.{new.name}.c")

@@ -49,6 +49,7 @@ def make_plan(model_dir: str | Path, recipe: Recipe) -> dict[str, Any]:
         "bytes": {
             "dense": total * size,
             "compressed": (total - config.mlp_parameters) * size + kept * low_rank,
+            "mlp_per_core": kept * low_rank // recipe.tp_degree,
         },
         "peak_memory": {"bytes": memory.peak, **asdict(memory)},
         "calibration": _calibration(config, recipe, layers),
@@ -105,6 +106,8 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"{ratio['model']:.4f} of the model",
         f"parameters {count['model_dense'] / 1e6:.1f} M -> {count['model'] / 1e6:.1f} M, "
         f"weights {size['dense'] / 1e9:.2f} GB -> {size['compressed'] / 1e9:.2f} GB",
+        f"a core holds {size['mlp_per_core'] / 2**20:.1f} MiB of MLP weights at tensor-parallel degree "
+        f"{plan['recipe']['tp_degree']}",
         f"peak memory of the compression about {plan['peak_memory']['bytes'] / 2**30:.1f} GiB (modelled)",
         f"calibration {work['flop'] / 1e12:.1f} TFLOP ({work['flop'] / work['flop_paper']:.1f} x the paper's recipe), "
         f"disk {(work['disk_hidden_states'] + work['disk_statistics']) / 1e9:.2f} GB while it runs "
