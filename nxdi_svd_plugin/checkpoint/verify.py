@@ -20,6 +20,9 @@ Hashes = Callable[[Path], Mapping[str, str]]
 """The SHA-256 of every weight file that a directory's report says; report/record.py's `recorded_hashes`."""
 
 
+INSIDE = "neurons are moved inside their group"
+
+
 @dataclass(frozen=True)
 class Check:
     """One question and its answer; `detail` names the first faults or says what was compared."""
@@ -95,11 +98,12 @@ def neuron_order(directory: Path) -> torch.Tensor | None:
 
 def check_order(order: torch.Tensor, layers: Layers, intermediate: int) -> Check:
     """Every row of a layer that keeps all neurons is a permutation that leaves each in its group."""
-    bad = [] if order.shape == (len(layers), intermediate) else [f"{ORDER} is {list(order.shape)}"]
-    for i in (i for i, mlp in layers.items() if mlp.width == intermediate and not bad):
-        inside = order[i].view(layers[i].groups, -1).sort().values.flatten()
-        bad += [] if torch.equal(inside, torch.arange(intermediate)) else [f"layer {i} of {ORDER}"]
-    return answer("neurons are moved inside their group", bad, f"{len(layers)} layers")
+    if order.shape != (len(layers), intermediate):
+        return answer(INSIDE, [f"{ORDER} is {list(order.shape)}"], "")
+    whole = {i: mlp.groups for i, mlp in layers.items() if mlp.width == intermediate}
+    moved = {i: order[i].view(groups, -1).sort().values.flatten() for i, groups in whole.items()}
+    bad = [f"layer {i} of {ORDER}" for i, found in moved.items() if not torch.equal(found, torch.arange(intermediate))]
+    return answer(INSIDE, bad, f"{len(layers)} layers")
 
 
 def in_order(name: str, weight: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
