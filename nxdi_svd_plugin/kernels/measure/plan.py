@@ -9,6 +9,7 @@ from nxdi_svd_plugin.kernels.tiling.blocks import Blocks, hbm_bytes, sbuf_bytes,
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.engines import engine_seconds, minimum_pe_cycles
 from nxdi_svd_plugin.kernels.tiling.planner import IN_FLIGHT, choose
+from nxdi_svd_plugin.stored.cores import sharing
 from nxdi_svd_plugin.stored.dtypes import DTYPES
 from nxdi_svd_plugin.stored.kernel_fit import kernel_fit
 from nxdi_svd_plugin.stored.layers import Mlp
@@ -67,14 +68,15 @@ def plan_chain(chain: Chain) -> KernelPlan:
 def plan_mlp(hidden: int, mlp: Mlp, tokens: int, dtype: str = "bfloat16", tp: int = 1) -> dict[str, KernelPlan]:
     """The plans of those of `up_gate` and `down` that run (stored/kernel_fit.py), on one of `tp` cores.
 
-    The layout is the paper's (Fig. 4): V_gate, V_up and U_down are split over the intermediate axis, U_gate, U_up and
-    V_down are whole on every core.
-    Raises KernelError if `tp` does not divide the width, the dtype is unknown or nothing fits into SBUF.
+    A core with several groups runs the plan once a group (stored/cores.py).
+    Raises KernelError if `tp` does not divide the width, the dtype is unknown or nothing fits into SBUF; SvdError if
+    the groups do not go evenly on `tp` cores.
     """
     if dtype not in DTYPES:
         raise KernelError(f"dtype {dtype!r} is not supported by the kernels; use one of {', '.join(DTYPES)}")
-    fit, width, itemsize = kernel_fit(mlp, tp), shard_width(mlp.width, tp), DTYPES[dtype].bytes
-    ranks = {name: p.rank for name, p in mlp.items() if isinstance(p, LowRank)}
+    cores = sharing(mlp.groups, tp).cores
+    fit, width, itemsize = kernel_fit(mlp, tp), shard_width(mlp.width // mlp.groups, cores), DTYPES[dtype].bytes
+    ranks = {name: p.rank // p.groups for name, p in mlp.items() if isinstance(p, LowRank)}
 
     def chain(kernel: str, inputs: int, outputs: int, *names: str) -> Chain:
         made = tuple(ranks[name] for name in names)

@@ -60,8 +60,9 @@ def test_an_odd_intermediate_size_is_padded(tp, tmp_path):
         assert found["generated"].tolist() == found["tokens"].tolist()
 
 
-def save_interpolative(dense, directory, pivots, widths=()):
-    """Every projection in `pivots` kept at those neurons, the others random combinations of them; the rest dense.
+def save_interpolative(dense, directory, pivots, widths=(), groups=1):
+    """Every projection in `pivots` kept at those neurons of every group, the others random combinations of the group's;
+    the rest dense.
 
     widths: (layer, neurons that it keeps).
     """
@@ -78,14 +79,14 @@ def save_interpolative(dense, directory, pivots, widths=()):
                 tensors[f"{stem}.weight"] = weight.contiguous()
                 continue
             kept = torch.cat([torch.arange(start, stop) for start, stop in pivots[name]])
-            rank, made = len(kept), width - len(kept)
-            layers[i][name] = {"form": "interpolative", "rank": rank, "pivots": pivots[name]}
-            combinations = rank**-0.5 * torch.randn(rank, made, generator=generator)
+            combinations = len(kept) ** -0.5 * torch.randn(len(kept), width - groups * len(kept), generator=generator)
+            kept = torch.cat([kept + k * (width // groups) for k in range(groups)])
+            layers[i][name] = {"form": "interpolative", "rank": len(kept), "pivots": pivots[name]}
             if down:
                 tensors[f"{stem}.c"], tensors[f"{stem}.v"] = combinations.T.contiguous(), weight[:, kept].T.contiguous()
             else:
                 tensors[f"{stem}.u"], tensors[f"{stem}.c"] = weight[kept].T.contiguous(), combinations
-    return save_compressed(dense, directory, tensors, layers)
+    return save_compressed(dense, directory, tensors, layers, groups)
 
 
 WIDTHS = ((0, 77), (1, 50))
