@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import count
 
-from nxdi_svd_plugin.errors import KernelError
+from nxdi_svd_plugin.errors import KernelError, SvdError
 from nxdi_svd_plugin.hardware import SBUF_BYTES
 from nxdi_svd_plugin.kernels.measure.plan import plan_mlp
 from nxdi_svd_plugin.kernels.tiling.blocks import hbm_bytes, sbuf_bytes
@@ -104,6 +104,16 @@ def test_a_kernel_that_does_not_run_has_no_plan():
     pair = LowRank(384)
     assert list(plan_mlp(576, Mlp(1536, DENSE, pair, pair), 1)) == ["down"]
     assert list(plan_mlp(576, Mlp(1536, pair, pair, DENSE), 1)) == ["up_gate"]
+
+
+@pytest.mark.parametrize(("tp", "alone"), [(1, 1), (2, 1), (4, 2)])
+def test_a_group_is_planned_like_an_mlp_of_its_own(tp, alone):
+    """Two groups on 1, 2 and 4 cores: the whole group on a core, and half of it."""
+    pair, runs = LowRank(384, (), 2), LowRank(512, ((0, 256),), 2)
+    found = plan_mlp(576, Mlp(3072, runs, runs, pair), 16, tp=tp)
+    assert found == plan_mlp(576, Mlp(1536, *[LowRank(256, ((0, 256),))] * 2, LowRank(192)), 16, tp=alone)
+    with pytest.raises(SvdError, match="2 groups of neurons do not go evenly on 3 cores"):
+        plan_mlp(576, Mlp(3072, runs, runs, pair), 16, tp=3)
 
 
 def test_a_degree_that_does_not_divide_is_refused():
