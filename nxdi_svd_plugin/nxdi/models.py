@@ -22,6 +22,7 @@ from nxdi_svd_plugin.nxdi import guard
 from nxdi_svd_plugin.nxdi.config import SvdLlamaInferenceConfig, SvdQwen3InferenceConfig, check_config, stored_layers
 from nxdi_svd_plugin.nxdi.mlp import SvdMLP
 from nxdi_svd_plugin.nxdi.state_dict import check_mlp_tensors, share_out
+from nxdi_svd_plugin.nxdi.weight_layout import spare_kernel_weights
 from nxdi_svd_plugin.stored.cores import repeated, sharing
 from nxdi_svd_plugin.stored.layers import Layers, groups_of
 
@@ -127,6 +128,12 @@ class ServesStoredMlps:
 
     reads_factors = True  # see guard.py
     _config_cls: type[Any]
+
+    def get_builder(self, debug: bool = False) -> Any:
+        """NxDI's builder, which compiles the model; the kernels' weights keep their layout."""
+        config: Any = self.config  # type: ignore[attr-defined]
+        spare_kernel_weights(config.neuron_config, stored_layers(config))
+        return super().get_builder(debug)  # type: ignore[misc]
 
     @classmethod
     def load_hf_model(cls, model_path: str, **kwargs: Any) -> Any:
