@@ -1,5 +1,7 @@
 """Which core has which groups, and what it has of one."""
 
+from pathlib import Path
+
 import pytest
 
 from nxdi_svd_plugin.errors import SvdError
@@ -53,3 +55,20 @@ def test_what_shared_groups_repeat():
     layers = {0: Mlp(90, PAIR, PAIR, DENSE), 1: Mlp(90, DENSE, DENSE, DENSE)}
     assert [repeated(layers, 8, tp) for tp in (1, 2, 4, 8)] == [0, 0, 96 - 48, 96 - 24]
     assert repeated({0: Mlp(8, *[LowRank(3)] * 3)}, 5, 2) == 45 - 22
+
+
+@pytest.mark.parametrize(("tp", "rank"), [(1, 1536), (2, 1280), (4, 896), (8, 640)])
+def test_the_table_of_docs_nxdi(tp, rank):
+    """Llama-3.2-1B at ratio 0.05: the largest blocks of 128 that save it; numbers on a core out of the shapes."""
+    hidden, wide = 2048, 8192
+    assert rank % 128 == 0 and rank * (hidden + wide // tp) <= 0.95 * hidden * wide // tp
+    assert (rank + 128) * (hidden + wide // tp) > 0.95 * hidden * wide // tp
+
+    def on_a_core(rank, groups):
+        mlp = Mlp(wide, *[LowRank(groups * rank, (), groups)] * 3)
+        return 3 * rank * sharing(groups, tp).groups * (hidden + share_of(mlp, tp)) / 1e6
+
+    row = (
+        f"| {tp} | {3 * hidden * wide / tp / 1e6:.1f} | {on_a_core(1536, 1):.1f} | {on_a_core(rank, tp):.1f} | {rank} |"
+    )
+    assert row in (Path(__file__).parents[2] / "docs" / "nxdi.md").read_text()
