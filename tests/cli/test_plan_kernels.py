@@ -73,7 +73,7 @@ def test_pivots_that_are_no_whole_tiles_have_no_kernel_and_the_plan_says_so(tmp_
     assert "not whole tiles of 128 neurons on every core" in plan["no_kernel"]
     assert "up_gate" not in plan and "down" not in plan
     assert main(["plan", "--model", str(model), *options]) == 0
-    assert "--block 256 or --form pair" in capsys.readouterr().out
+    assert "--tp-degree 2 --block 128 or --form pair" in capsys.readouterr().out
 
 
 def test_layers_that_store_the_same_share_a_plan_and_a_dense_projection_is_named():
