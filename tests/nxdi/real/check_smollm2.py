@@ -47,17 +47,20 @@ def save_rotated(dense, directory, groups):
 
 @pytest.fixture(scope="module")
 def in_groups(dense):
-    return {groups: save_rotated(dense, dense.parent / f"svd{groups}", groups) for groups in (2, 4)}
+    """(reference, directories by groups)"""
+    made = {groups: save_rotated(dense, dense.parent / f"svd{groups}", groups) for groups in (2, 4)}
+    return dense_reference(dense, "llama"), made
 
 
 @pytest.mark.parametrize(("groups", "tp"), [(2, 1), (2, 2), (2, 4), (4, 2)])
-def test_smollm2_in_groups_equals_transformers(groups, tp, smollm2, dense, in_groups):
+def test_smollm2_in_groups_equals_transformers(groups, tp, smollm2, in_groups):
     from transformers import AutoTokenizer
 
     prompt = AutoTokenizer.from_pretrained(smollm2)("The capital of France is", return_tensors="pt").input_ids
+    reference, directories = in_groups
     options = {"mlp_impl": "svd_fused" if tp == groups else "svd", "tp_degree": tp}
-    results = ranks.run(tp, run_model, "llama", in_groups[groups], prompt, 4, **options)
-    expected = reference_logits(dense_reference(dense, "llama"), results[0]["tokens"], prompt.shape[1])
+    results = ranks.run(tp, run_model, "llama", directories[groups], prompt, 3, **options)
+    expected = reference_logits(reference, results[0]["tokens"], prompt.shape[1])
     for found in results:
         torch.testing.assert_close(found["logits"], expected, rtol=0, atol=2e-5 * expected.abs().max())
         assert torch.equal(found["logits"].argmax(-1), expected.argmax(-1))
