@@ -2,10 +2,13 @@
 
 from typing import Any
 
-from nxdi_svd_plugin.kernels import stages
+from nxdi_svd_plugin.hardware import PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.checks import planned
 from nxdi_svd_plugin.kernels.nki import jit, nl
-from nxdi_svd_plugin.kernels.tiling.pieces import holding
+from nxdi_svd_plugin.kernels.stages.expand import expand
+from nxdi_svd_plugin.kernels.stages.load import load_columns
+from nxdi_svd_plugin.kernels.stages.project import project
+from nxdi_svd_plugin.kernels.tiling.schedule import Schedule, Strip
 from nxdi_svd_plugin.stored.runs import Runs
 
 
@@ -21,21 +24,29 @@ def down_kernel(h_t: Any, u: Any, v: Any, strip: tuple[int, ...] | None = None, 
     Returns: HBM [S, H] of h_t's dtype. Sums are fp32; H·U is rounded once, the output once.
     Raises KernelError if shapes or dtypes do not fit together or nothing fits into SBUF.
     """
-    chain, blocks = planned("down", h_t, [u], [v], strip, pivots=(pivots,))
-    out = nl.ndarray((chain.tokens, chain.outputs), dtype=h_t.dtype, buffer=nl.shared_hbm)
-    rank = chain.ranks[0]
-
-    def one_strip(first: Any, sizes: tuple[int, ...]) -> None:
-        ts: list[Any] = []
-        holders, parts = holding(sizes, chain.token_align)
-        for (start, tokens), part in zip(stages.sub_strips(first, sizes), parts, strict=True):
-            xt = stages.load_columns(h_t, start, tokens, chain.segments)
-            stages.new_holders(ts, part, holders, chain.ranks[0], h_t.dtype)
-            stages.project(u, xt, chain.u_rows, blocks.buffers, ts, part, chain.pivot_tiles[0])
-        stages.expand(v, ts, rank, out, first, chain.column_tile, blocks.buffers)
-
-    stages.for_strips(blocks.groups, one_strip)
+    dtypes = (str(h_t.dtype), str(u.dtype), str(v.dtype))
+    plan = planned("down", tuple(h_t.shape), (tuple(u.shape),), (tuple(v.shape),), dtypes, strip, False, (pivots,))
+    out = nl.ndarray((plan.tokens, plan.outputs), dtype=h_t.dtype, buffer=nl.shared_hbm)
+    for part in plan.strips:
+        if part.count == 1:
+            _strip(out, h_t, u, v, part.first, part, plan)
+        else:
+            for i in nl.sequential_range(part.count):
+                _strip(out, h_t, u, v, part.first + i * part.tokens, part, plan)
     return out
+
+
+def _strip(out: Any, h_t: Any, u: Any, v: Any, first: Any, strip: Strip, plan: Schedule) -> None:
+    """Rows `first`... of the output: T of every sub-strip, with U read once for each, then V once."""
+    rank = plan.ranks[0]
+    ts = []
+    for size in strip.holders:
+        ts.append(nl.ndarray((PARTITIONS, tiles(rank) * size), dtype=h_t.dtype, buffer=nl.sbuf))
+    for sub in strip.subs:
+        xt = nl.ndarray((PARTITIONS, plan.input_tiles * sub.tokens), dtype=h_t.dtype, buffer=nl.sbuf)
+        load_columns(xt, h_t, first + sub.start, sub.tokens, plan)
+        project(ts, u, xt, sub.pieces, plan, rank, plan.pivots)
+    expand(out, ts, v, first, strip, plan)
 
 
 down = jit(down_kernel)

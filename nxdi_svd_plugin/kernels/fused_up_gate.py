@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from nxdi_svd_plugin.kernels import stages
+from nxdi_svd_plugin.hardware import PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.checks import planned
-from nxdi_svd_plugin.kernels.nki import jit, nisa, nl
-from nxdi_svd_plugin.kernels.packing import interleaved
-from nxdi_svd_plugin.kernels.tiling.blocks import stored_rows
-from nxdi_svd_plugin.kernels.tiling.pieces import holding
+from nxdi_svd_plugin.kernels.nki import jit, nl
+from nxdi_svd_plugin.kernels.stages.expand import expand_swiglu
+from nxdi_svd_plugin.kernels.stages.load import fp32_identity, load_rows_transposed
+from nxdi_svd_plugin.kernels.stages.project import project
+from nxdi_svd_plugin.kernels.tiling.schedule import Schedule, Strip
 from nxdi_svd_plugin.stored.runs import Runs
 
 
@@ -33,32 +34,47 @@ def up_gate_kernel(
         X·U is rounded once, the result once.
     Raises KernelError if shapes or dtypes do not fit together or nothing fits into SBUF.
     """
-    chain, blocks = planned("up_gate", x, [u_gate, u_up], [v_gate, v_up], strip, pivots=pivots)
-    out = nl.ndarray((chain.outputs, chain.tokens), dtype=x.dtype, buffer=nl.shared_hbm)
-    identity = stages.fp32_identity(x)
-    bias = nl.zeros((128, 1), dtype=nl.float32, buffer=nl.sbuf)
-
-    def swiglu(block: Any, sums: list[Any]) -> Any:
-        gate, up = sums
-        gated = nisa.activation(op=nl.silu, data=gate, bias=bias[0 : gate.shape[0], 0:1], dtype=nl.float32)
-        return nisa.tensor_tensor(gated, up, op=nl.multiply, dtype=block.dtype)
-
-    def one_strip(first: Any, sizes: tuple[int, ...]) -> None:
-        gates: list[Any] = []
-        ups: list[Any] = []
-        holders, parts = holding(sizes, chain.token_align)
-        for (start, tokens), part in zip(stages.sub_strips(first, sizes), parts, strict=True):
-            xt = stages.load_rows_transposed(x, start, tokens, blocks.buffers, identity)
-            for u, ts, rank in ((u_gate, gates, chain.ranks[0]), (u_up, ups, chain.ranks[1])):
-                stages.new_holders(ts, part, holders, rank, x.dtype)
-                stages.project(u, xt, chain.inputs, blocks.buffers, ts, part)
-        factors = [(v_gate, gates, chain.ranks[0]), (v_up, ups, chain.ranks[1])]
-        interleave, segments = interleaved(chain.outputs), chain.segments
-        rows = stored_rows(chain, blocks.buffers, sizes)
-        stages.expand_transposed(factors, out, first, rows, blocks.buffers.v_tiles, swiglu, interleave, segments)
-
-    stages.for_strips(blocks.groups, one_strip)
+    us, vs = (tuple(u_gate.shape), tuple(u_up.shape)), (tuple(v_gate.shape), tuple(v_up.shape))
+    dtypes = (str(x.dtype), str(u_gate.dtype), str(v_gate.dtype), str(u_up.dtype), str(v_up.dtype))
+    plan = planned("up_gate", tuple(x.shape), us, vs, dtypes, strip, False, pivots)
+    out = nl.ndarray((plan.outputs, plan.tokens), dtype=x.dtype, buffer=nl.shared_hbm)
+    identity = fp32_identity(x)
+    bias = nl.zeros((PARTITIONS, 1), dtype=nl.float32, buffer=nl.sbuf)
+    for part in plan.strips:
+        if part.count == 1:
+            _strip(out, x, u_gate, v_gate, u_up, v_up, part.first, part, plan, identity, bias)
+        else:
+            for i in nl.sequential_range(part.count):
+                first = part.first + i * part.tokens
+                _strip(out, x, u_gate, v_gate, u_up, v_up, first, part, plan, identity, bias)
     return out
+
+
+def _strip(
+    out: Any,
+    x: Any,
+    u_gate: Any,
+    v_gate: Any,
+    u_up: Any,
+    v_up: Any,
+    first: Any,
+    strip: Strip,
+    plan: Schedule,
+    identity: Any,
+    bias: Any,
+) -> None:
+    """Columns `first`... of the output: both T of every sub-strip from one Xᵀ, then both V once."""
+    gates = []
+    ups = []
+    for size in strip.holders:
+        gates.append(nl.ndarray((PARTITIONS, tiles(plan.ranks[0]) * size), dtype=x.dtype, buffer=nl.sbuf))
+        ups.append(nl.ndarray((PARTITIONS, tiles(plan.ranks[1]) * size), dtype=x.dtype, buffer=nl.sbuf))
+    for sub in strip.subs:
+        xt = nl.ndarray((PARTITIONS, plan.input_tiles * sub.tokens), dtype=x.dtype, buffer=nl.sbuf)
+        load_rows_transposed(xt, x, first + sub.start, sub.tokens, 0, plan.inputs, plan.x_columns, identity)
+        project(gates, u_gate, xt, sub.pieces, plan, plan.ranks[0])
+        project(ups, u_up, xt, sub.pieces, plan, plan.ranks[1])
+    expand_swiglu(out, gates, ups, v_gate, v_up, bias, first, strip, plan)
 
 
 up_gate = jit(up_gate_kernel)

@@ -104,7 +104,7 @@ def expansion_bytes(chain: Chain, buffers: Buffers, strip: tuple[int, ...], in_f
             for segment in chain.segments
         ]
     else:
-        single = sum(strip) <= PARTITIONS and chain.outputs < width
+        single = sum(strip) < PARTITIONS and chain.outputs < width
         streams = [(v_load_bytes(chain, buffers), output_bytes(chain, buffers, strip))]
     if not single or in_flight > 1:
         return t_strip + max(in_flight * load + block for load, block in streams)

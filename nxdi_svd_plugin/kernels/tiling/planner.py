@@ -65,7 +65,8 @@ def _v_choices(chain: Chain) -> list[int]:
     width = chain.column_tile
     if chain.writes_transposed:
         load = chain.itemsize * chain.rank_tiles * width
-        return [max(1, min(LARGEST_LOAD // load, MOVING // min(chain.tokens, MOVING), chain.outputs // PARTITIONS))]
+        together = min(LARGEST_LOAD // load, MOVING // min(chain.tokens, MOVING), chain.outputs // PARTITIONS)
+        return sorted({1, max(1, together)})
     columns = -(-chain.outputs // width)
     runs = (SHORTEST_RUN, LONG_RUN, 2 * LONG_RUN)
     return sorted({min(columns, -(-run // (chain.itemsize * width))) for run in runs})
@@ -200,7 +201,17 @@ def _plans(chain: Chain, buffers: Buffers, unit: int) -> list[Blocks]:
     for sizes in covers:
         groups = tuple((count, even(chain, buffers, size)) for size, count in Counter(sizes).items() if size > 0)
         found.append(Blocks(groups, buffers))
-    return [blocks for blocks in found if sbuf_bytes(chain, blocks, IN_FLIGHT) <= SBUF_BYTES]
+    return [
+        blocks
+        for blocks in found
+        if sbuf_bytes(chain, blocks, IN_FLIGHT) <= SBUF_BYTES
+        and (blocks.strips == [(chain.tokens,)] or not _shares(chain, blocks))
+    ]
+
+
+def _shares(chain: Chain, blocks: Blocks) -> bool:
+    """Whether several rank or output tiles share a PSUM bank, side by side as in T: that needs all tokens at once."""
+    return blocks.buffers.u_tiles > 1 or (chain.writes_transposed and blocks.buffers.v_tiles > 1)
 
 
 @lru_cache(maxsize=4096)
@@ -264,7 +275,7 @@ def forced(chain: Chain, strip: tuple[int, ...]) -> Blocks:
     """Blocks with the sub-strips `strip` that the caller asks for, whether or not they fit SBUF."""
     if not strip or min(strip) < 1:
         raise KernelError(f"strip {strip} must be a tuple of positive token counts, one for each sub-strip")
-    choices = [b for b in buffer_choices(chain) if b.u_tiles == 1]
+    choices = [b for b in buffer_choices(chain) if b.u_tiles == 1 and (b.v_tiles == 1 or not chain.writes_transposed)]
     fitting = [b for b in choices if strip_sbuf_bytes(chain, b, strip, IN_FLIGHT) <= SBUF_BYTES]
     buffers = max(fitting or choices, key=lambda b: (1 if fitting else -1) * _load_bytes(chain, b))
     count, left = divmod(chain.tokens, sum(strip))
