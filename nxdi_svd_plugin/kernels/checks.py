@@ -29,8 +29,9 @@ def planned(
     strip: tuple[int, ...] | None,
     transposed_output: bool = False,
     pivots: tuple[Runs, ...] = (),
+    split: int = 0,
 ) -> Schedule:
-    """The schedule of a call on HBM tensors of these shapes (that of sub-strips `strip` if they are given).
+    """The schedule of a call on HBM tensors of these shapes (that of sub-strips `strip` and `split` if there are some).
 
     Args:
         kernel: name of the kernel.
@@ -39,7 +40,7 @@ def planned(
     Raises KernelError if shapes or dtypes do not fit together, or nothing fits into SBUF.
     """
     chain = _chain(kernel, x, us, vs, dtypes, transposed_output, pivots)
-    return schedule(chain, planner.choose(chain) if strip is None else planner.forced(chain, strip))
+    return schedule(chain, planner.choose(chain) if strip is None else planner.forced(chain, strip, split))
 
 
 def _chain(

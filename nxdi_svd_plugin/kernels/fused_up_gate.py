@@ -5,10 +5,11 @@ from typing import Any
 from nxdi_svd_plugin.hardware import PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.checks import planned
 from nxdi_svd_plugin.kernels.nki import jit, nl
+from nxdi_svd_plugin.kernels.stages.accumulate import accumulate
 from nxdi_svd_plugin.kernels.stages.expand import expand_swiglu
 from nxdi_svd_plugin.kernels.stages.load import fp32_identity, load_rows_transposed
 from nxdi_svd_plugin.kernels.stages.project import project
-from nxdi_svd_plugin.kernels.tiling.schedule import Schedule, Strip
+from nxdi_svd_plugin.kernels.tiling.schedule import Schedule, Step, Strip
 from nxdi_svd_plugin.stored.runs import Runs
 
 
@@ -20,6 +21,7 @@ def up_gate_kernel(
     v_up: Any,
     strip: tuple[int, ...] | None = None,
     pivots: tuple[Runs, Runs] = ((), ()),
+    split: int = 0,
 ) -> Any:
     """SwiGLU of two low-rank projections, written transposed, [I, S], as `down` reads it.
 
@@ -27,6 +29,7 @@ def up_gate_kernel(
         x: HBM [S, H], bf16, fp16 or fp32; any S >= 1. It is read, and transposed, once for both projections.
         u_gate, v_gate, u_up, v_up: HBM, `pack(u, v, kernel="up_gate")` of each pair; the two ranks may differ.
         strip: sub-strip token counts of one strip; chosen by kernels/tiling from the shapes if None.
+        split: with a `strip` of one, input tiles of one block of a split contraction; 0 keeps all of the input.
         pivots: of gate and of up: runs of 128-row tiles of I that are the identity block of V = [I | C], the first tile
             of them made by the first 128 columns of the rank; v is then C, packed with `interpolative=True`, and the
             rows of the result are in kernel order (kernels/packing.py).
@@ -36,7 +39,7 @@ def up_gate_kernel(
     """
     us, vs = (tuple(u_gate.shape), tuple(u_up.shape)), (tuple(v_gate.shape), tuple(v_up.shape))
     dtypes = (str(x.dtype), str(u_gate.dtype), str(v_gate.dtype), str(u_up.dtype), str(v_up.dtype))
-    plan = planned("up_gate", tuple(x.shape), us, vs, dtypes, strip, False, pivots)
+    plan = planned("up_gate", tuple(x.shape), us, vs, dtypes, strip, False, pivots, split)
     out = nl.ndarray((plan.outputs, plan.tokens), dtype=x.dtype, buffer=nl.shared_hbm)
     identity = fp32_identity(x)
     bias = nl.zeros((PARTITIONS, 1), dtype=nl.float32, buffer=nl.sbuf)
@@ -63,18 +66,87 @@ def _strip(
     identity: Any,
     bias: Any,
 ) -> None:
-    """Columns `first`... of the output: both T of every sub-strip from one Xᵀ, then both V once."""
+    """Columns `first`... of the output: both T of the strip from one Xᵀ, then both V once."""
     gates = []
     ups = []
     for size in strip.holders:
-        gates.append(nl.ndarray((PARTITIONS, tiles(plan.ranks[0]) * size), dtype=x.dtype, buffer=nl.sbuf))
-        ups.append(nl.ndarray((PARTITIONS, tiles(plan.ranks[1]) * size), dtype=x.dtype, buffer=nl.sbuf))
+        for part in plan.parts[0]:
+            gates.append(nl.ndarray((PARTITIONS, tiles(part.columns) * size), dtype=x.dtype, buffer=nl.sbuf))
+        for part in plan.parts[1]:
+            ups.append(nl.ndarray((PARTITIONS, tiles(part.columns) * size), dtype=x.dtype, buffer=nl.sbuf))
+    if plan.steps:
+        _sum_blocks(gates, ups, x, u_gate, u_up, first, strip, plan, identity)
+    else:
+        _keep_rows(gates, ups, x, u_gate, u_up, first, strip, plan, identity)
+    expand_swiglu(out, gates, ups, v_gate, v_up, bias, first, strip, plan)
+
+
+def _keep_rows(
+    gates: list[Any],
+    ups: list[Any],
+    x: Any,
+    u_gate: Any,
+    u_up: Any,
+    first: Any,
+    strip: Strip,
+    plan: Schedule,
+    identity: Any,
+) -> None:
+    """Both T of every sub-strip, whose Xᵀ is kept while both U are read."""
     for sub in strip.subs:
         xt = nl.ndarray((PARTITIONS, plan.input_tiles * sub.tokens), dtype=x.dtype, buffer=nl.sbuf)
         load_rows_transposed(xt, x, first + sub.start, sub.tokens, 0, plan.inputs, plan.x_columns, identity)
         project(gates, u_gate, xt, sub.pieces, plan, plan.ranks[0])
         project(ups, u_up, xt, sub.pieces, plan, plan.ranks[1])
-    expand_swiglu(out, gates, ups, v_gate, v_up, bias, first, strip, plan)
+
+
+def _sum_blocks(
+    gates: list[Any],
+    ups: list[Any],
+    x: Any,
+    u_gate: Any,
+    u_up: Any,
+    first: Any,
+    strip: Strip,
+    plan: Schedule,
+    identity: Any,
+) -> None:
+    """Both T of the strip from fp32 sums, past which blocks of Xᵀ and of both U are streamed, each read once."""
+    gate_sums = []
+    up_sums = []
+    for part in plan.parts[0]:
+        gate_sums.append(nl.ndarray((PARTITIONS, tiles(part.columns) * strip.tokens), dtype=nl.float32, buffer=nl.sbuf))
+    for part in plan.parts[1]:
+        up_sums.append(nl.ndarray((PARTITIONS, tiles(part.columns) * strip.tokens), dtype=nl.float32, buffer=nl.sbuf))
+    for step in plan.steps:
+        if step.count == 1:
+            _add_block(gates, ups, gate_sums, up_sums, x, u_gate, u_up, first, step.row, step, strip, plan, identity)
+        else:
+            for b in nl.sequential_range(step.count):
+                row = step.row + b * tiles(step.rows)
+                _add_block(gates, ups, gate_sums, up_sums, x, u_gate, u_up, first, row, step, strip, plan, identity)
+
+
+def _add_block(
+    gates: list[Any],
+    ups: list[Any],
+    gate_sums: list[Any],
+    up_sums: list[Any],
+    x: Any,
+    u_gate: Any,
+    u_up: Any,
+    first: Any,
+    row: Any,
+    step: Step,
+    strip: Strip,
+    plan: Schedule,
+    identity: Any,
+) -> None:
+    """The block of input tiles `row`..."""
+    xt = nl.ndarray((PARTITIONS, tiles(step.rows) * strip.tokens), dtype=x.dtype, buffer=nl.sbuf)
+    load_rows_transposed(xt, x, first, strip.tokens, row * PARTITIONS, step.rows, plan.x_columns, identity)
+    accumulate(gates, gate_sums, u_gate, xt, None, row, first, step, plan.runs[0], strip, plan)
+    accumulate(ups, up_sums, u_up, xt, None, row, first, step, plan.runs[1], strip, plan)
 
 
 up_gate = jit(up_gate_kernel)

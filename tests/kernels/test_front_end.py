@@ -65,6 +65,8 @@ PRECEDENTS = {
     "nisa.activation": (BLOCKWISE, "nisa.activation(op=nl.silu,"),
     "not x": (PAGED, "if not force and src_dtype != nl.float32:"),
     "-1": (BLOCKWISE, "gate_and_up_proj_states.shape[-1]"),
+    "and, or, not": (OUTPUT_PROJ, "while (N % reshape_factor) or (reshape_factor * D) > P:"),
+    "len": (RMSNORM, "len(hidden.shape)"),
     "min": (CONV, "min(in_C, channel_tile_size)"),
     "str": (FLASH, 'f"Expect shape of V to be'),
     "tuple": (FLASH, "tuple(v.shape)"),
@@ -255,7 +257,7 @@ def unknown(tree, names):
 def test_every_construct_has_a_precedent():
     functions = reached(KERNELS)
     files = {Path(inspect.getfile(function)).name for function in functions}
-    assert {"project.py", "expand.py", "load.py", "gemm.py", "fused_down.py", "hardware.py"} <= files
+    assert {"project.py", "accumulate.py", "expand.py", "load.py", "gemm.py", "fused_down.py", "hardware.py"} <= files
     assert not {"planner.py", "checks.py", "dense.py"} & files  # behind the cache
     faults = {f"{f.__module__}.{f.__qualname__}": unknown(tree_of(f), f.__globals__) for f in functions}
     assert not {name: found for name, found in faults.items() if found}

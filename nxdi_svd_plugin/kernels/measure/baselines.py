@@ -13,8 +13,8 @@ from nxdi_svd_plugin.errors import KernelError
 from nxdi_svd_plugin.hardware import MOVING, PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.nki import jit, nisa, nl
 from nxdi_svd_plugin.kernels.stages.expand import copy_on_scalar
-from nxdi_svd_plugin.kernels.stages.gemm import add_products, keep_operand, keep_output, load_part
-from nxdi_svd_plugin.kernels.tiling.dense import Output, Plan, choose_dense
+from nxdi_svd_plugin.kernels.stages.gemm import add_products, load_part, multiply
+from nxdi_svd_plugin.kernels.tiling.dense import Operand, Product, choose_dense
 
 _PASS = 2048
 """Columns of one tile of an elementwise pass."""
@@ -27,12 +27,9 @@ def matmul_kernel(x_t: Any, w: Any) -> Any:
     in PSUM; or fp32 sums of a block of the output stay in SBUF while K is streamed. kernels/tiling/dense.py picks which
     and how large, by HBM traffic.
     """
-    plan = _planned(tuple(x_t.shape), tuple(w.shape), str(x_t.dtype), str(w.dtype))
-    out = nl.ndarray((x_t.shape[1], w.shape[1]), dtype=x_t.dtype, buffer=nl.shared_hbm)
-    if isinstance(plan, Output):
-        keep_output(out, x_t, w, plan)
-    else:
-        keep_operand(out, x_t, w, plan)
+    product = _planned(tuple(x_t.shape), tuple(w.shape), str(x_t.dtype), str(w.dtype))
+    out = nl.ndarray((product.rows, product.columns), dtype=x_t.dtype, buffer=nl.shared_hbm)
+    multiply(out, x_t, w, product, None)
     return out
 
 
@@ -40,11 +37,11 @@ matmul = jit(matmul_kernel)
 
 
 @lru_cache(maxsize=4096)
-def _planned(x_t: tuple[int, ...], w: tuple[int, ...], dtype: str, other: str) -> Plan:
+def _planned(x_t: tuple[int, ...], w: tuple[int, ...], dtype: str, other: str) -> Product:
     """Cached, and of plain values: the front end calls it as it is (kernels/checks.py)."""
     if x_t[0] != w[0] or dtype != other:
         raise KernelError(f"matmul: x_t {x_t} {dtype} and w {w} {other} must share K and dtype")
-    return choose_dense(x_t[1], x_t[0], w[1], 4 if dtype == "float32" else 2)
+    return Product(x_t[1], x_t[0], w[1], choose_dense(x_t[1], x_t[0], w[1], 4 if dtype == "float32" else 2))
 
 
 def swiglu_kernel(gate: Any, up: Any) -> Any:
@@ -112,6 +109,7 @@ def naive_fusion_kernel(x_t: Any, u: Any, v: Any, rows: int = 128, columns: int 
     if total_rows % rows or v.shape[1] % columns or rank % ranks or deep % PARTITIONS:
         raise KernelError(f"naive fusion: {x_t.shape}, {u.shape}, {v.shape} are no multiples of its blocks")
     out = nl.ndarray((total_rows, v.shape[1]), dtype=x_t.dtype, buffer=nl.shared_hbm)
+    plain = Product(rank, deep, total_rows, Operand(True, ranks, rows))
     for m in nl.affine_range(total_rows // rows):
         for n in nl.affine_range(v.shape[1] // columns):
             total = nl.zeros((rows, columns), dtype=nl.float32, buffer=nl.psum)
@@ -124,7 +122,7 @@ def naive_fusion_kernel(x_t: Any, u: Any, v: Any, rows: int = 128, columns: int 
                 load_part(v_block, v, b * ranks, ranks, n * columns, columns)
                 for k in nl.affine_range(ranks // PARTITIONS):
                     part = nl.zeros((PARTITIONS, rows), dtype=nl.float32, buffer=nl.psum)
-                    add_products(part, u_block, x_block, deep, k * PARTITIONS, PARTITIONS, ranks, 0, rows, rows)
+                    add_products(part, u_block, x_block, plain, deep, k, PARTITIONS, ranks, 0, rows, rows)
                     t = nisa.tensor_copy(part, dtype=x_t.dtype, engine=nisa.vector_engine)
                     total[0:rows, 0:columns] += nisa.nc_matmul(t, v_block[0:PARTITIONS, nl.ds(k * columns, columns)])
             nl.store(out[nl.ds(m * rows, rows), nl.ds(n * columns, columns)], value=copy_on_scalar(total, out.dtype))
@@ -145,6 +143,7 @@ def result_strip_matmul_kernel(x_t: Any, w: Any, rows: int = 2048, columns: int 
     if total_rows % rows or total_columns % columns or depth % deep or columns % MOVING or rows % PARTITIONS:
         raise KernelError(f"result-strip matmul: {x_t.shape} and {w.shape} are no multiples of its blocks")
     out = nl.ndarray((total_rows, total_columns), dtype=x_t.dtype, buffer=nl.shared_hbm)
+    plain = Product(total_rows, depth, total_columns, Operand(True, rows, columns))
     for n in nl.affine_range(total_columns // columns):
         sums = nl.zeros((PARTITIONS, total_rows // PARTITIONS, columns), dtype=x_t.dtype, buffer=nl.sbuf)
         for k in nl.sequential_range(depth // deep):
@@ -156,9 +155,7 @@ def result_strip_matmul_kernel(x_t: Any, w: Any, rows: int = 2048, columns: int 
                 for i in nl.affine_range(rows // PARTITIONS):
                     for j in nl.affine_range(columns // MOVING):
                         total = nl.zeros((PARTITIONS, MOVING), dtype=nl.float32, buffer=nl.psum)
-                        add_products(
-                            total, x_block, w_block, deep, i * PARTITIONS, PARTITIONS, rows, j * MOVING, MOVING, columns
-                        )
+                        add_products(total, x_block, w_block, plain, deep, i, PARTITIONS, rows, j, MOVING, columns)
                         sums[0:PARTITIONS, m * (rows // PARTITIONS) + i, nl.ds(j * MOVING, MOVING)] += total
         for m in nl.affine_range(total_rows // PARTITIONS):
             nl.store(

@@ -74,29 +74,41 @@ def _rows_tile(
     tile = 0
     for h, size in enumerate(strip.holders):
         for m in nl.affine_range(size // PARTITIONS):
-            _rows_sum(rows, ts[h], loaded, plan.ranks[0], size, m, PARTITIONS, (tile + m) * columns + offset, width)
+            _rows_sum(rows, ts, h, loaded, plan, size, m, PARTITIONS, (tile + m) * columns + offset, width)
         if size % PARTITIONS:
             last = size // PARTITIONS
             at = (tile + last) * columns + offset
-            _rows_sum(rows, ts[h], loaded, plan.ranks[0], size, last, size % PARTITIONS, at, width)
+            _rows_sum(rows, ts, h, loaded, plan, size, last, size % PARTITIONS, at, width)
         tile = tile + tiles(size)
 
 
 def _rows_sum(
-    rows: Tensor, t: Tensor, loaded: Tensor, rank: int, held: int, m: Any, count: int, at: Any, width: int
+    rows: Tensor,
+    ts: list[Tensor],
+    h: int,
+    loaded: Tensor,
+    plan: Schedule,
+    held: int,
+    m: Any,
+    count: int,
+    at: Any,
+    width: int,
 ) -> None:
-    """Tᵀ·V of token tile `m` of t, which has `count` tokens, summed over the rank and put to column `at` of rows."""
+    """Tᵀ·V of token tile `m` of holder `h`, which has `count` tokens, summed over the rank, to column `at` of rows."""
     total = nl.zeros((PARTITIONS, width), dtype=nl.float32, buffer=nl.psum)
-    for k in nl.affine_range(rank // PARTITIONS):
-        total[0:count, 0:width] += nisa.nc_matmul(
-            t[0:PARTITIONS, nl.ds(k * held + m * PARTITIONS, count)], loaded[0:PARTITIONS, nl.ds(k * width, width)]
-        )
-    if rank % PARTITIONS:
-        last = rank // PARTITIONS
-        total[0:count, 0:width] += nisa.nc_matmul(
-            t[0 : rank % PARTITIONS, nl.ds(last * held + m * PARTITIONS, count)],
-            loaded[0 : rank % PARTITIONS, nl.ds(last * width, width)],
-        )
+    for part in plan.parts[0]:
+        t = ts[h * len(plan.parts[0]) + part.number]
+        for k in nl.affine_range(part.columns // PARTITIONS):
+            total[0:count, 0:width] += nisa.nc_matmul(
+                t[0:PARTITIONS, nl.ds(k * held + m * PARTITIONS, count)],
+                loaded[0:PARTITIONS, nl.ds((part.tile + k) * width, width)],
+            )
+        if part.columns % PARTITIONS:
+            last, rest = part.columns // PARTITIONS, part.columns % PARTITIONS
+            total[0:count, 0:width] += nisa.nc_matmul(
+                t[0:rest, nl.ds(last * held + m * PARTITIONS, count)],
+                loaded[0:rest, nl.ds((part.tile + last) * width, width)],
+            )
     rows[0:count, nl.ds(at, width)] = copy_on_scalar(total[0:count, 0:width], rows.dtype)
 
 
@@ -126,12 +138,11 @@ def _transposed_tiles(
     width: int,
 ) -> None:
     """Output tiles `tile`..., `count` of `width` rows each."""
-    rank = plan.ranks[0]
-    weights = load_weights(v, rank, tile, count, width)
+    weights = load_weights(v, plan.ranks[0], tile, count, width)
     for row in strip.rows:
         block = nl.ndarray((PARTITIONS, count * row.tokens), dtype=out.dtype, buffer=nl.sbuf)
         for piece in row.pieces:
-            total = expanded(weights, ts[piece.holder], rank, piece, count, width)
+            total = expanded(weights, ts, plan, 0, strip.holders[piece.holder], piece, count, width)
             block[0:width, nl.ds(piece.start, count * piece.tokens)] = copy_on_scalar(total, out.dtype)
         store_tiles(out, block, tile, count, width, first + row.start, row.tokens, plan.interleaved)
 
@@ -188,8 +199,8 @@ def _swiglu_tiles(
     for row in strip.rows:
         block = nl.ndarray((PARTITIONS, count * row.tokens), dtype=out.dtype, buffer=nl.sbuf)
         for piece in row.pieces:
-            gate = _made(gate_weights, gates[piece.holder], plan.ranks[0], piece, segment, 0, tile, count, width)
-            up = _made(up_weights, ups[piece.holder], plan.ranks[1], piece, segment, 1, tile, count, width)
+            gate = _made(gate_weights, gates, plan, 0, strip, piece, segment, tile, count, width)
+            up = _made(up_weights, ups, plan, 1, strip, piece, segment, tile, count, width)
             gated = nisa.activation(op=nl.silu, data=gate, bias=bias[0:width, 0:1], dtype=nl.float32)
             block[0:width, nl.ds(piece.start, count * piece.tokens)] = nisa.tensor_tensor(
                 gated, up, op=nl.multiply, dtype=out.dtype
@@ -214,40 +225,60 @@ def load_weights(v: Tensor, rank: int, tile: Any, count: int, width: int) -> Ten
 
 def _made(
     weights: Tensor | None,
-    t: Tensor,
-    rank: int,
+    ts: list[Tensor],
+    plan: Schedule,
+    factor: int,
+    strip: Strip,
     piece: Piece,
     segment: Segment,
-    factor: int,
     tile: Any,
     count: int,
     width: int,
 ) -> Tensor:
     """Vᵀ·T of a piece in PSUM, or the tiles of T that are the pivots."""
+    held = strip.holders[piece.holder]
     if weights is not None:
-        return expanded(weights, t, rank, piece, count, width)
-    held = t.shape[1] // tiles(rank)
-    return t[0:width, nl.ds((segment.pivots[factor] + tile) * held + piece.offset, count * piece.tokens)]
+        return expanded(weights, ts, plan, factor, held, piece, count, width)
+    own = (segment.pivots[factor] + tile) * held + piece.offset
+    return ts[piece.holder][0:width, nl.ds(own, count * piece.tokens)]
 
 
-def expanded(weights: Tensor, t: Tensor, rank: int, piece: Piece, count: int, width: int) -> Tensor:
-    """`count` tiles of Vᵀ·T for the tokens of a piece of t, side by side in one PSUM tile."""
-    deep, tokens = tiles(rank), piece.tokens
-    held = t.shape[1] // deep
-    total = nl.zeros((PARTITIONS, count * tokens), dtype=nl.float32, buffer=nl.psum)
+def expanded(
+    weights: Tensor, ts: list[Tensor], plan: Schedule, factor: int, held: int, piece: Piece, count: int, width: int
+) -> Tensor:
+    """`count` tiles of Vᵀ·T for the tokens of a piece of T, side by side in one PSUM tile."""
+    total = nl.zeros((PARTITIONS, count * piece.tokens), dtype=nl.float32, buffer=nl.psum)
     for j in nl.affine_range(count):
-        for k in nl.affine_range(rank // PARTITIONS):
+        _add_tile(total, weights, ts, plan, factor, held, piece, j, width)
+    return total[0:width, 0 : count * piece.tokens]
+
+
+def _add_tile(
+    total: Tensor,
+    weights: Tensor,
+    ts: list[Tensor],
+    plan: Schedule,
+    factor: int,
+    held: int,
+    piece: Piece,
+    j: Any,
+    width: int,
+) -> None:
+    """Tile `j` of Vᵀ·T, summed over the rank."""
+    tokens, deep = piece.tokens, tiles(plan.ranks[factor])
+    for part in plan.parts[factor]:
+        t = ts[piece.holder * len(plan.parts[factor]) + part.number]
+        for k in nl.affine_range(part.columns // PARTITIONS):
             total[0:width, nl.ds(j * tokens, tokens)] += nisa.nc_matmul(
-                weights[0:PARTITIONS, nl.ds((j * deep + k) * width, width)],
+                weights[0:PARTITIONS, nl.ds((j * deep + part.tile + k) * width, width)],
                 t[0:PARTITIONS, nl.ds(k * held + piece.offset, tokens)],
             )
-        if rank % PARTITIONS:
-            last = rank // PARTITIONS
+        if part.columns % PARTITIONS:
+            last, rest = part.columns // PARTITIONS, part.columns % PARTITIONS
             total[0:width, nl.ds(j * tokens, tokens)] += nisa.nc_matmul(
-                weights[0 : rank % PARTITIONS, nl.ds((j * deep + last) * width, width)],
-                t[0 : rank % PARTITIONS, nl.ds(last * held + piece.offset, tokens)],
+                weights[0:rest, nl.ds((j * deep + part.tile + last) * width, width)],
+                t[0:rest, nl.ds(last * held + piece.offset, tokens)],
             )
-    return total[0:width, 0 : count * tokens]
 
 
 def store_tiles(
