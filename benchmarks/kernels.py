@@ -60,7 +60,7 @@ def against_reference(chain: Chain, trace: Trace) -> dict[str, Any]:
     """The measures of the kernel's acceptance table."""
     blocks, minimum = choose(chain), minimum_pe_cycles(chain)
     return {
-        "strips": [[count, list(strip)] for count, strip in blocks.groups],
+        "strips": [[count, list(strip)] for count, strip in getattr(blocks, "groups", ())],
         "predicted_hbm_bytes": sum(hbm_bytes(chain, blocks)),
         "predicted_sbuf_bytes": sbuf_bytes(chain, blocks),
         "reserved_sbuf_bytes": sbuf_bytes(chain, blocks, 2),

@@ -7,7 +7,7 @@
 
 These are `@nki.jit` kernels (of `neuronxcc` where it is installed, else of the simulator; kernels/nki.py decides).
 The undecorated functions `up_gate_kernel`, `down_kernel`, `xuv_kernel` and `matmul_kernel` are for callers that choose
-the mode themselves, for example `neuronxcc.nki.jit(raw(up_gate), mode="torchxla", platform_target="trn1")`.
+the target themselves, as AWS's kernels do: `neuronxcc.nki.jit(up_gate_kernel, platform_target="trn1")`.
 `up_gate` and `down` also read interpolative factors: `pivots=`, with C packed by `pack(..., interpolative=True)`.
 Every kernel takes S from its input and plans its own blocks; all token counts share one packed weight.
 Names are loaded on first use, so importing this package costs nothing but itself.

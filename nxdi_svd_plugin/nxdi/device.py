@@ -83,7 +83,7 @@ def announce(reason: str) -> None:
 
 @functools.lru_cache(maxsize=1)
 def kernel_calls() -> Calls:
-    """The kernels compiled into the traced graph (`neuronxcc.nki.jit`, mode "torchxla"); built at the first use.
+    """The kernels compiled into the traced graph (`neuronxcc.nki.jit`); built at the first use.
 
     Each graph traces them with its own token count, so prefill and token generation get their own block plans.
     """
@@ -91,6 +91,4 @@ def kernel_calls() -> Calls:
     from nxdi_svd_plugin.kernels.nki import nki
 
     target = get_platform_target()
-    return Calls(
-        *(nki.jit(kernel, mode="torchxla", platform_target=target) for kernel in (up_gate_kernel, down_kernel))
-    )
+    return Calls(*(nki.jit(kernel, platform_target=target) for kernel in (up_gate_kernel, down_kernel)))

@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nxdi_svd_plugin.errors import KernelError
-from nxdi_svd_plugin.hardware import CLOCK_HZ, DMA_BYTES_PER_SECOND, SBUF_BYTES
-from nxdi_svd_plugin.kernels.tiling.blocks import Blocks, hbm_bytes, sbuf_bytes, u_load_bytes, v_load_bytes
+from nxdi_svd_plugin.hardware import CLOCK_HZ, DMA_BYTES_PER_SECOND, PARTITIONS, SBUF_BYTES
+from nxdi_svd_plugin.kernels.tiling.blocks import Blocks, Plan, hbm_bytes, sbuf_bytes, u_load_bytes, v_load_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.engines import engine_seconds, minimum_pe_cycles
 from nxdi_svd_plugin.kernels.tiling.planner import IN_FLIGHT, choose
@@ -23,7 +23,7 @@ class KernelPlan:
     kernel: str
     tokens: int
     strips: list[tuple[int, list[int]]]
-    """(number of equal strips, tokens of each sub-strip)"""
+    """(number of equal strips, tokens of each sub-strip); none where X·U goes through HBM."""
     u_load_bytes: int
     v_load_bytes: int
     hbm_read_bytes: int
@@ -51,9 +51,9 @@ def plan_chain(chain: Chain) -> KernelPlan:
     return KernelPlan(
         kernel=chain.kernel,
         tokens=chain.tokens,
-        strips=[(count, list(strip)) for count, strip in blocks.groups],
-        u_load_bytes=u_load_bytes(chain, blocks.buffers),
-        v_load_bytes=v_load_bytes(chain, blocks.buffers),
+        strips=[(count, list(strip)) for count, strip in blocks.groups] if isinstance(blocks, Blocks) else [],
+        u_load_bytes=u_load_bytes(chain, blocks.buffers) if isinstance(blocks, Blocks) else 0,
+        v_load_bytes=v_load_bytes(chain, blocks.buffers) if isinstance(blocks, Blocks) else 0,
         hbm_read_bytes=read,
         hbm_write_bytes=written,
         sbuf_peak_bytes=sbuf_bytes(chain, blocks),
@@ -100,16 +100,26 @@ def shard_width(intermediate: int, tp: int) -> int:
     return intermediate // tp
 
 
-def _reason(chain: Chain, blocks: Blocks, seconds: dict[str, float], bound: str) -> str:
-    strips, subs = len(blocks.strips), sum(map(len, blocks.strips))
-    once = "once" if subs == 1 else f"{subs} times (once per sub-strip)"
-    streams = f"U is read {once}, V {'once' if strips == 1 else f'{strips} times (once per strip)'}"
+def _reason(chain: Chain, blocks: Plan, seconds: dict[str, float], bound: str) -> str:
     room = f"{sbuf_bytes(chain, blocks, IN_FLIGHT) / 1024:.0f} of {SBUF_BYTES // 1024} KiB per partition"
     cause = f"{_times(seconds)}: {_why(chain, blocks, bound)}"
-    return f"{streams}; the strips with two loads in flight take {room}. Modelled busy times {cause}."
+    return f"{_streams(blocks)}; with two loads in flight this takes {room}. Modelled busy times {cause}."
 
 
-def _why(chain: Chain, blocks: Blocks, bound: str) -> str:
+def _streams(blocks: Plan) -> str:
+    if not isinstance(blocks, Blocks):
+        return "two matmuls in one kernel, X·U in HBM between them, which moves less than keeping it in SBUF"
+    strips, subs = len(blocks.strips), sum(map(len, blocks.strips))
+    once = "once" if subs == 1 else f"{subs} times (once per sub-strip)"
+    sums = (
+        f"fp32 sums of X·U in SBUF, blocks of {blocks.buffers.split * PARTITIONS} inputs; "
+        if blocks.buffers.split
+        else ""
+    )
+    return f"{sums}U is read {once}, V {'once' if strips == 1 else f'{strips} times (once per strip)'}"
+
+
+def _why(chain: Chain, blocks: Plan, bound: str) -> str:
     if bound == "tensor":
         return "the tensor engine is the bottleneck, as it should be"
     if bound == "dma":

@@ -241,6 +241,6 @@ def test_the_kernels_are_built_for_the_platform(on_trn1):
     assert device.runs_kernels(OnDevice())
     assert built == []  # lazily
     assert device.kernel_calls() is device.kernel_calls()
-    options = {"mode": "torchxla", "platform_target": "trn1"}
+    options = {"platform_target": "trn1"}
     assert built == [(up_gate_kernel, options), (down_kernel, options)]
     device.kernel_calls.cache_clear()
