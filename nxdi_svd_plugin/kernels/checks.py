@@ -12,6 +12,7 @@ from nxdi_svd_plugin.hardware import PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.kinds import kind_of
 from nxdi_svd_plugin.kernels.tiling import planner
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
+from nxdi_svd_plugin.kernels.tiling.decode import MlpPlan, mlp_plan
 from nxdi_svd_plugin.kernels.tiling.schedule import Schedule, schedule
 from nxdi_svd_plugin.stored.dtypes import DTYPES
 from nxdi_svd_plugin.stored.runs import Runs, length
@@ -41,6 +42,31 @@ def planned(
     """
     chain = _chain(kernel, x, us, vs, dtypes, transposed_output, pivots)
     return schedule(chain, planner.choose(chain) if strip is None else planner.forced(chain, strip, split))
+
+
+@lru_cache(maxsize=4096)
+def planned_mlp(
+    x: Shape, factors: tuple[tuple[Shape, ...], ...], dtypes: tuple[str, ...], pivots: tuple[Runs, Runs, Runs]
+) -> MlpPlan:
+    """The plan of a call of `mlp`.
+
+    Args:
+        x: shape of the input.
+        factors: shapes of the packed u and v of gate, of up and of down, each a shape for every group.
+        dtypes: names of the dtypes of the input and of all factors.
+        pivots: of gate, up and down.
+    Raises KernelError if shapes or dtypes do not fit together, or what has to be in SBUF does not fit.
+    """
+    _itemsize("mlp", dtypes)
+    for shapes in factors:
+        if len(shapes) != len(factors[0]) or set(shapes) != {shapes[0]}:
+            raise KernelError(f"mlp: factors {factors} must have one shape for every group, as many as the others")
+    u_gate, v_gate, u_up, v_up, u_down, v_down = (shapes[0] for shapes in factors)
+    up = _chain("up_gate", x, (u_gate, u_up), (v_gate, v_up), dtypes, False, pivots[:2])
+    down = _chain("down", (up.outputs, up.tokens), (u_down,), (v_down,), dtypes, False, pivots[2:])
+    if down.outputs != up.inputs:
+        raise KernelError(f"mlp: down makes {down.outputs} columns of an input of {up.inputs}")
+    return mlp_plan(up, down, len(factors[0]))
 
 
 def _chain(

@@ -14,7 +14,8 @@ from types import BuiltinFunctionType, FunctionType
 
 import pytest
 
-from nxdi_svd_plugin.kernels import fused_down, fused_up_gate, fused_xuv, stages
+from nxdi_svd_plugin.kernels import fused_down, fused_mlp, fused_up_gate, fused_xuv, stages
+from nxdi_svd_plugin.kernels.ladder import project
 from nxdi_svd_plugin.kernels.measure import baselines
 from nxdi_svd_plugin.kernels.nki import nisa, nl
 
@@ -78,6 +79,8 @@ KERNELS = [
     fused_xuv.xuv_kernel,
     fused_up_gate.up_gate_kernel,
     fused_down.down_kernel,
+    fused_mlp.mlp_kernel,
+    project.project_kernel,
     baselines.matmul_kernel,
     baselines.swiglu_kernel,
     baselines.add_kernel,

@@ -194,13 +194,13 @@ def _swiglu_tiles(
     width: int,
 ) -> None:
     """Tiles segment.start + `tile`... of the output, `count` of `width` rows each."""
-    gate_weights = _unless_pivots(v_gate, plan.ranks[0], segment, 0, tile, count, width)
-    up_weights = _unless_pivots(v_up, plan.ranks[1], segment, 1, tile, count, width)
+    gate_weights = weights_unless_pivots(v_gate, plan.ranks[0], segment, 0, tile, count, width)
+    up_weights = weights_unless_pivots(v_up, plan.ranks[1], segment, 1, tile, count, width)
     for row in strip.rows:
         block = nl.ndarray((PARTITIONS, count * row.tokens), dtype=out.dtype, buffer=nl.sbuf)
         for piece in row.pieces:
-            gate = _made(gate_weights, gates, plan, 0, strip, piece, segment, tile, count, width)
-            up = _made(up_weights, ups, plan, 1, strip, piece, segment, tile, count, width)
+            gate = made(gate_weights, gates, plan, 0, strip, piece, segment, tile, count, width)
+            up = made(up_weights, ups, plan, 1, strip, piece, segment, tile, count, width)
             gated = nisa.activation(op=nl.silu, data=gate, bias=bias[0:width, 0:1], dtype=nl.float32)
             block[0:width, nl.ds(piece.start, count * piece.tokens)] = nisa.tensor_tensor(
                 gated, up, op=nl.multiply, dtype=out.dtype
@@ -208,7 +208,7 @@ def _swiglu_tiles(
         store_tiles(out, block, segment.start + tile, count, width, first + row.start, row.tokens, plan.interleaved)
 
 
-def _unless_pivots(
+def weights_unless_pivots(
     v: Tensor, rank: int, segment: Segment, factor: int, tile: Any, count: int, width: int
 ) -> Tensor | None:
     """The weights of these tiles, None where they are the factor's pivots."""
@@ -223,7 +223,7 @@ def load_weights(v: Tensor, rank: int, tile: Any, count: int, width: int) -> Ten
     return nl.load(v[0:PARTITIONS, nl.ds(tile * (deep * PARTITIONS), count * deep * width)])
 
 
-def _made(
+def made(
     weights: Tensor | None,
     ts: list[Tensor],
     plan: Schedule,

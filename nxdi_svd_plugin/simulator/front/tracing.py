@@ -92,7 +92,9 @@ def _outputs(returned: Any, strict: bool) -> list[View]:
 
 
 def _bind(tracer: Tracer, value: Any, count_only: bool) -> Any:
-    """An array becomes a read-only HBM tensor; everything else is a compile-time constant."""
+    """An array becomes a read-only HBM tensor, also one in a list; everything else is a constant."""
+    if isinstance(value, list):
+        return [_bind(tracer, each, count_only) for each in value]
     placeholder = count_only and hasattr(value, "shape") and hasattr(value, "dtype") and not np.isscalar(value)
     if not placeholder and not isinstance(value, np.ndarray):
         if isinstance(value, TensorSpec):
