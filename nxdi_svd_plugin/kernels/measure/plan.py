@@ -7,6 +7,7 @@ from nxdi_svd_plugin.errors import KernelError
 from nxdi_svd_plugin.hardware import CLOCK_HZ, DMA_BYTES_PER_SECOND, PARTITIONS, SBUF_BYTES
 from nxdi_svd_plugin.kernels.tiling.blocks import Blocks, Plan, hbm_bytes, sbuf_bytes, u_load_bytes, v_load_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
+from nxdi_svd_plugin.kernels.tiling.decode import blocks_of, fits, load_bytes, mlp_bytes, reserved_bytes
 from nxdi_svd_plugin.kernels.tiling.engines import engine_seconds, minimum_pe_cycles
 from nxdi_svd_plugin.kernels.tiling.planner import IN_FLIGHT, choose
 from nxdi_svd_plugin.stored.cores import sharing
@@ -65,29 +66,60 @@ def plan_chain(chain: Chain) -> KernelPlan:
     )
 
 
-def plan_mlp(hidden: int, mlp: Mlp, tokens: int, dtype: str = "bfloat16", tp: int = 1) -> dict[str, KernelPlan]:
-    """The plans of those of `up_gate` and `down` that run (stored/kernel_fit.py), on one of `tp` cores.
+def plan_call(up: Chain, down: Chain, groups: int) -> KernelPlan:
+    """The plan of one call of `mlp`: the loads alone are chosen; what is reserved is a bound (tiling/decode.py)."""
+    read, written = mlp_bytes(up, down, groups)
+    loads = load_bytes(up, down)
+    halves = [engine_seconds(chain, blocks_of(chain)) for chain in (up, down)]
+    seconds = {engine: groups * sum(half[engine] for half in halves) for engine in halves[0]}
+    seconds["dma"] = (read + written) / DMA_BYTES_PER_SECOND
+    bound = max(seconds, key=lambda engine: seconds[engine])
+    u_up, v_up, u_down, v_down = (f"{size / 1024:.1f}" for size in loads)
+    return KernelPlan(
+        kernel="mlp",
+        tokens=up.tokens,
+        strips=[(1, [up.tokens])],
+        u_load_bytes=max(loads[0], loads[2]),
+        v_load_bytes=max(loads[1], loads[3]),
+        hbm_read_bytes=read,
+        hbm_write_bytes=written,
+        sbuf_peak_bytes=reserved_bytes(up, down, groups, in_flight=1),
+        sbuf_reserved_bytes=reserved_bytes(up, down, groups),
+        arithmetic_intensity=groups * (up.flops + down.flops) / (read + written),
+        modelled_seconds=seconds,
+        bound=bound,
+        reason=f"Every weight is read once, in loads of {u_up} (U of gate and up), {v_up} (both V), {u_down} and "
+        f"{v_down} KiB per partition (U and V of down), and nothing else but X and Y. Modelled busy times "
+        f"{_times(seconds)}: no plan avoids reading the weights once.",
+    )
 
-    A core with several groups runs the plan once a group (stored/cores.py).
+
+def plan_mlp(hidden: int, mlp: Mlp, tokens: int, dtype: str = "bfloat16", tp: int = 1) -> dict[str, KernelPlan]:
+    """The plans of the kernels that run on one of `tp` cores: `mlp` where it takes so many tokens, else those of
+    `up_gate` and `down` that take their projections (stored/kernel_fit.py).
+
+    A core with several groups (stored/cores.py) runs the plans of `up_gate` and `down` once a group, `mlp` once.
     Raises KernelError if `tp` does not divide the width, the dtype is unknown or nothing fits into SBUF; SvdError if
     the groups do not go evenly on `tp` cores.
     """
     if dtype not in DTYPES:
         raise KernelError(f"dtype {dtype!r} is not supported by the kernels; use one of {', '.join(DTYPES)}")
-    cores = sharing(mlp.groups, tp).cores
-    fit, width, itemsize = kernel_fit(mlp, tp), shard_width(mlp.width // mlp.groups, cores), DTYPES[dtype].bytes
+    shared, itemsize = sharing(mlp.groups, tp), DTYPES[dtype].bytes
+    fit, width = kernel_fit(mlp, tp), shard_width(mlp.width // mlp.groups, shared.cores)
     ranks = {name: p.rank // p.groups for name, p in mlp.items() if isinstance(p, LowRank)}
 
     def chain(kernel: str, inputs: int, outputs: int, *names: str) -> Chain:
         made = tuple(ranks[name] for name in names)
         return Chain(kernel, tokens, inputs, made, outputs, itemsize, pivots=tuple(fit.pivots[name] for name in names))
 
-    plans = {}
+    chains = {}
     if fit.up_gate:
-        plans["up_gate"] = plan_chain(chain("up_gate", hidden, width, "gate_proj", "up_proj"))
+        chains["up_gate"] = chain("up_gate", hidden, width, "gate_proj", "up_proj")
     if fit.down:
-        plans["down"] = plan_chain(chain("down", width, hidden, "down_proj"))
-    return plans
+        chains["down"] = chain("down", width, hidden, "down_proj")
+    if len(chains) == 2 and fits(chains["up_gate"], chains["down"], shared.groups):
+        return {"mlp": plan_call(chains["up_gate"], chains["down"], shared.groups)}
+    return {name: plan_chain(chain) for name, chain in chains.items()}
 
 
 def shard_width(intermediate: int, tp: int) -> int:
