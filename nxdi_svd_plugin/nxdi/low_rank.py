@@ -25,9 +25,9 @@ from neuronx_distributed.parallel_layers.layers import BaseParallelLinear
 from neuronx_distributed.parallel_layers.utils import set_tensor_model_parallel_attributes
 
 from nxdi_svd_plugin.errors import NxdiError
-from nxdi_svd_plugin.kernels.packing import pack, unpack
+from nxdi_svd_plugin.kernels.packing import interleaved, pack, unpack
 from nxdi_svd_plugin.modeling.low_rank_linear import merge_runs, take_runs
-from nxdi_svd_plugin.stored.cells import core_runs
+from nxdi_svd_plugin.stored.cells import core_runs, pivot_runs
 from nxdi_svd_plugin.stored.cores import share_of, sharing
 from nxdi_svd_plugin.stored.layers import Mlp
 from nxdi_svd_plugin.stored.projection import READS, LowRank, Side
@@ -45,6 +45,12 @@ def parameter_names(mlp: Mlp, name: str, tp: int) -> list[list[str]]:
     """
     names, groups = list(mlp[name].tensors(READS[name], 1, mlp.width)), sharing(mlp.groups, tp).groups
     return [[f"{tensor}{number}" for tensor in names] for number in range(groups)] if groups > 1 else [names]
+
+
+def in_kernel_order(mlp: Mlp, tp: int) -> bool:
+    """Whether the kernels have a group's neurons in kernel order (packing.to_kernel_order): where any projection of the
+    MLP has pivots. A pair beside it is packed for that order too, so that the kernels agree."""
+    return any(pivot_runs(mlp)) and interleaved(share_of(mlp, tp))
 
 
 class LowRankFactors(BaseParallelLinear):  # type: ignore[misc]
@@ -69,6 +75,7 @@ class LowRankFactors(BaseParallelLinear):  # type: ignore[misc]
         self.stored, self.reads, self.tp_degree = stored, READS[name], tp_degree
         self.sharing = sharing(stored.groups, tp_degree)
         self.kernel = KERNEL[self.reads] if kernel else None
+        self.in_kernel_order = in_kernel_order(mlp, tp_degree)
         self.shapes = stored.tensors(self.reads, hidden, mlp.width)
         self.pivots = core_runs(mlp, self.sharing.cores)[name]
         self.own, self.share, self.rank = length(self.pivots), share_of(mlp, tp_degree), stored.rank // stored.groups
@@ -135,7 +142,7 @@ class LowRankFactors(BaseParallelLinear):  # type: ignore[misc]
         if self.kernel is None:
             return part
         first, second = part.values()
-        return dict(zip(part, pack(first, second, self.kernel, interpolative=bool(self.pivots)), strict=True))
+        return dict(zip(part, pack(first, second, self.kernel, interpolative=self.in_kernel_order), strict=True))
 
     def factors(self, group: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The parameters of a group on this core in the order in which they multiply, as the kernels take them."""
@@ -155,7 +162,7 @@ class LowRankFactors(BaseParallelLinear):  # type: ignore[misc]
         if self.kernel is None:
             return first, second
         plain: tuple[torch.Tensor, torch.Tensor] = unpack(
-            first, second, self.rows, kernel=self.kernel, interpolative=bool(self.pivots)
+            first, second, self.rows, kernel=self.kernel, interpolative=self.in_kernel_order
         )
         return plain
 

@@ -18,13 +18,14 @@ from neuronx_distributed_inference.utils.distributed import get_tp_group
 from nxdi_svd_plugin.errors import NxdiError
 from nxdi_svd_plugin.hardware import PARTITIONS
 from nxdi_svd_plugin.kernels.packing import from_kernel_order, to_kernel_order
+from nxdi_svd_plugin.kernels.tiling.decode import fits, mlp_chains
 from nxdi_svd_plugin.nxdi import device
-from nxdi_svd_plugin.nxdi.low_rank import LowRankFactors, joined
+from nxdi_svd_plugin.nxdi.low_rank import LowRankFactors, in_kernel_order, joined
 from nxdi_svd_plugin.nxdi.mlp_impl import FUSED
-from nxdi_svd_plugin.stored.cores import neurons_of, sharing
+from nxdi_svd_plugin.stored.cores import neurons_of, share_of, sharing
 from nxdi_svd_plugin.stored.kernel_fit import KernelFit, kernel_fit
 from nxdi_svd_plugin.stored.layers import Mlp
-from nxdi_svd_plugin.stored.projection import READS, Dense, Side
+from nxdi_svd_plugin.stored.projection import PROJECTIONS, READS, Dense, Side
 
 SEQUENCE_DIM = 1
 logger = logging.getLogger(__name__)
@@ -51,14 +52,11 @@ def log_fit(index: int, fit: KernelFit) -> None:
 
 
 def bridge(hidden_t: torch.Tensor, fit: KernelFit) -> torch.Tensor:
-    """Hidden rows [w, S] of a group from the order of the half that wrote them to that of the half that reads them.
-
-    Only a kernel with pivots has them in kernel order, every other half in the plain one.
-    """
-    written, read = bool(fit.pivots.get("gate_proj")), bool(fit.pivots.get("down_proj"))
-    if written == read:
+    """Hidden rows [w, S] of a group in kernel order, for the one half of the MLP that a kernel runs and the other that
+    has them in the plain order."""
+    if fit.up_gate == fit.down:
         return hidden_t
-    bridged: torch.Tensor = from_kernel_order(hidden_t) if written else to_kernel_order(hidden_t)
+    bridged: torch.Tensor = from_kernel_order(hidden_t) if fit.up_gate else to_kernel_order(hidden_t)
     return bridged
 
 
@@ -82,6 +80,8 @@ class SvdMLP(torch.nn.Module):
         fused = neuron_config.mlp_impl == FUSED
         self.fit = kernel_fit(stored, neuron_config.tp_degree) if fused else KernelFit({}, {})
         log_fit(index, self.fit)
+        self.in_kernel_order = in_kernel_order(stored, neuron_config.tp_degree)
+        self.share = share_of(stored, neuron_config.tp_degree)
         self.gate_proj = self._projection("gate_proj", config)
         self.up_proj = self._projection("up_proj", config)
         self.down_proj = self._projection("down_proj", config)
@@ -142,16 +142,41 @@ class SvdMLP(torch.nn.Module):
         return hidden
 
     def _kernels(self, x: torch.Tensor) -> torch.Tensor:
-        """The MLP of tokens x [S, H]; the two kernels meet in the transposed hidden tensor [I, S] of a group."""
+        """The MLP of tokens x [S, H]: `mlp` for few of them, else two kernels, which meet in the transposed hidden
+        tensor [I, S] of a group."""
+        if self._in_one_call(x):
+            return self._mlp(x)
         if self.fit.up_gate:
             hidden = [self._up_gate(x, group) for group in range(self.groups)]
         else:
             hidden = [part.t().contiguous() for part in self._hidden(x).chunk(self.groups, -1)]
-        hidden = [bridge(hidden_t, self.fit) for hidden_t in hidden]
+        if self.in_kernel_order:
+            hidden = [bridge(hidden_t, self.fit) for hidden_t in hidden]
         if self.fit.down:
             return functools.reduce(torch.add, [self._down(part, group) for group, part in enumerate(hidden)])
         y: torch.Tensor = self.down_proj(joined([hidden_t.t() for hidden_t in hidden]))
         return y
+
+    def _in_one_call(self, x: torch.Tensor) -> bool:
+        """Whether `mlp` takes these tokens."""
+        if not (self.fit.up_gate and self.fit.down):
+            return False
+        tokens, hidden = x.shape
+        ranks = tuple(projection.rank for projection in self._low_rank())
+        pivots = tuple(self.fit.pivots[name] for name in PROJECTIONS)
+        return fits(*mlp_chains(tokens, hidden, self.share, ranks, x.element_size(), pivots), self.groups)
+
+    def _low_rank(self) -> tuple[Any, Any, Any]:
+        """Gate, up and down, where all are LowRankFactors."""
+        return self.gate_proj, self.up_proj, self.down_proj
+
+    def _mlp(self, x: torch.Tensor) -> torch.Tensor:
+        """All groups at once; of several, each factor is a list."""
+        projections = self._low_rank()
+        groups = [[factor for each in projections for factor in each.factors(group)] for group in range(self.groups)]
+        factors = groups[0] if self.groups == 1 else list(map(list, zip(*groups, strict=True)))
+        pivots = tuple(self.fit.pivots[name] for name in PROJECTIONS)
+        return device.kernel_calls().mlp(x, *factors, pivots=pivots)
 
     def _up_gate(self, x: torch.Tensor, group: int) -> torch.Tensor:
         """The hidden tensor of a group. Parameters go into the kernels untouched: the layout is theirs, and a slice

@@ -11,32 +11,39 @@ from nxdi_svd_plugin.nxdi import device
 
 SHARED = [(1, 1), (1, 2), (2, 1), (2, 2), (4, 2), (2, 4)]
 """(groups, tp)."""
-WIDTH, TOKENS = 1024, 4
+WIDTH = 1024
 LIBRARY = torch.library.Library("nxdi_svd_test", "DEF")
 LIBRARY.define("up_gate(Tensor x, Tensor u_gate, Tensor v_gate, Tensor u_up, Tensor v_up, int rows) -> Tensor")
 LIBRARY.define("down(Tensor h_t, Tensor u, Tensor v, int hidden) -> Tensor")
+LIBRARY.define("mlp(Tensor x, Tensor[] factors) -> Tensor")
 LIBRARY.impl("up_gate", lambda x, *factors: x.new_zeros(factors[-1], len(x)), "CompositeExplicitAutograd")
 LIBRARY.impl("down", lambda h_t, *factors: h_t.new_zeros(h_t.shape[1], factors[-1]), "CompositeExplicitAutograd")
+LIBRARY.impl("mlp", lambda x, factors: torch.zeros_like(x), "CompositeExplicitAutograd")
+
+
+def flat(factors):
+    return [tensor for each in factors for tensor in (each if isinstance(each, list) else [each])]
 
 
 def with_opaque_kernels(mlp, hidden):
-    """The two kernels as operators that a trace does not look into."""
+    """The kernels as operators that a trace does not look into."""
     rows = mlp.gate_proj.share
     operators = torch.ops.nxdi_svd_test
     device.runs_kernels = lambda x: True
     device.kernel_calls = lambda: device.Calls(
         lambda *tensors, pivots: operators.up_gate(*tensors, rows),
         lambda *tensors, pivots: operators.down(*tensors, hidden),
+        lambda x, *factors, pivots: operators.mlp(x, flat(factors)),
     )
 
 
-def traced(directory, tp, plugin):
+def traced(directory, tp, plugin, tokens):
     """(names of the collectives, for each parameter the operators that read it) of the first layer's MLP."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
     options = {"mlp_impl": "svd_fused"} if plugin else {}
     mlp = load_on_cpu(app_class("llama", plugin), directory, tp_degree=tp, **options).models[0].model.layers[0].mlp
-    x = torch.zeros(1, TOKENS, 44)
+    x = torch.zeros(1, tokens, 44)
     if plugin:
         with_opaque_kernels(mlp, 44)
     names = [name for name, _ in mlp.named_parameters()]
@@ -69,14 +76,16 @@ def dense(tmp_path_factory):
     return save_dense(tmp_path_factory.mktemp("graph") / "dense", "llama", **sizes)
 
 
+@pytest.mark.parametrize("tokens", [4, 200])
 @pytest.mark.parametrize("form", ["pair", "interpolative"])
 @pytest.mark.parametrize(("groups", "tp"), SHARED)
-def test_one_collective_and_one_reader_of_every_factor(groups, tp, form, dense, tmp_path):
+def test_one_collective_and_one_reader_of_every_factor(groups, tp, form, tokens, dense, tmp_path):
+    """Of a few tokens all readers are one kernel."""
     directory = in_form(form, dense, tmp_path / "svd", groups, tp)
-    ours, stock = (ranks.run(tp, traced, folder, tp, folder is directory) for folder in (directory, dense))
+    ours, stock = (ranks.run(tp, traced, folder, tp, folder is directory, tokens) for folder in (directory, dense))
     for (collectives, readers), (theirs, _) in zip(ours, stock, strict=True):
         assert collectives == theirs and len(collectives) == (tp > 1)
         assert len(readers) == 6 * max(1, groups // tp)
         for name, users in readers.items():
-            expected = "down" if name.startswith("down_proj") else "up_gate"
+            expected = "mlp" if tokens == 4 else "down" if name.startswith("down_proj") else "up_gate"
             assert users == [f"nxdi_svd_test.{expected}.default"], (name, users)

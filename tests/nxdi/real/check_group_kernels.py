@@ -1,9 +1,9 @@
-"""The NxDI model in groups through `up_gate` and `down` on the simulator: one, two and half a group on a core."""
+"""The NxDI model in groups through the kernels on the simulator: one, two and half a group on a core."""
 
 import pytest
 import ranks
 import torch
-from check_kernels import decode, with_simulated_kernels
+from check_kernels import decode, with_simulated_kernels, with_two_kernels
 from check_logits import save_interpolative
 from cpu_models import dense_reference, reference_logits
 from tiny_models import save_dense, save_factored
@@ -22,8 +22,15 @@ def dense(tmp_path_factory):
 
 
 def agree(directory, reference, groups, tp, width, kernels=("up_gate", "down")):
-    """Prefill and decoding: a call of each kernel for every group on the core, each as wide as the core's share."""
-    results = ranks.run(tp, with_simulated_kernels, decode, "llama", directory, PROMPT, STEPS, tp_degree=tp)
+    """Prefill and decoding: a call of each kernel for every group on the core, each as wide as the core's share; where
+    both halves have a kernel and the tokens are few, as here, one call for all of them."""
+    if len(kernels) == 2:
+        results = ranks.run(tp, with_simulated_kernels, decode, "llama", directory, PROMPT, STEPS, tp_degree=tp)
+        expected = reference_logits(reference, results[0][0]["tokens"], PROMPT.shape[1])
+        for found, called in results:
+            torch.testing.assert_close(found["logits"], expected, rtol=0, atol=5e-5 * expected.abs().max())
+            assert [name for name, _ in called] == ["mlp"] * STEPS
+    results = ranks.run(tp, with_two_kernels, decode, "llama", directory, PROMPT, STEPS, tp_degree=tp)
     expected = reference_logits(reference, results[0][0]["tokens"], PROMPT.shape[1])
     for found, called in results:
         torch.testing.assert_close(found["logits"], expected, rtol=0, atol=5e-5 * expected.abs().max())

@@ -60,9 +60,9 @@ def test_an_odd_intermediate_size_is_padded(tp, tmp_path):
         assert found["generated"].tolist() == found["tokens"].tolist()
 
 
-def save_interpolative(dense, directory, pivots, widths=(), groups=1):
+def save_interpolative(dense, directory, pivots, widths=(), groups=1, pairs=()):
     """Every projection in `pivots` kept at those neurons of every group, the others random combinations of the group's;
-    the rest dense.
+    those in `pairs` random pairs; the rest dense.
 
     widths: (layer, neurons that it keeps).
     """
@@ -75,6 +75,12 @@ def save_interpolative(dense, directory, pivots, widths=(), groups=1):
             stem, down = f"model.layers.{i}.mlp.{name}", name == "down_proj"
             weight = tensors.pop(f"{stem}.weight")
             weight = weight[:, :width] if down else weight[:width]
+            if name in pairs:
+                rank, (outputs, inputs) = 40 * groups, weight.shape
+                tensors[f"{stem}.u"] = torch.randn(inputs, 40 if down else rank, generator=generator) * inputs**-0.5
+                tensors[f"{stem}.v"] = torch.randn(rank if down else 40, outputs, generator=generator) * rank**-0.5
+                layers[i][name] = {"form": "pair", "rank": rank}
+                continue
             if name not in pivots:
                 tensors[f"{stem}.weight"] = weight.contiguous()
                 continue
