@@ -1,6 +1,7 @@
 """Puts the tables made of benchmarks/data/kernels.jsonl between the `<!-- table: ... -->` marks of docs/kernels.md."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,35 @@ def interpolative(rows: list[Row]) -> str:
     return markdown([*heads, "PE / pair's minimum", "one token: traffic / once"], body)
 
 
+def decode(rows: list[Row], groups: int) -> str:
+    """`mlp` beside the calls that it stands for, a model and degree a line, 1, 8 and 128 tokens in its cells."""
+    found = [row for row in rows if row["table"] == "decode" and row["groups"] == groups]
+    body = []
+    for model, tp in dict.fromkeys((row["model"], row["tp"]) for row in found):
+        runs = sorted((r for r in found if (r["model"], r["tp"]) == (model, tp)), key=lambda r: int(r["tokens"]))
+        body.append(
+            [
+                model,
+                tp,
+                runs[0]["rank"],
+                f"{runs[0]['hbm_bytes'] / 1e6:.1f}",
+                _each(f"{r['hbm_bytes'] / r['once_hbm_bytes']:.4f}" for r in runs),
+                _each(f"{r['hbm_bytes'] / r['apart']['hbm_bytes']:.3f}" for r in runs),
+                _each(f"{r['pe_cycles'] / r['apart']['pe_cycles']:.2f}" for r in runs),
+                _each(r["runs"][0] for r in runs),
+                _each(r["apart"]["runs"][0] for r in runs),
+                _each(f"{r['modelled_latency_us']:.0f}" for r in runs),
+            ]
+        )
+    heads = ["model", "tp", "r" if groups == 1 else "r of a group", "HBM MB, one token", "traffic / once"]
+    heads += ["traffic / apart", "PE / apart", "shortest DMA run B", "apart", "modelled us"]
+    return markdown(heads, body)
+
+
+def _each(cells: Iterable[Any]) -> str:
+    return ", ".join(map(str, cells))
+
+
 def tables(rows: list[Row]) -> dict[str, str]:
     """Every table by the name of its marker, with the provenance of the rows."""
     return {
@@ -206,6 +236,8 @@ def tables(rows: list[Row]) -> dict[str, str]:
         "mlp-1": mlp(rows, 1),
         "mlp-8": mlp(rows, 8),
         "interpolative": interpolative(rows),
+        "decode": decode(rows, 1),
+        "decode-groups": decode(rows, 2),
     }
 
 

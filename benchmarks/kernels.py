@@ -17,12 +17,13 @@ from nxdi_svd_plugin.compress.forms import named
 from nxdi_svd_plugin.factorize.rank import block_rank
 from nxdi_svd_plugin.kernels.fused_xuv import xuv
 from nxdi_svd_plugin.kernels.measure import baselines
-from nxdi_svd_plugin.kernels.measure.calls import Share, fused_down, fused_up_gate
+from nxdi_svd_plugin.kernels.measure.calls import Share, fused_down, fused_mlp, fused_up_gate, sum_of_groups
 from nxdi_svd_plugin.kernels.measure.counts import count, count_call, counted, provenance
 from nxdi_svd_plugin.kernels.packing import packed_shapes
 from nxdi_svd_plugin.kernels.tiling.blocks import hbm_bytes, sbuf_bytes
 from nxdi_svd_plugin.kernels.tiling.brute_force import least_hbm_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
+from nxdi_svd_plugin.kernels.tiling.decode import mlp_bytes, mlp_chains
 from nxdi_svd_plugin.kernels.tiling.engines import minimum_pe_cycles, transpose_cycles
 from nxdi_svd_plugin.kernels.tiling.paper import arithmetic_intensity, peak_sbuf_bytes
 from nxdi_svd_plugin.kernels.tiling.planner import choose
@@ -60,7 +61,7 @@ def against_reference(chain: Chain, trace: Trace) -> dict[str, Any]:
     """The measures of the kernel's acceptance table."""
     blocks, minimum = choose(chain), minimum_pe_cycles(chain)
     return {
-        "strips": [[count, list(strip)] for count, strip in blocks.groups],
+        "strips": [[count, list(strip)] for count, strip in getattr(blocks, "groups", ())],
         "predicted_hbm_bytes": sum(hbm_bytes(chain, blocks)),
         "predicted_sbuf_bytes": sbuf_bytes(chain, blocks),
         "reserved_sbuf_bytes": sbuf_bytes(chain, blocks, 2),
@@ -167,6 +168,36 @@ def interpolative(model: str, tp: int, tokens: int) -> list[dict[str, Any]]:
     return rows
 
 
+def decode(model: str, tp: int, tokens: int, groups: int = 1) -> dict[str, Any]:
+    """`mlp` of one model on one of `tp` cores, beside the calls that it stands for: two kernels for every group, and a
+    sum of the groups' outputs. Ranks are Eq. 5's for a group."""
+    hidden, whole = MODELS[model]
+    shard = whole // tp // groups
+    rank = rank_of("pair", hidden, whole // groups, 128)
+    pair = Share(rank)
+    size = tokens, hidden, shard
+    trace = count_call(fused_mlp(*size, pair, pair, pair, groups))
+    parts = [fused_up_gate(*size, pair, pair), fused_down(*size, pair)] * groups
+    apart = [count_call(part) for part in [*parts, *sum_of_groups(tokens, hidden, groups)]]
+    return {
+        "table": "decode",
+        "model": model,
+        "tp": tp,
+        "tokens": tokens,
+        "groups": groups,
+        "rank": rank,
+        **counted(trace),
+        "once_hbm_bytes": sum(mlp_bytes(*mlp_chains(tokens, hidden, shard, (rank,) * 3), groups)),
+        "runs": [min(trace.dma_runs), max(trace.dma_runs)],
+        "apart": {
+            "hbm_bytes": sum(part.hbm_bytes for part in apart),
+            "pe_cycles": sum(part.pe_cycles for part in apart),
+            "modelled_latency_us": round(sum(part.modelled_latency_us for part in apart), 2),
+            "runs": [min(min(part.dma_runs) for part in apart), max(max(part.dma_runs) for part in apart)],
+        },
+    }
+
+
 def main() -> None:
     rows = table_1()
     for tokens in TOKENS:
@@ -178,6 +209,8 @@ def main() -> None:
                 rows += mlp(model, tp, tokens)
             for tokens in (2048, 1):
                 rows += interpolative(model, tp, tokens)
+            rows += [decode(model, tp, tokens) for tokens in (1, 8, 128)]
+        rows += [decode(model, 1, tokens, groups=2) for tokens in (1, 8, 128)]
     origin = {**provenance(), "git": commit()}
     ROWS.write_text("".join(json.dumps({**row, **origin}) + "\n" for row in rows))
     print(f"{len(rows)} rows in {ROWS}")

@@ -41,4 +41,4 @@ LONG_RUN = 2048
 
 def tiles(extent: int) -> int:
     """Number of 128-wide tiles that cover `extent`."""
-    return -(-extent // PARTITIONS)
+    return (extent + PARTITIONS - 1) // PARTITIONS

@@ -86,11 +86,13 @@ def save_factored(
     rank: int,
     keep_dense: tuple[tuple[int, str], ...] = (),
     widths: tuple[tuple[int, int], ...] = (),
+    groups: int = 1,
 ) -> Path:
     """The compressed form of a dense directory of one file, `rank` everywhere but where kept dense.
 
-    `widths`: (layer, neurons that it keeps, the first ones); all where a layer is not named. Written here by hand,
-    without the package's writer, so that loading is tested against the format alone.
+    `widths`: (layer, neurons that it keeps, the first ones); all where a layer is not named. `groups`: slices of them
+    that are factored on their own, each with its part of the rank. Written here by hand, without the package's writer,
+    so that loading is tested against the format alone.
     """
     config, tensors = json.loads((dense / "config.json").read_text()), load_file(dense / "model.safetensors")
     kept = dict.fromkeys(range(config["num_hidden_layers"]), config["intermediate_size"]) | dict(widths)
@@ -103,17 +105,21 @@ def save_factored(
             if (i, name) in keep_dense:
                 tensors[f"{stem}.weight"] = weight.contiguous()
             else:
-                tensors[f"{stem}.u"], tensors[f"{stem}.v"] = factor(weight, rank)
+                down = name == "down_proj"
+                parts = [factor(part, rank // groups) for part in weight.chunk(groups, 1 if down else 0)]
+                # near side by side over the rank, far over the neurons; down has both transposed
+                for tensor, factors in zip("uv", zip(*parts, strict=True), strict=True):
+                    tensors[f"{stem}.{tensor}"] = torch.cat(factors, 0 if down else 1)
                 layers[i][name] = {"form": "pair", "rank": rank}
-    return save_compressed(dense, directory, tensors, layers)
+    return save_compressed(dense, directory, tensors, layers, groups)
 
 
-def save_compressed(dense: Path, directory: Path, tensors: dict, layers: dict) -> Path:
+def save_compressed(dense: Path, directory: Path, tensors: dict, layers: dict, groups: int = 1) -> Path:
     """A copy of the dense directory with these tensors and these layers in its `svd_config`."""
     shutil.copytree(dense, directory)
     config = json.loads((dense / "config.json").read_text())
     layers = {str(i): layer for i, layer in layers.items()}
-    config["svd_config"] = {"format_version": FORMAT_VERSION, "groups": 1, "layers": layers}
+    config["svd_config"] = {"format_version": FORMAT_VERSION, "groups": groups, "layers": layers}
     config["architectures"] = [ARCHITECTURES[config["model_type"]]]
     config["model_type"] = MODEL_TYPES[config["model_type"]]
     (directory / "config.json").write_text(json.dumps(config, indent=2))

@@ -5,11 +5,13 @@ from nxdi_svd_plugin.kernels.measure.calls import (
     Share,
     dense_mlp,
     fused_down,
+    fused_mlp,
     fused_up_gate,
     unfused_down,
     unfused_up_gate,
 )
 from nxdi_svd_plugin.kernels.packing import packed_shapes
+from nxdi_svd_plugin.kernels.tiling.decode import TOKENS
 
 
 def _projection(tokens: int, inputs: int, rank: int, outputs: int) -> dict[str, list[Call]]:
@@ -26,7 +28,9 @@ def _projection(tokens: int, inputs: int, rank: int, outputs: int) -> dict[str, 
 def _mlp(tokens: int, hidden: int, rank: int, intermediate: int) -> dict[str, list[Call]]:
     pair = Share(rank)
     unfused = unfused_up_gate(tokens, hidden, intermediate, pair, pair)
+    few = {"mlp": [fused_mlp(tokens, hidden, intermediate, pair, pair, pair)]} if tokens <= TOKENS else {}
     return {
+        **few,
         "dense mlp": dense_mlp(tokens, hidden, intermediate),
         "unfused mlp": [*unfused, *unfused_down(tokens, hidden, intermediate, pair)],
         "up_gate": [fused_up_gate(tokens, hidden, intermediate, pair, pair)],
@@ -38,7 +42,9 @@ def _interpolative(tokens: int, hidden: int, rank: int, intermediate: int) -> di
     """The same with pivots side by side on the intermediate axis, `rank` of them whole tiles."""
     own = rank // 128
     gate, up, lower = (Share(rank, rank, ((first * own, (first + 1) * own),)) for first in range(3))
+    few = {"interpolative mlp": [fused_mlp(tokens, hidden, intermediate, gate, up, lower)]} if tokens <= TOKENS else {}
     return {
+        **few,
         "interpolative up_gate": [fused_up_gate(tokens, hidden, intermediate, gate, up)],
         "interpolative down": [fused_down(tokens, hidden, intermediate, lower)],
     }

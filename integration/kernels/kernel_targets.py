@@ -14,6 +14,7 @@ from pathlib import Path
 from kernel_shapes import CASES, Call
 
 from nxdi_svd_plugin import kernels
+from nxdi_svd_plugin.kernels.ladder.profile import counters, view
 from nxdi_svd_plugin.kernels.nki import SOURCE, nki, nl, raw
 
 PROFILE_FIELDS = ("hbm_read_bytes", "hbm_write_bytes", "spill_save_bytes", "spill_reload_bytes")
@@ -71,7 +72,7 @@ class Device:
             nki.profile(working_directory=str(place), profile_nth=2, **options)(raw(getattr(kernels, call.kernel)))(
                 *self._placeholders(call), **call.options
             )
-            found = _summary(place)
+            found = counters(view(place, "file.neff", "profile_exec_2.ntff"), PROFILE_FIELDS)
             for name in PROFILE_FIELDS:
                 total[name] += found[name]
         return total
@@ -80,31 +81,6 @@ class Device:
         from neuronxcc.nki import typing as nt
 
         return [nt.tensor[list(shape), nl.bfloat16] for shape in call.shapes]
-
-
-def _summary(place):
-    """The summary fields of the second execution's profile."""
-    output = place / "summary.json"
-    command = ["neuron-profile", "view", "-n", "file.neff", "-s", "profile_exec_2.ntff"]
-    command += ["--output-format", "summary-json", "--output-file", str(output)]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return summary_fields(json.loads(output.read_text()))
-
-
-def summary_fields(document):
-    """PROFILE_FIELDS found anywhere in the summary; names the missing ones (older tools lack some)."""
-    found, open_nodes = {}, [document]
-    while open_nodes:
-        node = open_nodes.pop()
-        if isinstance(node, dict):
-            found.update({name: int(node[name]) for name in PROFILE_FIELDS if name in node})
-            open_nodes += node.values()
-        elif isinstance(node, list):
-            open_nodes += node
-    missing = [name for name in PROFILE_FIELDS if name not in found]
-    assert not missing, f"neuron-profile's summary has no {missing}; use aws-neuronx-tools of SDK 2.26 or later"
-    return found
 
 
 def make(target):

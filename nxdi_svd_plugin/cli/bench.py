@@ -97,7 +97,7 @@ def _row(kind: Kind, tokens: int) -> dict[str, Any]:
     if fit.misfit:
         row["no_kernel"] = fit.describe()
     else:
-        row["kernels"] = [name for name, runs in (("up_gate", fit.up_gate), ("down", fit.down)) if runs]
+        row["kernels"] = mlp.kernels_of(layer, fit, tokens)
         costs["fused"] = mlp.fused(layer, fit, tokens)
     return {**row, "costs": {name: asdict(cost) for name, cost in costs.items()}, **counts.provenance()}
 

@@ -1,4 +1,4 @@
-"""nxdi-svd doctor: versions against the support table, what works on this machine and what is missing."""
+"""nxdi-svd doctor: versions against the support table, what works on this machine, and whether the kernels run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from nxdi_svd_plugin import versions
+from nxdi_svd_plugin.cli.doctor_ladder import add_options, check_options, try_kernels
 from nxdi_svd_plugin.cli.output import emit
 from nxdi_svd_plugin.version import __version__
 
@@ -19,8 +20,11 @@ EPILOG = """\
 examples:
   nxdi-svd doctor
   nxdi-svd doctor --json | python -m json.tool
+  nxdi-svd doctor --device simulator
+  nxdi-svd doctor --device neuron > table-for-a-bug-report.md
 
-Exit code 1 when a requirement of the core is not met. Reads package metadata and /dev only; nothing is imported or run.
+Exit code 1 when a requirement of the core is not met, or a kernel fails; 3 when the device's compiler is missing.
+Without --device it reads package metadata and /dev only; nothing is imported or run.
 """
 
 
@@ -30,14 +34,30 @@ BRINGS_ITS_OWN = {"neuron": "neuronx-distributed-inference", "vllm": "vllm"}
 
 def add_parser(subparsers: Any) -> None:
     """Add the parser."""
-    subparsers.add_parser("doctor", help="what works on this machine, and what is missing", epilog=EPILOG)
+    add_options(subparsers.add_parser("doctor", help="what works on this machine, and what is missing", epilog=EPILOG))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the checks; 1 when one of the core's requirements fails."""
+    """Print the checks, with --device what became of every kernel; 1 if a requirement of the core or a kernel fails."""
+    check_options(args)
     findings = examine()
-    emit(args, findings, to_text(findings))
+    text = to_text(findings)
+    if args.device is not None:
+        kernels, tried = try_kernels(args)
+        findings |= {"kernels": kernels, "ok": findings["ok"] and kernels["ok"]}
+        text = "\n".join([_machine(findings), "", tried])
+    emit(args, findings, text)
     return 0 if findings["ok"] else 1
+
+
+def _machine(findings: dict[str, Any]) -> str:
+    """The versions that a bug report needs, in one line, and the requirements that are not met."""
+    wrong = [f"; FAIL {check['what']}" for check in findings["core"] if not check["ok"]]
+    return (
+        f"nxdi-svd-plugin {findings['plugin']}, python {platform.python_version()} on {findings['platform']}, "
+        f"neuronx-cc {findings['neuronxcc'] or 'none'}, NxDI {findings['nxdi'] or 'none'}, "
+        f"devices {', '.join(findings['devices']) or 'none'}{''.join(wrong)}"
+    )
 
 
 def examine(dev: Path = Path("/dev")) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def add_parser(subparsers: Any) -> None:
     """Add the parser."""
     parser = subparsers.add_parser("plan", help="ranks, bytes and memory before any weight is read", epilog=EPILOG)
     parser.add_argument("--model", required=True, metavar="DIR", help="directory with the dense model's config.json")
-    group = parser.add_argument_group("kernels (shown if --tp is given)")
+    group = parser.add_argument_group("kernels and the host's memory (shown if --tp is given)")
     group.add_argument("--tp", type=positive, metavar="N", help="tensor-parallel degree")
     group.add_argument("--tokens", type=positive, nargs="+", default=[1, 2048], metavar="S", help="tokens (1 2048)")
     add_recipe_options(parser)
@@ -39,11 +39,12 @@ def run(args: argparse.Namespace) -> int:
     plan = make_plan(args.model, recipe)
     text = plan_text(plan)
     if args.tp is not None:
-        from nxdi_svd_plugin.cli.plan_kernels import kernel_plans, kernel_text
+        from nxdi_svd_plugin.cli.plan_kernels import host_entry, host_text, kernel_plans, kernel_text
 
         config = read_config(args.model)
         layers = decide_ranks(config, recipe)
         plan["kernels"] = list(kernel_plans(config.hidden, layers, args.tp, args.tokens, recipe.dtype))
-        text += "\n" + kernel_text(plan["kernels"])
+        plan["host_memory"] = host_entry(config, layers, args.tp, recipe.dtype)
+        text += "\n" + kernel_text(plan["kernels"]) + "\n" + host_text(plan["host_memory"])
     emit(args, plan, text)
     return 0

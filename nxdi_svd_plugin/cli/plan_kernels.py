@@ -1,12 +1,16 @@
-"""The kernel part of `nxdi-svd plan`: how `up_gate` and `down` would be cut on one core of a tensor-parallel group."""
+"""The serving part of `nxdi-svd plan`: how the kernels would be cut on one core, and the host's memory for NxDI."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
+from nxdi_svd_plugin import versions
+from nxdi_svd_plugin.checkpoint.source import SourceConfig
 from nxdi_svd_plugin.kernels.measure.plan import plan_mlp
+from nxdi_svd_plugin.report.host_memory import ASSUMPTION, host_memory
 from nxdi_svd_plugin.stored.cells import pivot_runs
 from nxdi_svd_plugin.stored.dtypes import DTYPES
 from nxdi_svd_plugin.stored.kernel_fit import kernel_fit
@@ -19,7 +23,8 @@ def kernel_plans(hidden: int, layers: Layers, tp: int, tokens: list[int], dtype:
     """One entry for every different MLP and token count: the plan of every kernel that runs.
 
     "ranks" has None for a dense projection; "no_kernel" says why a kernel does not run. A dtype that the kernels do not
-    know ("source") counts as bfloat16.
+    know ("source") counts as bfloat16. "counts" of a kernel are the simulator's, in bfloat16, and left out where its
+    packages are missing.
     Raises KernelError if `tp` does not divide the width of an MLP or nothing fits into SBUF.
     """
     dtype = dtype if dtype in DTYPES else "bfloat16"
@@ -31,7 +36,30 @@ def kernel_plans(hidden: int, layers: Layers, tp: int, tokens: list[int], dtype:
             plans = plan_mlp(hidden, apart, count, dtype, tp)
             if why := kernel_fit(apart, tp).describe():
                 entry["no_kernel"] = why
-            yield {**entry, **{kernel: plan.to_dict() for kernel, plan in plans.items()}}
+            counts = _counts(hidden, apart, tp, count) if plans else {}
+            yield {**entry, **{kernel: {**plan.to_dict(), **counts.get(kernel, {})} for kernel, plan in plans.items()}}
+
+
+def _counts(hidden: int, mlp: Mlp, tp: int, tokens: int) -> dict[str, Any]:
+    """Instructions, DMA transfers and descriptors (contiguous runs) of every kernel that runs."""
+    if versions.installed("ml_dtypes") is None:
+        return {}
+    os.environ["NXDI_SVD_NKI"] = "simulator"  # before the kernels are imported: a Neuron SDK cannot count
+    from nxdi_svd_plugin.kernels.measure.counts import count_call
+    from nxdi_svd_plugin.kernels.measure.layer import fused_calls, on_core
+
+    calls = fused_calls(on_core(hidden, mlp.width, mlp, tp), kernel_fit(mlp, tp), tokens)
+    traces = {call.kernel: count_call(call) for call in calls}
+    return {
+        kernel: {
+            "counts": {
+                "instructions": trace.instructions,
+                "transfers": trace.dma_count,
+                "descriptors": sum(trace.dma_runs.values()),
+            }
+        }
+        for kernel, trace in traces.items()
+    }
 
 
 def _side_by_side(mlp: Mlp) -> Mlp:
@@ -51,16 +79,39 @@ def kernel_text(plans: list[dict[str, Any]]) -> str:
         lines.append(f"ranks {ranks}, tp {plan['tp']}, {plan['tokens']} tokens, {len(plan['layers'])} layers")
         if "no_kernel" in plan:
             lines.append(f"  no kernel for {plan['no_kernel']}")
-        for kernel in ("up_gate", "down"):
+        for kernel in ("mlp", "up_gate", "down"):
             if kernel in plan:
                 lines += _kernel_lines(kernel, plan[kernel])
     return "\n".join(lines)
 
 
 def _kernel_lines(kernel: str, part: dict[str, Any]) -> list[str]:
+    counts = part.get("counts")
+    counted = (
+        f"{counts['instructions']} instructions, {counts['descriptors']} descriptors of {counts['transfers']} "
+        "transfers (simulator, bfloat16)"
+        if counts
+        else f"instructions and descriptors are not counted: {versions.pip_line('simulator')}"
+    )
     strips = ", ".join(f"{count} x {'+'.join(map(str, sizes))}" for count, sizes in part["strips"])
     moved = (part["hbm_read_bytes"] + part["hbm_write_bytes"]) / 1e6
     return [
         f"  {kernel:<8} strips {strips}; {moved:.1f} MB of HBM; bound by {part['bound']}",
         f"           {part['reason']}",
+        f"           {counted}",
     ]
+
+
+def host_entry(config: SourceConfig, layers: Layers, tp: int, dtype: str) -> dict[str, Any]:
+    """The host's memory for NxDI in bytes, with the assumption in words; other dtypes count as bfloat16, as above."""
+    itemsize = DTYPES[dtype if dtype in DTYPES else "bfloat16"].bytes
+    return {"tp": tp, **asdict(host_memory(config, layers, tp, itemsize)), "assumption": ASSUMPTION}
+
+
+def host_text(entry: dict[str, Any]) -> str:
+    """The same for people."""
+    trace, shard = (entry[step] / 2**30 for step in ("trace", "shard"))
+    return (
+        f"\nhost memory that NxDI takes at tp {entry['tp']}: about {trace:.1f} GiB to trace, {shard:.1f} GiB to shard "
+        f"the weights\n(modelled: {entry['assumption']})"
+    )

@@ -3,12 +3,13 @@
 `pack(u, v, kernel=...)` puts plain factors into the layout that a kernel reads (`unpack` is the inverse); then
 
     up_gate(x, u_gate, v_gate, u_up, v_up) -> [I, S]      down(h_t, u, v) -> [S, H]
+    mlp(x, u_gate, v_gate, u_up, v_up, u_down, v_down) -> [S, H], both at once for up to 128 tokens
     xuv(x, u, v, transposed_output=False)                  matmul(x_t, w), swiglu(gate, up), add(a, b): baselines, plain
 
 These are `@nki.jit` kernels (of `neuronxcc` where it is installed, else of the simulator; kernels/nki.py decides).
 The undecorated functions `up_gate_kernel`, `down_kernel`, `xuv_kernel` and `matmul_kernel` are for callers that choose
-the mode themselves, for example `neuronxcc.nki.jit(raw(up_gate), mode="torchxla", platform_target="trn1")`.
-`up_gate` and `down` also read interpolative factors: `pivots=`, with C packed by `pack(..., interpolative=True)`.
+the target themselves, as AWS's kernels do: `neuronxcc.nki.jit(up_gate_kernel, platform_target="trn1")`.
+`up_gate`, `down` and `mlp` also read interpolative factors: `pivots=`, with C of `pack(..., interpolative=True)`.
 Every kernel takes S from its input and plans its own blocks; all token counts share one packed weight.
 Names are loaded on first use, so importing this package costs nothing but itself.
 """
@@ -23,6 +24,8 @@ _HOME = {
     "up_gate_kernel": "fused_up_gate",
     "down": "fused_down",
     "down_kernel": "fused_down",
+    "mlp": "fused_mlp",
+    "mlp_kernel": "fused_mlp",
     "xuv": "fused_xuv",
     "xuv_kernel": "fused_xuv",
     "matmul": "measure.baselines",

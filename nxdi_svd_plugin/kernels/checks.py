@@ -1,32 +1,89 @@
-"""What a kernel call must satisfy, checked before anything is traced; gives the call's chain and blocks."""
+"""From the shapes of a call to its plan: what a call must satisfy is checked before any instruction is traced.
 
-from typing import Any
+`planned` takes and returns plain values and is cached: NKI's front end, which follows a kernel's calls into Python
+functions and gives `range` and `for` a meaning of its own there, calls a cached function as it is. The cache is the
+shield; what stands behind it is ordinary Python.
+"""
+
+from functools import lru_cache
 
 from nxdi_svd_plugin.errors import KernelError
 from nxdi_svd_plugin.hardware import PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.kinds import kind_of
-from nxdi_svd_plugin.kernels.nki import nl
 from nxdi_svd_plugin.kernels.tiling import planner
-from nxdi_svd_plugin.kernels.tiling.blocks import Blocks
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
+from nxdi_svd_plugin.kernels.tiling.decode import MlpPlan, mlp_plan
+from nxdi_svd_plugin.kernels.tiling.schedule import Schedule, schedule
+from nxdi_svd_plugin.stored.dtypes import DTYPES
 from nxdi_svd_plugin.stored.runs import Runs, length
 
+Shape = tuple[int, ...]
 
+
+@lru_cache(maxsize=4096)
 def planned(
     kernel: str,
-    x: Any,
-    us: list[Any],
-    vs: list[Any],
+    x: Shape,
+    us: tuple[Shape, ...],
+    vs: tuple[Shape, ...],
+    dtypes: tuple[str, ...],
     strip: tuple[int, ...] | None,
     transposed_output: bool = False,
     pivots: tuple[Runs, ...] = (),
-) -> tuple[Chain, Blocks]:
-    """The chain that the HBM tensors describe and its blocks (those of `strip` if it is given)."""
-    if len(x.shape) != 2:
-        raise KernelError(f"{kernel}: the input {tuple(x.shape)} must have two dimensions; flatten batch and sequence")
+    split: int = 0,
+) -> Schedule:
+    """The schedule of a call on HBM tensors of these shapes (that of sub-strips `strip` and `split` if there are some).
+
+    Args:
+        kernel: name of the kernel.
+        x, us, vs: shapes of the input and of the packed factors.
+        dtypes: names of the dtypes of the input and of all factors.
+    Raises KernelError if shapes or dtypes do not fit together, or nothing fits into SBUF.
+    """
+    chain = _chain(kernel, x, us, vs, dtypes, transposed_output, pivots)
+    return schedule(chain, planner.choose(chain) if strip is None else planner.forced(chain, strip, split))
+
+
+@lru_cache(maxsize=4096)
+def planned_mlp(
+    x: Shape, factors: tuple[tuple[Shape, ...], ...], dtypes: tuple[str, ...], pivots: tuple[Runs, Runs, Runs]
+) -> MlpPlan:
+    """The plan of a call of `mlp`.
+
+    Args:
+        x: shape of the input.
+        factors: shapes of the packed u and v of gate, of up and of down, each a shape for every group.
+        dtypes: names of the dtypes of the input and of all factors.
+        pivots: of gate, up and down.
+    Raises KernelError if shapes or dtypes do not fit together, or what has to be in SBUF does not fit.
+    """
+    _itemsize("mlp", dtypes)
+    for shapes in factors:
+        if len(shapes) != len(factors[0]) or set(shapes) != {shapes[0]}:
+            raise KernelError(f"mlp: factors {factors} must have one shape for every group, as many as the others")
+    u_gate, v_gate, u_up, v_up, u_down, v_down = (shapes[0] for shapes in factors)
+    up = _chain("up_gate", x, (u_gate, u_up), (v_gate, v_up), dtypes, False, pivots[:2])
+    down = _chain("down", (up.outputs, up.tokens), (u_down,), (v_down,), dtypes, False, pivots[2:])
+    if down.outputs != up.inputs:
+        raise KernelError(f"mlp: down makes {down.outputs} columns of an input of {up.inputs}")
+    return mlp_plan(up, down, len(factors[0]))
+
+
+def _chain(
+    kernel: str,
+    x: Shape,
+    us: tuple[Shape, ...],
+    vs: tuple[Shape, ...],
+    dtypes: tuple[str, ...],
+    transposed_output: bool,
+    pivots: tuple[Runs, ...],
+) -> Chain:
+    """What the HBM tensors describe."""
+    if len(x) != 2:
+        raise KernelError(f"{kernel}: the input {x} must have two dimensions; flatten batch and sequence")
     kind = kind_of(kernel)
-    tokens, inputs = (x.shape[1], x.shape[0]) if kind.reads_intermediate else x.shape
-    itemsize = _itemsize(kernel, x, [*us, *vs])
+    tokens, inputs = (x[1], x[0]) if kind.reads_intermediate else x
+    itemsize = _itemsize(kernel, dtypes)
     made = [PARTITIONS * length(runs) for runs in pivots] or [0] * len(us)
     rows = inputs - made[0] if kind.reads_intermediate else inputs
     if rows < 1:
@@ -37,27 +94,22 @@ def planned(
     if len(outputs) > 1:
         raise KernelError(f"{kernel}: gate and up must be equally wide, got {sorted(outputs)} columns")
     held = pivots if any(pivots) else ()
-    chain = Chain(kernel, tokens, inputs, ranks, outputs.pop(), itemsize, transposed_output, held)
-    return chain, planner.choose(chain) if strip is None else planner.forced(chain, strip)
+    return Chain(kernel, tokens, inputs, ranks, outputs.pop(), itemsize, transposed_output, held)
 
 
-def _itemsize(kernel: str, x: Any, weights: list[Any]) -> int:
-    sizes = {nl.bfloat16: 2, nl.float16: 2, nl.float32: 4}
-    for dtype, size in sizes.items():
-        if x.dtype == dtype:
-            if any(weight.dtype != dtype for weight in weights):
-                raise KernelError(
-                    f"{kernel}: weights {[str(w.dtype) for w in weights]} must have the input's {x.dtype}"
-                )
-            return size
-    raise KernelError(f"{kernel}: {x.dtype} is not supported; use bfloat16, float16 or float32")
+def _itemsize(kernel: str, dtypes: tuple[str, ...]) -> int:
+    if dtypes[0] not in DTYPES:
+        raise KernelError(f"{kernel}: {dtypes[0]} is not supported; use bfloat16, float16 or float32")
+    if set(dtypes) != {dtypes[0]}:
+        raise KernelError(f"{kernel}: weights {list(dtypes[1:])} must have the input's {dtypes[0]}")
+    return DTYPES[dtypes[0]].bytes
 
 
-def _extent(kernel: str, name: str, packed: Any, blocks: int) -> int:
+def _extent(kernel: str, name: str, packed: Shape, blocks: int) -> int:
     """Columns of the factor that `packed` [128, blocks·columns] holds."""
-    if len(packed.shape) != 2 or packed.shape[0] != PARTITIONS or packed.shape[1] % blocks or not packed.shape[1]:
+    if len(packed) != 2 or packed[0] != PARTITIONS or packed[1] % blocks or not packed[1]:
         raise KernelError(
-            f"{kernel}: {name} {tuple(packed.shape)} is not a packed factor of {blocks} tiles of 128 rows; "
+            f"{kernel}: {name} {packed} is not a packed factor of {blocks} tiles of 128 rows; "
             f'prepare the plain factors with kernels.pack(u, v, kernel="{kernel}")'
         )
-    return int(packed.shape[1]) // blocks
+    return packed[1] // blocks

@@ -2,40 +2,107 @@
 
 from typing import Any
 
-from nxdi_svd_plugin.kernels import stages
+from nxdi_svd_plugin.hardware import PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.checks import planned
 from nxdi_svd_plugin.kernels.nki import jit, nl
-from nxdi_svd_plugin.kernels.tiling.pieces import holding
+from nxdi_svd_plugin.kernels.stages.accumulate import accumulate
+from nxdi_svd_plugin.kernels.stages.expand import expand
+from nxdi_svd_plugin.kernels.stages.load import load_columns, load_tiles
+from nxdi_svd_plugin.kernels.stages.project import project
+from nxdi_svd_plugin.kernels.stages.through import through_hbm
+from nxdi_svd_plugin.kernels.tiling.schedule import Schedule, Step, Strip
 from nxdi_svd_plugin.stored.runs import Runs
 
 
-def down_kernel(h_t: Any, u: Any, v: Any, strip: tuple[int, ...] | None = None, pivots: Runs = ()) -> Any:
+def down_kernel(
+    h_t: Any, u: Any, v: Any, strip: tuple[int, ...] | None = None, pivots: Runs = (), split: int = 0
+) -> Any:
     """H·U·V as [S, H] from h_t [I, S].
 
     Args:
         h_t: HBM [I, S], bf16, fp16 or fp32; any S >= 1.
         u, v: HBM, `pack(u, v, kernel="down")` of u [I, R] and v [R, H]; same dtype as h_t.
         strip: sub-strip token counts of one strip; chosen by kernels/tiling from the shapes if None.
+        split: with a `strip` of one, input tiles of one block of a split contraction; 0 keeps all of the input.
         pivots: runs of 128-row tiles of I that are the identity block of U = [I ; C], the first tile of them for the
             first 128 columns of the rank; u is then C, packed with `interpolative=True`, and I in kernel order.
     Returns: HBM [S, H] of h_t's dtype. Sums are fp32; H·U is rounded once, the output once.
     Raises KernelError if shapes or dtypes do not fit together or nothing fits into SBUF.
     """
-    chain, blocks = planned("down", h_t, [u], [v], strip, pivots=(pivots,))
-    out = nl.ndarray((chain.tokens, chain.outputs), dtype=h_t.dtype, buffer=nl.shared_hbm)
-    rank = chain.ranks[0]
-
-    def one_strip(first: Any, sizes: tuple[int, ...]) -> None:
-        ts: list[Any] = []
-        holders, parts = holding(sizes, chain.token_align)
-        for (start, tokens), part in zip(stages.sub_strips(first, sizes), parts, strict=True):
-            xt = stages.load_columns(h_t, start, tokens, chain.segments)
-            stages.new_holders(ts, part, holders, chain.ranks[0], h_t.dtype)
-            stages.project(u, xt, chain.u_rows, blocks.buffers, ts, part, chain.pivot_tiles[0])
-        stages.expand(v, ts, rank, out, first, chain.column_tile, blocks.buffers)
-
-    stages.for_strips(blocks.groups, one_strip)
+    dtypes = (str(h_t.dtype), str(u.dtype), str(v.dtype))
+    plan = planned(
+        "down", tuple(h_t.shape), (tuple(u.shape),), (tuple(v.shape),), dtypes, strip, False, (pivots,), split
+    )
+    out = nl.ndarray((plan.tokens, plan.outputs), dtype=h_t.dtype, buffer=nl.shared_hbm)
+    if plan.through is not None:
+        through_hbm(out, h_t, u, v, plan.through, None)
+    else:
+        _strips(out, h_t, u, v, plan)
     return out
+
+
+def _strips(out: Any, h_t: Any, u: Any, v: Any, plan: Schedule) -> None:
+    """All strips, one after the other: the plan gives all of SBUF to one."""
+    for part in plan.strips:
+        if part.count == 1:
+            _strip(out, h_t, u, v, part.first, part, plan)
+        else:
+            for i in nl.sequential_range(part.count):
+                _strip(out, h_t, u, v, part.first + i * part.tokens, part, plan)
+
+
+def _strip(out: Any, h_t: Any, u: Any, v: Any, first: Any, strip: Strip, plan: Schedule) -> None:
+    """Rows `first`... of the output: T of the strip, then V once."""
+    ts = []
+    for size in strip.holders:
+        for part in plan.parts[0]:
+            ts.append(nl.ndarray((PARTITIONS, tiles(part.columns) * size), dtype=h_t.dtype, buffer=nl.sbuf))
+    if plan.steps:
+        _sum_blocks(ts, h_t, u, first, strip, plan)
+    else:
+        _keep_columns(ts, h_t, u, first, strip, plan)
+    expand(out, ts, v, first, strip, plan)
+
+
+def _keep_columns(ts: list[Any], h_t: Any, u: Any, first: Any, strip: Strip, plan: Schedule) -> None:
+    """T of every sub-strip, whose Hᵀ is kept while U is read."""
+    for sub in strip.subs:
+        xt = nl.ndarray((PARTITIONS, plan.input_tiles * sub.tokens), dtype=h_t.dtype, buffer=nl.sbuf)
+        load_columns(xt, h_t, first + sub.start, sub.tokens, plan)
+        project(ts, u, xt, sub.pieces, plan, plan.ranks[0], plan.pivots)
+
+
+def _sum_blocks(ts: list[Any], h_t: Any, u: Any, first: Any, strip: Strip, plan: Schedule) -> None:
+    """T of the strip from fp32 sums, past which blocks of Hᵀ and U are streamed, each read once."""
+    rows = h_t.reshape((PARTITIONS, plan.input_tiles * plan.tokens))
+    sums = []
+    for part in plan.parts[0]:
+        sums.append(nl.ndarray((PARTITIONS, tiles(part.columns) * strip.tokens), dtype=nl.float32, buffer=nl.sbuf))
+    for step in plan.steps:
+        if step.count == 1:
+            _add_block(ts, sums, h_t, rows, u, first, 0, step, strip, plan)
+        else:
+            for b in nl.sequential_range(step.count):
+                _add_block(ts, sums, h_t, rows, u, first, b * tiles(step.rows), step, strip, plan)
+
+
+def _add_block(
+    ts: list[Any],
+    sums: list[Any],
+    h_t: Any,
+    rows: Any,
+    u: Any,
+    first: Any,
+    done: Any,
+    step: Step,
+    strip: Strip,
+    plan: Schedule,
+) -> None:
+    """The block `done` tiles after the first of its step."""
+    count = tiles(step.rows)
+    xt = nl.ndarray((PARTITIONS, count * strip.tokens), dtype=h_t.dtype, buffer=nl.sbuf)
+    load_tiles(xt, rows, step.source + done, 0, count, first, strip.tokens, plan.tokens, plan.h_tiles)
+    accumulate(ts, sums, u, xt, rows, step.row + done, first, step, plan.runs[0], strip, plan)
 
 
 down = jit(down_kernel)

@@ -2,12 +2,14 @@
 
 from typing import Any
 
-from nxdi_svd_plugin.kernels import stages
+from nxdi_svd_plugin.hardware import PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.checks import planned
-from nxdi_svd_plugin.kernels.nki import jit, nisa, nl
-from nxdi_svd_plugin.kernels.packing import interleaved
-from nxdi_svd_plugin.kernels.tiling.blocks import stored_rows
-from nxdi_svd_plugin.kernels.tiling.pieces import holding
+from nxdi_svd_plugin.kernels.nki import jit, nl
+from nxdi_svd_plugin.kernels.stages.accumulate import accumulate
+from nxdi_svd_plugin.kernels.stages.expand import expand_swiglu
+from nxdi_svd_plugin.kernels.stages.load import fp32_identity, load_rows_transposed
+from nxdi_svd_plugin.kernels.stages.project import project
+from nxdi_svd_plugin.kernels.tiling.schedule import Schedule, Step, Strip
 from nxdi_svd_plugin.stored.runs import Runs
 
 
@@ -19,6 +21,7 @@ def up_gate_kernel(
     v_up: Any,
     strip: tuple[int, ...] | None = None,
     pivots: tuple[Runs, Runs] = ((), ()),
+    split: int = 0,
 ) -> Any:
     """SwiGLU of two low-rank projections, written transposed, [I, S], as `down` reads it.
 
@@ -26,6 +29,7 @@ def up_gate_kernel(
         x: HBM [S, H], bf16, fp16 or fp32; any S >= 1. It is read, and transposed, once for both projections.
         u_gate, v_gate, u_up, v_up: HBM, `pack(u, v, kernel="up_gate")` of each pair; the two ranks may differ.
         strip: sub-strip token counts of one strip; chosen by kernels/tiling from the shapes if None.
+        split: with a `strip` of one, input tiles of one block of a split contraction; 0 keeps all of the input.
         pivots: of gate and of up: runs of 128-row tiles of I that are the identity block of V = [I | C], the first tile
             of them made by the first 128 columns of the rank; v is then C, packed with `interpolative=True`, and the
             rows of the result are in kernel order (kernels/packing.py).
@@ -33,32 +37,116 @@ def up_gate_kernel(
         X·U is rounded once, the result once.
     Raises KernelError if shapes or dtypes do not fit together or nothing fits into SBUF.
     """
-    chain, blocks = planned("up_gate", x, [u_gate, u_up], [v_gate, v_up], strip, pivots=pivots)
-    out = nl.ndarray((chain.outputs, chain.tokens), dtype=x.dtype, buffer=nl.shared_hbm)
-    identity = stages.fp32_identity(x)
-    bias = nl.zeros((128, 1), dtype=nl.float32, buffer=nl.sbuf)
-
-    def swiglu(block: Any, sums: list[Any]) -> Any:
-        gate, up = sums
-        gated = nisa.activation(op=nl.silu, data=gate, bias=bias[0 : gate.shape[0], 0:1], dtype=nl.float32)
-        return nisa.tensor_tensor(gated, up, op=nl.multiply, dtype=block.dtype)
-
-    def one_strip(first: Any, sizes: tuple[int, ...]) -> None:
-        gates: list[Any] = []
-        ups: list[Any] = []
-        holders, parts = holding(sizes, chain.token_align)
-        for (start, tokens), part in zip(stages.sub_strips(first, sizes), parts, strict=True):
-            xt = stages.load_rows_transposed(x, start, tokens, blocks.buffers, identity)
-            for u, ts, rank in ((u_gate, gates, chain.ranks[0]), (u_up, ups, chain.ranks[1])):
-                stages.new_holders(ts, part, holders, rank, x.dtype)
-                stages.project(u, xt, chain.inputs, blocks.buffers, ts, part)
-        factors = [(v_gate, gates, chain.ranks[0]), (v_up, ups, chain.ranks[1])]
-        interleave, segments = interleaved(chain.outputs), chain.segments
-        rows = stored_rows(chain, blocks.buffers, sizes)
-        stages.expand_transposed(factors, out, first, rows, blocks.buffers.v_tiles, swiglu, interleave, segments)
-
-    stages.for_strips(blocks.groups, one_strip)
+    us, vs = (tuple(u_gate.shape), tuple(u_up.shape)), (tuple(v_gate.shape), tuple(v_up.shape))
+    dtypes = (str(x.dtype), str(u_gate.dtype), str(v_gate.dtype), str(u_up.dtype), str(v_up.dtype))
+    plan = planned("up_gate", tuple(x.shape), us, vs, dtypes, strip, False, pivots, split)
+    out = nl.ndarray((plan.outputs, plan.tokens), dtype=x.dtype, buffer=nl.shared_hbm)
+    identity = fp32_identity(x)
+    bias = nl.zeros((PARTITIONS, 1), dtype=nl.float32, buffer=nl.sbuf)
+    for part in plan.strips:
+        if part.count == 1:
+            _strip(out, x, u_gate, v_gate, u_up, v_up, part.first, part, plan, identity, bias)
+        else:
+            for i in nl.sequential_range(part.count):
+                first = part.first + i * part.tokens
+                _strip(out, x, u_gate, v_gate, u_up, v_up, first, part, plan, identity, bias)
     return out
+
+
+def _strip(
+    out: Any,
+    x: Any,
+    u_gate: Any,
+    v_gate: Any,
+    u_up: Any,
+    v_up: Any,
+    first: Any,
+    strip: Strip,
+    plan: Schedule,
+    identity: Any,
+    bias: Any,
+) -> None:
+    """Columns `first`... of the output: both T of the strip from one Xᵀ, then both V once."""
+    gates = []
+    ups = []
+    for size in strip.holders:
+        for part in plan.parts[0]:
+            gates.append(nl.ndarray((PARTITIONS, tiles(part.columns) * size), dtype=x.dtype, buffer=nl.sbuf))
+        for part in plan.parts[1]:
+            ups.append(nl.ndarray((PARTITIONS, tiles(part.columns) * size), dtype=x.dtype, buffer=nl.sbuf))
+    if plan.steps:
+        _sum_blocks(gates, ups, x, u_gate, u_up, first, strip, plan, identity)
+    else:
+        _keep_rows(gates, ups, x, u_gate, u_up, first, strip, plan, identity)
+    expand_swiglu(out, gates, ups, v_gate, v_up, bias, first, strip, plan)
+
+
+def _keep_rows(
+    gates: list[Any],
+    ups: list[Any],
+    x: Any,
+    u_gate: Any,
+    u_up: Any,
+    first: Any,
+    strip: Strip,
+    plan: Schedule,
+    identity: Any,
+) -> None:
+    """Both T of every sub-strip, whose Xᵀ is kept while both U are read."""
+    for sub in strip.subs:
+        xt = nl.ndarray((PARTITIONS, plan.input_tiles * sub.tokens), dtype=x.dtype, buffer=nl.sbuf)
+        load_rows_transposed(xt, x, first + sub.start, sub.tokens, 0, plan.inputs, plan.x_columns, identity)
+        project(gates, u_gate, xt, sub.pieces, plan, plan.ranks[0])
+        project(ups, u_up, xt, sub.pieces, plan, plan.ranks[1])
+
+
+def _sum_blocks(
+    gates: list[Any],
+    ups: list[Any],
+    x: Any,
+    u_gate: Any,
+    u_up: Any,
+    first: Any,
+    strip: Strip,
+    plan: Schedule,
+    identity: Any,
+) -> None:
+    """Both T of the strip from fp32 sums, past which blocks of Xᵀ and of both U are streamed, each read once."""
+    gate_sums = []
+    up_sums = []
+    for part in plan.parts[0]:
+        gate_sums.append(nl.ndarray((PARTITIONS, tiles(part.columns) * strip.tokens), dtype=nl.float32, buffer=nl.sbuf))
+    for part in plan.parts[1]:
+        up_sums.append(nl.ndarray((PARTITIONS, tiles(part.columns) * strip.tokens), dtype=nl.float32, buffer=nl.sbuf))
+    for step in plan.steps:
+        if step.count == 1:
+            _add_block(gates, ups, gate_sums, up_sums, x, u_gate, u_up, first, step.row, step, strip, plan, identity)
+        else:
+            for b in nl.sequential_range(step.count):
+                row = step.row + b * tiles(step.rows)
+                _add_block(gates, ups, gate_sums, up_sums, x, u_gate, u_up, first, row, step, strip, plan, identity)
+
+
+def _add_block(
+    gates: list[Any],
+    ups: list[Any],
+    gate_sums: list[Any],
+    up_sums: list[Any],
+    x: Any,
+    u_gate: Any,
+    u_up: Any,
+    first: Any,
+    row: Any,
+    step: Step,
+    strip: Strip,
+    plan: Schedule,
+    identity: Any,
+) -> None:
+    """The block of input tiles `row`..."""
+    xt = nl.ndarray((PARTITIONS, tiles(step.rows) * strip.tokens), dtype=x.dtype, buffer=nl.sbuf)
+    load_rows_transposed(xt, x, first, strip.tokens, row * PARTITIONS, step.rows, plan.x_columns, identity)
+    accumulate(gates, gate_sums, u_gate, xt, None, row, first, step, plan.runs[0], strip, plan)
+    accumulate(ups, up_sums, u_up, xt, None, row, first, step, plan.runs[1], strip, plan)
 
 
 up_gate = jit(up_gate_kernel)

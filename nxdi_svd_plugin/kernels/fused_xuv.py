@@ -2,14 +2,20 @@
 
 from typing import Any
 
-from nxdi_svd_plugin.kernels import stages
+from nxdi_svd_plugin.hardware import PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.checks import planned
 from nxdi_svd_plugin.kernels.nki import jit, nl
-from nxdi_svd_plugin.kernels.tiling.blocks import stored_rows
-from nxdi_svd_plugin.kernels.tiling.pieces import holding
+from nxdi_svd_plugin.kernels.stages.accumulate import accumulate
+from nxdi_svd_plugin.kernels.stages.expand import expand, expand_transposed
+from nxdi_svd_plugin.kernels.stages.load import fp32_identity, load_rows_transposed
+from nxdi_svd_plugin.kernels.stages.project import project
+from nxdi_svd_plugin.kernels.stages.through import through_hbm
+from nxdi_svd_plugin.kernels.tiling.schedule import Schedule, Step, Strip
 
 
-def xuv_kernel(x: Any, u: Any, v: Any, transposed_output: bool = False, strip: tuple[int, ...] | None = None) -> Any:
+def xuv_kernel(
+    x: Any, u: Any, v: Any, transposed_output: bool = False, strip: tuple[int, ...] | None = None, split: int = 0
+) -> Any:
     """X·U·V as [S, outputs], or transposed as [outputs, S].
 
     Args:
@@ -17,36 +23,97 @@ def xuv_kernel(x: Any, u: Any, v: Any, transposed_output: bool = False, strip: t
         u, v: HBM, `pack(u, v, kernel="xuv")` of u [inputs, R] and v [R, outputs]; same dtype as x.
         transposed_output: write [outputs, S].
         strip: sub-strip token counts of one strip; chosen by kernels/tiling from the shapes if None.
+        split: with a `strip` of one, input tiles of one block of a split contraction; 0 keeps all of the input.
     Returns: HBM tensor of x's dtype. Sums are fp32; X·U is rounded to x's dtype once, the output once.
     Raises KernelError if shapes or dtypes do not fit together or nothing fits into SBUF.
-
-    For each strip: for each sub-strip: Xᵀ by tensor-engine transposes, T = Uᵀ·Xᵀ; then V once over the whole strip.
     """
-    chain, blocks = planned("xuv", x, [u], [v], strip, transposed_output)
-    shape = (chain.outputs, chain.tokens) if transposed_output else (chain.tokens, chain.outputs)
+    dtypes = (str(x.dtype), str(u.dtype), str(v.dtype))
+    plan = planned(
+        "xuv", tuple(x.shape), (tuple(u.shape),), (tuple(v.shape),), dtypes, strip, transposed_output, (), split
+    )
+    shape = (plan.outputs, plan.tokens) if transposed_output else (plan.tokens, plan.outputs)
     out = nl.ndarray(shape, dtype=x.dtype, buffer=nl.shared_hbm)
-    identity = stages.fp32_identity(x)
-
-    def one_strip(first: Any, sizes: tuple[int, ...]) -> None:
-        ts: list[Any] = []
-        holders, parts = holding(sizes, chain.token_align)
-        for (start, tokens), part in zip(stages.sub_strips(first, sizes), parts, strict=True):
-            xt = stages.load_rows_transposed(x, start, tokens, blocks.buffers, identity)
-            stages.new_holders(ts, part, holders, chain.ranks[0], x.dtype)
-            stages.project(u, xt, chain.inputs, blocks.buffers, ts, part)
-        if transposed_output:
-            factors = [(v, ts, chain.ranks[0])]
-            rows = stored_rows(chain, blocks.buffers, sizes)
-            stages.expand_transposed(factors, out, first, rows, blocks.buffers.v_tiles, _evict, False, chain.segments)
-        else:
-            stages.expand(v, ts, chain.ranks[0], out, first, 128, blocks.buffers)
-
-    stages.for_strips(blocks.groups, one_strip)
+    identity = fp32_identity(x)
+    if plan.through is not None:
+        through_hbm(out, x, u, v, plan.through, identity)
+    else:
+        _strips(out, x, u, v, plan, transposed_output, identity)
     return out
 
 
-def _evict(block: Any, sums: list[Any]) -> Any:
-    return stages.copy_on_scalar(sums[0], block.dtype)
+def _strips(out: Any, x: Any, u: Any, v: Any, plan: Schedule, transposed_output: bool, identity: Any) -> None:
+    """All strips, one after the other: the plan gives all of SBUF to one."""
+    for part in plan.strips:
+        if part.count == 1:
+            _strip(out, x, u, v, part.first, part, plan, transposed_output, identity)
+        else:
+            for i in nl.sequential_range(part.count):
+                _strip(out, x, u, v, part.first + i * part.tokens, part, plan, transposed_output, identity)
+
+
+def _strip(
+    out: Any,
+    x: Any,
+    u: Any,
+    v: Any,
+    first: Any,
+    strip: Strip,
+    plan: Schedule,
+    transposed_output: bool,
+    identity: Any,
+) -> None:
+    """The tokens `first`... of one strip: T of the strip, then V once."""
+    ts = []
+    for size in strip.holders:
+        for part in plan.parts[0]:
+            ts.append(nl.ndarray((PARTITIONS, tiles(part.columns) * size), dtype=x.dtype, buffer=nl.sbuf))
+    if plan.steps:
+        _sum_blocks(ts, x, u, first, strip, plan, identity)
+    else:
+        _keep_rows(ts, x, u, first, strip, plan, identity)
+    if transposed_output:
+        expand_transposed(out, ts, v, first, strip, plan)
+    else:
+        expand(out, ts, v, first, strip, plan)
+
+
+def _keep_rows(ts: list[Any], x: Any, u: Any, first: Any, strip: Strip, plan: Schedule, identity: Any) -> None:
+    """T of every sub-strip, whose Xᵀ is kept while U is read."""
+    for sub in strip.subs:
+        xt = nl.ndarray((PARTITIONS, plan.input_tiles * sub.tokens), dtype=x.dtype, buffer=nl.sbuf)
+        load_rows_transposed(xt, x, first + sub.start, sub.tokens, 0, plan.inputs, plan.x_columns, identity)
+        project(ts, u, xt, sub.pieces, plan, plan.ranks[0])
+
+
+def _sum_blocks(ts: list[Any], x: Any, u: Any, first: Any, strip: Strip, plan: Schedule, identity: Any) -> None:
+    """T of the strip from fp32 sums, past which blocks of Xᵀ and U are streamed, each read once."""
+    sums = []
+    for part in plan.parts[0]:
+        sums.append(nl.ndarray((PARTITIONS, tiles(part.columns) * strip.tokens), dtype=nl.float32, buffer=nl.sbuf))
+    for step in plan.steps:
+        if step.count == 1:
+            _add_block(ts, sums, x, u, first, step.row, step, strip, plan, identity)
+        else:
+            for b in nl.sequential_range(step.count):
+                _add_block(ts, sums, x, u, first, step.row + b * tiles(step.rows), step, strip, plan, identity)
+
+
+def _add_block(
+    ts: list[Any],
+    sums: list[Any],
+    x: Any,
+    u: Any,
+    first: Any,
+    row: Any,
+    step: Step,
+    strip: Strip,
+    plan: Schedule,
+    identity: Any,
+) -> None:
+    """The block of input tiles `row`..."""
+    xt = nl.ndarray((PARTITIONS, tiles(step.rows) * strip.tokens), dtype=x.dtype, buffer=nl.sbuf)
+    load_rows_transposed(xt, x, first, strip.tokens, row * PARTITIONS, step.rows, plan.x_columns, identity)
+    accumulate(ts, sums, u, xt, None, row, first, step, plan.runs[0], strip, plan)
 
 
 xuv = jit(xuv_kernel)

@@ -35,6 +35,20 @@ def down(h_t: Array, u: Array, v: Array, dtype: Any = None) -> Array:
     return xuv(h_t.T, u, v, dtype=dtype)
 
 
+def mlp(
+    x: Array,
+    u_gate: Array,
+    v_gate: Array,
+    u_up: Array,
+    v_up: Array,
+    u_down: Array,
+    v_down: Array,
+    dtype: Any = None,
+) -> Array:
+    """The whole MLP, [S, H]: `down` of `up_gate`."""
+    return down(up_gate(x, u_gate, v_gate, u_up, v_up, dtype=dtype), u_down, v_down, dtype=dtype)
+
+
 def _round(x: Array, dtype: Any) -> Array:
     rounded: Array = x if dtype is None else x.astype(dtype)
     return rounded

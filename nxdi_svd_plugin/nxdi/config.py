@@ -16,6 +16,7 @@ from nxdi_svd_plugin.errors import NxdiError, SvdError
 from nxdi_svd_plugin.nxdi import refusals
 from nxdi_svd_plugin.nxdi.mlp_impl import DENSE, check_mlp_impl
 from nxdi_svd_plugin.stored.cells import core_runs
+from nxdi_svd_plugin.stored.cores import sharing
 from nxdi_svd_plugin.stored.layers import Layers, groups_of, parse_layers
 
 
@@ -67,8 +68,8 @@ def check_config(config: Any) -> None:
     """Check `mlp_impl` against the checkpoint's config and every other option; `config` is an InferenceConfig.
 
     Raises:
-        NxdiError: mlp_impl without factors, factors without mlp_impl, an incompatible option, several groups, or a
-            tp_degree that the heads or the pivots do not divide by.
+        NxdiError: mlp_impl without factors, factors without mlp_impl, an incompatible option, or a tp_degree that the
+            heads, the groups or the pivots do not go evenly with.
         CheckpointError: the checkpoint's svd_config cannot be read.
     """
     neuron_config = config.neuron_config
@@ -93,7 +94,7 @@ def check_config(config: Any) -> None:
         )
     refusals.check(config, mlp_impl)
     _check_heads(config, mlp_impl)
-    _check_pivots(stored_layers(config) or {}, neuron_config.tp_degree)
+    _check_cores(stored_layers(config) or {}, neuron_config.tp_degree)
 
 
 def _check_heads(config: Any, mlp_impl: str) -> None:
@@ -106,10 +107,15 @@ def _check_heads(config: Any, mlp_impl: str) -> None:
         )
 
 
-def _check_pivots(layers: Layers, degree: int) -> None:
+def _check_cores(layers: Layers, degree: int) -> None:
+    """Groups, and the pivots of each, go evenly on the cores."""
+    try:
+        sharing(groups_of(layers), degree)
+    except SvdError as error:
+        raise NxdiError(f"tp_degree={degree}: {error}") from error
     for index, mlp in layers.items():
         try:
-            core_runs(mlp, degree)
+            core_runs(mlp, sharing(mlp.groups, degree).cores)
         except SvdError as error:
             raise NxdiError(f"tp_degree={degree}: layer {index}: {error}") from error
 
@@ -119,14 +125,7 @@ def stored_layers(config: Any) -> Layers | None:
 
     Raises:
         CheckpointError: svd_config cannot be read.
-        NxdiError: it has several groups.
     """
     if getattr(config.neuron_config, "mlp_impl", DENSE) == DENSE:
         return None
-    layers = parse_layers(config.svd_config, config.num_hidden_layers, config.intermediate_size)
-    if (groups := groups_of(layers)) != 1:
-        raise NxdiError(
-            f"the checkpoint's MLPs are factored in {groups} groups, and this version serves one; compress the dense "
-            "model again with one group"
-        )
-    return layers
+    return parse_layers(config.svd_config, config.num_hidden_layers, config.intermediate_size)

@@ -27,13 +27,15 @@ Call = Callable[..., torch.Tensor]
 
 
 class Calls(NamedTuple):
-    """The two kernels as functions of tensors: up_gate(x, u_gate, v_gate, u_up, v_up) and down(h_t, u, v).
+    """The kernels as functions of tensors: up_gate(x, u_gate, v_gate, u_up, v_up), down(h_t, u, v) and, for few tokens,
+    mlp(x, u_gate, v_gate, u_up, v_up, u_down, v_down), whose factors may be lists with a tensor a group.
 
-    Both take `pivots=` of interpolative factors.
+    All take `pivots=` of interpolative factors.
     """
 
     up_gate: Call
     down: Call
+    mlp: Call
 
 
 def runs_kernels(x: torch.Tensor) -> bool:
@@ -83,14 +85,12 @@ def announce(reason: str) -> None:
 
 @functools.lru_cache(maxsize=1)
 def kernel_calls() -> Calls:
-    """The kernels compiled into the traced graph (`neuronxcc.nki.jit`, mode "torchxla"); built at the first use.
+    """The kernels compiled into the traced graph (`neuronxcc.nki.jit`); built at the first use.
 
     Each graph traces them with its own token count, so prefill and token generation get their own block plans.
     """
-    from nxdi_svd_plugin.kernels import down_kernel, up_gate_kernel
+    from nxdi_svd_plugin.kernels import down_kernel, mlp_kernel, up_gate_kernel
     from nxdi_svd_plugin.kernels.nki import nki
 
     target = get_platform_target()
-    return Calls(
-        *(nki.jit(kernel, mode="torchxla", platform_target=target) for kernel in (up_gate_kernel, down_kernel))
-    )
+    return Calls(*(nki.jit(kernel, platform_target=target) for kernel in (up_gate_kernel, down_kernel, mlp_kernel)))

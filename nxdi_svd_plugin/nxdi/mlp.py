@@ -18,13 +18,14 @@ from neuronx_distributed_inference.utils.distributed import get_tp_group
 from nxdi_svd_plugin.errors import NxdiError
 from nxdi_svd_plugin.hardware import PARTITIONS
 from nxdi_svd_plugin.kernels.packing import from_kernel_order, to_kernel_order
+from nxdi_svd_plugin.kernels.tiling.decode import fits, mlp_chains
 from nxdi_svd_plugin.nxdi import device
-from nxdi_svd_plugin.nxdi.low_rank import LowRankFactors
+from nxdi_svd_plugin.nxdi.low_rank import LowRankFactors, in_kernel_order, joined
 from nxdi_svd_plugin.nxdi.mlp_impl import FUSED
-from nxdi_svd_plugin.stored.cells import core_runs
+from nxdi_svd_plugin.stored.cores import neurons_of, share_of, sharing
 from nxdi_svd_plugin.stored.kernel_fit import KernelFit, kernel_fit
 from nxdi_svd_plugin.stored.layers import Mlp
-from nxdi_svd_plugin.stored.projection import READS, Dense, Side
+from nxdi_svd_plugin.stored.projection import PROJECTIONS, READS, Dense, Side
 
 SEQUENCE_DIM = 1
 logger = logging.getLogger(__name__)
@@ -35,8 +36,8 @@ def announce_misfit() -> None:
     """Log once that `mlp_impl="svd_fused"` has no kernel for pivots like these."""
     logger.warning(
         "mlp_impl='svd_fused' runs interpolative projections as PyTorch ops, not as NKI kernels: on each rank their "
-        "pivots are not whole tiles of %d neurons, which the kernels need. Compress with a block of %d x tp_degree or "
-        "with --form pair for the kernels",
+        "pivots are not whole tiles of %d neurons, which the kernels need. Compress for this tp_degree (--tp-degree) "
+        "with a block of %d, or with --form pair, for the kernels",
         *(PARTITIONS, PARTITIONS),
     )
 
@@ -51,14 +52,11 @@ def log_fit(index: int, fit: KernelFit) -> None:
 
 
 def bridge(hidden_t: torch.Tensor, fit: KernelFit) -> torch.Tensor:
-    """Hidden rows [w, S] from the order of the half that wrote them to the order of the half that reads them.
-
-    Only a kernel with pivots has them in kernel order, every other half in the plain one.
-    """
-    written, read = bool(fit.pivots.get("gate_proj")), bool(fit.pivots.get("down_proj"))
-    if written == read:
+    """Hidden rows [w, S] of a group in kernel order, for the one half of the MLP that a kernel runs and the other that
+    has them in the plain order."""
+    if fit.up_gate == fit.down:
         return hidden_t
-    bridged: torch.Tensor = from_kernel_order(hidden_t) if written else to_kernel_order(hidden_t)
+    bridged: torch.Tensor = from_kernel_order(hidden_t) if fit.up_gate else to_kernel_order(hidden_t)
     return bridged
 
 
@@ -75,36 +73,38 @@ class SvdMLP(torch.nn.Module):
         super().__init__()
         neuron_config = config.neuron_config
         self.index, self.stored = index, stored
+        self.groups = sharing(stored.groups, neuron_config.tp_degree).groups
         self.group = get_tp_group(config)
         self.sequence_parallel = neuron_config.sequence_parallel_enabled
         self.reduce_dtype = neuron_config.rpl_reduce_dtype or neuron_config.torch_dtype
         fused = neuron_config.mlp_impl == FUSED
         self.fit = kernel_fit(stored, neuron_config.tp_degree) if fused else KernelFit({}, {})
         log_fit(index, self.fit)
+        self.in_kernel_order = in_kernel_order(stored, neuron_config.tp_degree)
+        self.share = share_of(stored, neuron_config.tp_degree)
         self.gate_proj = self._projection("gate_proj", config)
         self.up_proj = self._projection("up_proj", config)
         self.down_proj = self._projection("down_proj", config)
 
     def _projection(self, name: str, config: Any) -> torch.nn.Module:
-        projection, reads = self.stored[name], READS[name]
-        if isinstance(projection, Dense):
-            return self._dense(reads, config)
-        degree = config.neuron_config.tp_degree
+        if isinstance(self.stored[name], Dense):
+            return self._dense(READS[name], config)
+        neuron_config = config.neuron_config
         return LowRankFactors(
-            projection,
-            reads,
+            self.stored,
+            name,
             config.hidden_size,
-            self.stored.width,
-            core_runs(self.stored, degree)[name],
-            tp_degree=degree,
-            dtype=config.neuron_config.torch_dtype,
+            tp_degree=neuron_config.tp_degree,
+            dtype=neuron_config.torch_dtype,
             kernel=name in self.fit.pivots,
         )
 
     def _dense(self, reads: Side, config: Any) -> torch.nn.Module:
-        """NxDI's own layer."""
-        sizes, dtype = reads.dims(config.hidden_size, self.stored.width), config.neuron_config.torch_dtype
-        common = {"bias": False, "dtype": dtype, "pad": True, "tensor_model_parallel_group": self.group}
+        """NxDI's own layer, as wide as all ranks with their padding (state_dict.share_out)."""
+        neuron_config = config.neuron_config
+        width = neurons_of(self.stored, neuron_config.tp_degree) * neuron_config.tp_degree
+        sizes, dtype = reads.dims(config.hidden_size, width), neuron_config.torch_dtype
+        common = {"bias": False, "dtype": dtype, "tensor_model_parallel_group": self.group}
         if reads is Side.HIDDEN:
             up: torch.nn.Module = ColumnParallelLinear(*sizes, gather_output=False, **common)
             return up
@@ -142,24 +142,54 @@ class SvdMLP(torch.nn.Module):
         return hidden
 
     def _kernels(self, x: torch.Tensor) -> torch.Tensor:
-        """The MLP of tokens x [S, H]; the two kernels meet in the transposed hidden tensor [I, S].
+        """The MLP of tokens x [S, H]: `mlp` for few of them, else two kernels, which meet in the transposed hidden
+        tensor [I, S] of a group."""
+        if self._in_one_call(x):
+            return self._mlp(x)
+        if self.fit.up_gate:
+            hidden = [self._up_gate(x, group) for group in range(self.groups)]
+        else:
+            hidden = [part.t().contiguous() for part in self._hidden(x).chunk(self.groups, -1)]
+        if self.in_kernel_order:
+            hidden = [bridge(hidden_t, self.fit) for hidden_t in hidden]
+        if self.fit.down:
+            return functools.reduce(torch.add, [self._down(part, group) for group, part in enumerate(hidden)])
+        y: torch.Tensor = self.down_proj(joined([hidden_t.t() for hidden_t in hidden]))
+        return y
 
-        Parameters go in untouched, so that NxDI's weight layout optimisation leaves them alone.
-        """
-        calls, pivots = device.kernel_calls(), self.fit.pivots
+    def _in_one_call(self, x: torch.Tensor) -> bool:
+        """Whether `mlp` takes these tokens."""
+        if not (self.fit.up_gate and self.fit.down):
+            return False
+        tokens, hidden = x.shape
+        ranks = tuple(projection.rank for projection in self._low_rank())
+        pivots = tuple(self.fit.pivots[name] for name in PROJECTIONS)
+        return fits(*mlp_chains(tokens, hidden, self.share, ranks, x.element_size(), pivots), self.groups)
+
+    def _low_rank(self) -> tuple[Any, Any, Any]:
+        """Gate, up and down, where all are LowRankFactors."""
+        return self.gate_proj, self.up_proj, self.down_proj
+
+    def _mlp(self, x: torch.Tensor) -> torch.Tensor:
+        """All groups at once; of several, each factor is a list."""
+        projections = self._low_rank()
+        groups = [[factor for each in projections for factor in each.factors(group)] for group in range(self.groups)]
+        factors = groups[0] if self.groups == 1 else list(map(list, zip(*groups, strict=True)))
+        pivots = tuple(self.fit.pivots[name] for name in PROJECTIONS)
+        return device.kernel_calls().mlp(x, *factors, pivots=pivots)
+
+    def _up_gate(self, x: torch.Tensor, group: int) -> torch.Tensor:
+        """The hidden tensor of a group. Parameters go into the kernels untouched: the layout is theirs, and a slice
+        would be a copy."""
         gate: Any = self.gate_proj
         up: Any = self.up_proj
+        runs = self.fit.pivots["gate_proj"], self.fit.pivots["up_proj"]
+        return device.kernel_calls().up_gate(x, *gate.factors(group), *up.factors(group), pivots=runs)
+
+    def _down(self, hidden_t: torch.Tensor, group: int) -> torch.Tensor:
+        """What one group adds to the output."""
         down: Any = self.down_proj
-        if self.fit.up_gate:
-            runs = pivots["gate_proj"], pivots["up_proj"]
-            hidden_t = calls.up_gate(x, *gate.factors(), *up.factors(), pivots=runs)
-        else:
-            hidden_t = self._hidden(x).t().contiguous()
-        hidden_t = bridge(hidden_t, self.fit)
-        if not self.fit.down:
-            y: torch.Tensor = down(hidden_t.t())
-            return y
-        return calls.down(hidden_t, *down.factors(), pivots=pivots["down_proj"])
+        return device.kernel_calls().down(hidden_t, *down.factors(group), pivots=self.fit.pivots["down_proj"])
 
     def _reduce(self, y: torch.Tensor) -> torch.Tensor:
         """Sum the ranks' partial outputs in `rpl_reduce_dtype`, as NxDI's row-parallel layer does."""

@@ -6,6 +6,7 @@ classes are the stock ones.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Iterator
@@ -21,7 +22,9 @@ from nxdi_svd_plugin.nxdi import guard
 from nxdi_svd_plugin.nxdi.config import SvdLlamaInferenceConfig, SvdQwen3InferenceConfig, check_config, stored_layers
 from nxdi_svd_plugin.nxdi.mlp import SvdMLP
 from nxdi_svd_plugin.nxdi.state_dict import check_mlp_tensors, share_out
-from nxdi_svd_plugin.stored.layers import Layers
+from nxdi_svd_plugin.nxdi.weight_layout import spare_kernel_weights
+from nxdi_svd_plugin.stored.cores import repeated, sharing
+from nxdi_svd_plugin.stored.layers import Layers, groups_of
 
 logger = logging.getLogger(__name__)
 guard.install()
@@ -49,6 +52,26 @@ def replace_mlps(model: Any, layers: Layers, config: Any) -> None:
             raise NxdiError(f"decoder layer {index} ({type(layer).__name__}) has no attribute 'mlp' to replace")
         layer.mlp = SvdMLP(config, layers[index], index)
     logger.info("mlp_impl=%r in %d decoder layers", config.neuron_config.mlp_impl, len(layers))
+    announce_repeated(layers, config)
+
+
+def announce_repeated(layers: Layers, config: Any) -> None:
+    """Log once what it costs that several ranks share a group, where they do."""
+    neuron_config = config.neuron_config
+    groups, degree = groups_of(layers), neuron_config.tp_degree
+    if numbers := repeated(layers, config.hidden_size, degree):
+        cores = sharing(groups, degree).cores
+        announce(
+            f"tp_degree={degree} on MLPs in {groups} group{'s' * (groups > 1)}: the hidden-side factors of a group are "
+            f"whole on {cores} cores, {numbers * neuron_config.torch_dtype.itemsize} bytes per core beyond its share; "
+            f"compress with --tp-degree {degree} to split them"
+        )
+
+
+@functools.cache
+def announce(message: str) -> None:
+    """Log once; every submodel is built."""
+    logger.warning(message)
 
 
 class StoredMlps:
@@ -87,7 +110,7 @@ def load_compressed(model_path: str, **kwargs: Any) -> Any:
 
 
 def prepare_checkpoint(state_dict: dict[str, Any], config: Any) -> None:
-    """Check the MLP tensors against `mlp_impl`, and share layers with pivots out over the ranks."""
+    """Check the MLP tensors against `mlp_impl`, and share groups out that are on several ranks."""
     layers = stored_layers(config)
     if layers is None:
         guard.refuse_factors(state_dict, "mlp_impl is 'dense' and the config was not made from this directory")
@@ -105,6 +128,12 @@ class ServesStoredMlps:
 
     reads_factors = True  # see guard.py
     _config_cls: type[Any]
+
+    def get_builder(self, debug: bool = False) -> Any:
+        """NxDI's builder, which compiles the model; the kernels' weights keep their layout."""
+        config: Any = self.config  # type: ignore[attr-defined]
+        spare_kernel_weights(config.neuron_config, stored_layers(config))
+        return super().get_builder(debug)  # type: ignore[misc]
 
     @classmethod
     def load_hf_model(cls, model_path: str, **kwargs: Any) -> Any:

@@ -3,7 +3,7 @@
 import linecache
 import os
 import sys
-from types import FrameType
+from types import CodeType, FrameType
 from typing import NoReturn
 
 from nxdi_svd_plugin.errors import SimulatorError
@@ -15,10 +15,15 @@ class UnsupportedApiError(SimulatorError, AttributeError):
     """A name of `neuronxcc.nki` that the simulator does not have; also an AttributeError, so that `hasattr` works."""
 
 
+def own_code(code: CodeType) -> bool:
+    """Whether this is code of the simulator."""
+    return code.co_filename.startswith(_OWN)
+
+
 def kernel_frame() -> FrameType:
     """The innermost frame outside the simulator."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OWN):
+    while frame.f_back is not None and own_code(frame.f_code):
         frame = frame.f_back
     return frame
 

@@ -2,7 +2,7 @@
 
 A neuron is a pivot of gate or not, of up or not, of down or not. Laid out in the Gray-code order of CELLS, the pivots
 of gate and of up are one run each and those of down two, so a model slices and concatenates but never gathers. Cores
-that share a slice take the same share of every cell, so their pivots lie in the same places.
+that share a slice (stored/cores.py) take the same share of every cell, so their pivots lie in the same places.
 """
 
 from __future__ import annotations
@@ -61,17 +61,19 @@ def runs_of(sizes: Sequence[int]) -> tuple[Runs, Runs, Runs]:
 
 
 def core_runs(mlp: Mlp, cores: int) -> dict[str, Runs]:
-    """Where the pivots lie inside one of the cores that share a slice, by projection.
+    """Where the pivots lie inside one of the cores that share a slice, by projection; a core alone has the whole slice.
 
     Raises:
         SvdError: a cell of the pivots does not divide by `cores`.
     """
+    if cores == 1:
+        return dict(zip(PROJECTIONS, pivot_runs(mlp), strict=True))
     part = mlp.width // mlp.groups
     sizes = cell_sizes(pivot_runs(mlp), part)
     odd = [size for size in sizes if size % cores]
     if odd and any(pivot_runs(mlp)):
         raise SvdError(
             f"{part} intermediate neurons have pivot cells of {odd} neurons, which do not divide over {cores} cores. "
-            "Use a tensor-parallel degree that divides the block of the recipe, or compress with a larger block"
+            "Compress for this tensor-parallel degree (--tp-degree), or use one that divides the block of the recipe"
         )
     return dict(zip(PROJECTIONS, runs_of([size // cores for size in sizes]), strict=True))

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from nxdi_svd_plugin.errors import SvdError
 from nxdi_svd_plugin.hardware import PARTITIONS
 from nxdi_svd_plugin.stored.cells import core_runs
-from nxdi_svd_plugin.stored.layers import Mlp
+from nxdi_svd_plugin.stored.cores import fits, share_of, sharing
+from nxdi_svd_plugin.stored.layers import Mlp, groups_of
 from nxdi_svd_plugin.stored.projection import PROJECTIONS, Dense, LowRank, Projection
 from nxdi_svd_plugin.stored.runs import Runs
 
@@ -18,9 +19,10 @@ DEGREES = (1, 2, 4, 8)
 
 @dataclass(frozen=True)
 class KernelFit:
-    """What the kernels do in one layer on one core.
+    """What the kernels do in one layer on one core, the same for each group that the core has.
 
-    pivots: of every projection that a kernel takes, in tiles of 128 neurons of the core's share; () for a pair.
+    pivots: of every projection that a kernel takes, in tiles of 128 neurons of the core's share of a group; () for a
+        pair.
     refused: projection -> why no kernel takes it.
     misfit: those of `refused` that another block or degree would bring to the kernels: their pivots do not fit.
     """
@@ -50,8 +52,11 @@ class KernelFit:
 def kernel_fit(mlp: Mlp, tp: int) -> KernelFit:
     """The kernels of a layer at tensor-parallel degree `tp`.
 
-    Pivots go in whole tiles of 128 neurons on every core; `up_gate` takes gate and up in one form. Where the pivots lie
-    does not matter, so a plan whose pivots are not chosen yet gets the same answer.
+    Pivots go in whole tiles of 128 neurons on every core; `up_gate` takes gate and up in one form. Where whole blocks
+    lie does not matter, so a plan whose pivots are not chosen yet gets the same answer.
+
+    Raises:
+        SvdError: the groups do not go evenly on `tp` cores.
     """
     runs = _tiles(mlp, tp)
     refused = {name: reason for name, p in mlp.items() if (reason := _refusal(p, runs[name], tp))}
@@ -62,11 +67,11 @@ def kernel_fit(mlp: Mlp, tp: int) -> KernelFit:
 
 def _tiles(mlp: Mlp, tp: int) -> dict[str, Runs | None]:
     """The pivots inside one core in tiles; None where they, or the core's share of the neurons, are not whole tiles."""
+    share, cores = share_of(mlp, tp), sharing(mlp.groups, tp).cores
     try:
-        found = core_runs(mlp, tp)
+        found = core_runs(mlp, cores)
     except SvdError:  # the pivots do not even divide over the cores
         return {name: () if not isinstance(p, LowRank) or not p.pivots else None for name, p in mlp.items()}
-    share = -(-mlp.width // tp)
     return {name: _in_tiles(runs, share) for name, runs in found.items()}
 
 
@@ -81,12 +86,10 @@ def _in_tiles(runs: Runs, share: int) -> Runs | None:
 def _refusal(projection: Projection, runs: Runs | None, tp: int) -> str:
     if isinstance(projection, Dense):
         return "it is dense"
-    if projection.groups != 1:
-        return f"it has {projection.groups} groups, the kernels take one"
     if runs is None:
         return (
             f"at tp {tp} the pivots are not whole tiles of {PARTITIONS} neurons on every core; compress with "
-            f"--block {PARTITIONS * tp} or --form pair"
+            f"--tp-degree {tp} --block {PARTITIONS} or --form pair"
         )
     return ""
 
@@ -102,5 +105,6 @@ def _together(mlp: Mlp, refused: Mapping[str, str]) -> dict[str, str]:
 
 
 def kernel_degrees(layers: Mapping[int, Mlp]) -> list[int]:
-    """The degrees of DEGREES at which no pivots keep a projection of the model from the kernels."""
-    return [tp for tp in DEGREES if not any(kernel_fit(mlp, tp).misfit for mlp in layers.values())]
+    """The degrees of DEGREES that the groups go on evenly and at which no pivots keep a projection from the kernels."""
+    even = [tp for tp in DEGREES if fits(groups_of(layers), tp)]
+    return [tp for tp in even if not any(kernel_fit(mlp, tp).misfit for mlp in layers.values())]

@@ -24,17 +24,30 @@ def test_the_kernel_plan_of_a_model(tiny_llama, capsys):
         "2",
         "--tokens",
         "1",
-        "64",
+        "640",
         "--form",
         "pair",
     ]
     assert main([*command, "--json"]) == 0
     kernels = json.loads(capsys.readouterr().out)["kernels"]
-    assert [plan["tokens"] for plan in kernels] == [1, 64]
-    assert kernels[0]["up_gate"]["strips"] == [[1, [1]]]
-    assert kernels[0]["down"]["bound"] == "dma"
+    assert [plan["tokens"] for plan in kernels] == [1, 640]
+    assert kernels[0]["mlp"]["strips"] == [[1, [1]]] and kernels[0]["mlp"]["bound"] == "dma"
+    for plan, names in zip(kernels, (["mlp"], ["up_gate", "down"]), strict=True):
+        for kernel in names:
+            counts = plan[kernel]["counts"]
+            assert 0 < counts["transfers"] < counts["descriptors"] and counts["instructions"] > counts["transfers"]
     assert main(command) == 0
-    assert "no device run" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "no device run" in text and f"{counts['descriptors']} descriptors of {counts['transfers']} transfers" in text
+    assert "to trace" in text and "assumes 2 copies" in text
+
+
+def test_without_the_simulator_the_counts_are_left_out(monkeypatch):
+    layers = {0: Mlp(256, *[LowRank(40)] * 3)}
+    monkeypatch.setattr("nxdi_svd_plugin.versions.installed", lambda name: None)
+    [plan] = kernel_plans(64, layers, 2, [1], "source")
+    assert "counts" not in plan["mlp"]
+    assert 'not counted: pip install "nxdi-svd-plugin[simulator]"' in kernel_text([plan])
 
 
 def test_a_degree_that_does_not_divide_is_an_error(tiny_llama, capsys):
@@ -60,10 +73,12 @@ def test_interpolative_factors_read_their_own_bytes(tmp_path, capsys):
     """H 512, I 1536, r 384: u [H, r] and c [r, I - r] twice, then c [I - r, r] and v [r, H], and the activations."""
     model = save_dense(tmp_path / "dense", "llama", hidden_size=512, intermediate_size=1536)
     ranks = [f"--rank={name}_proj=384" for name in ("gate", "up", "down")]
-    [plan] = plans_of(model, *ranks, "--tp", "1", "--tokens", "1", "--dtype", "bfloat16", capsys=capsys)
-    up_gate, down = plan["up_gate"], plan["down"]
-    assert up_gate["hbm_read_bytes"] == 2 * (512 + 2 * (512 * 384 + 384 * 1152))
-    assert down["hbm_read_bytes"] == 2 * (1536 + 1152 * 384 + 384 * 512)
+    options = [*ranks, "--tp", "1", "--tokens", "1", "200", "--dtype", "bfloat16"]
+    one, many = plans_of(model, *options, capsys=capsys)
+    first, second = 2 * 2 * (512 * 384 + 384 * 1152), 2 * (1152 * 384 + 384 * 512)
+    assert one["mlp"]["hbm_read_bytes"] == first + second + 2 * 512
+    assert many["up_gate"]["hbm_read_bytes"] == first + 2 * 200 * 512
+    assert many["down"]["hbm_read_bytes"] == second + 2 * 200 * 1536
 
 
 def test_pivots_that_are_no_whole_tiles_have_no_kernel_and_the_plan_says_so(tmp_path, capsys):
@@ -73,7 +88,7 @@ def test_pivots_that_are_no_whole_tiles_have_no_kernel_and_the_plan_says_so(tmp_
     assert "not whole tiles of 128 neurons on every core" in plan["no_kernel"]
     assert "up_gate" not in plan and "down" not in plan
     assert main(["plan", "--model", str(model), *options]) == 0
-    assert "--block 256 or --form pair" in capsys.readouterr().out
+    assert "--tp-degree 2 --block 128 or --form pair" in capsys.readouterr().out
 
 
 def test_layers_that_store_the_same_share_a_plan_and_a_dense_projection_is_named():
@@ -83,6 +98,6 @@ def test_layers_that_store_the_same_share_a_plan_and_a_dense_projection_is_named
     assert both["layers"] == ["0", "2"] and both["ranks"] == [40, 40, 40] and "no_kernel" not in both
     assert one["layers"] == ["1"] and one["ranks"] == [None, 40, 40]
     assert one["no_kernel"] == "gate_proj: it is dense; up_proj: the kernel takes gate and up together"
-    assert one["down"] == both["down"] and "up_gate" not in one
+    assert set(both) & {"mlp", "up_gate", "down"} == {"mlp"} and set(one) & {"mlp", "up_gate", "down"} == {"down"}
     text = kernel_text([both, one])
     assert "ranks dense, 40, 40, tp 2" in text and "no kernel for gate_proj: it is dense" in text

@@ -27,7 +27,7 @@ def run(kernel, x, pairs, seed=0, **options):
     plain = [factor for pair in pairs for factor in pair]
     packed = [factor for u, v in pairs for factor in pack(u, v, kernel)]
     function = {"xuv": xuv, "up_gate": up_gate, "down": down}[kernel]
-    y, trace = simulate(function, x, *packed, seed=seed, **options)
+    y, trace = simulate(function, x, *packed, seed=seed, aws_style=True, **options)
     numpy_function = getattr(reference, kernel)
     arguments = {name: value for name, value in options.items() if name == "transposed_output"}
     truth = numpy_function(x.astype(np.float64), *(factor.astype(np.float64) for factor in plain), **arguments)
@@ -53,4 +53,4 @@ def count(kernel, tokens, inputs, ranks, outputs, dtype="bf16", **options):
         weights.append(TensorSpec((128, -(-inputs // 128) * rank), dtype))
         weights.append(TensorSpec((128, -(-rank // 128) * outputs), dtype))
     function = {"xuv": xuv, "up_gate": up_gate, "down": down}[kernel]
-    return simulate(function, x, *weights, count_only=True, **options)[1]
+    return simulate(function, x, *weights, count_only=True, aws_style=True, **options)[1]

@@ -59,7 +59,7 @@ def test_up_gate(case, dtype):
     gate = factors(rng, hidden, gate_rank, extent, GATE, DTYPES[dtype])
     up = factors(rng, hidden, up_rank, extent, UP, DTYPES[dtype])
     packed = [a for pair in (gate, up) for a in pack(*pair, "up_gate", interpolative=True)]
-    y, _ = simulate(up_gate, x, *packed, pivots=(GATE, UP))
+    y, _ = simulate(up_gate, x, *packed, pivots=(GATE, UP), aws_style=True)
     plain = [gate[0], whole(gate[1], GATE, extent), up[0], whole(up[1], UP, extent)]
     truth = reference.up_gate(x.astype(np.float64), *(a.astype(np.float64) for a in plain))
     assert_close(from_kernel_order(y), truth, reference.up_gate(x, *plain, dtype=x.dtype))
@@ -74,7 +74,7 @@ def test_down(case, dtype):
     v, c = factors(rng, hidden, rank, extent, DOWN, DTYPES[dtype])
     c, v = np.ascontiguousarray(c.T), np.ascontiguousarray(v.T)
     u = whole(c.T, DOWN, extent).T
-    y, _ = simulate(down, to_kernel_order(h_t), *pack(c, v, "down", interpolative=True), pivots=DOWN)
+    y, _ = simulate(down, to_kernel_order(h_t), *pack(c, v, "down", interpolative=True), pivots=DOWN, aws_style=True)
     truth = reference.down(h_t.astype(np.float64), u.astype(np.float64), v.astype(np.float64))
     assert_close(y, truth, reference.down(h_t, u, v, dtype=h_t.dtype))
 

@@ -5,8 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import count
 
-from nxdi_svd_plugin.errors import KernelError
+from nxdi_svd_plugin.errors import KernelError, SvdError
 from nxdi_svd_plugin.hardware import SBUF_BYTES
+from nxdi_svd_plugin.kernels.measure.calls import Share, fused_mlp
+from nxdi_svd_plugin.kernels.measure.counts import count_call
 from nxdi_svd_plugin.kernels.measure.plan import plan_mlp
 from nxdi_svd_plugin.kernels.tiling.blocks import hbm_bytes, sbuf_bytes
 from nxdi_svd_plugin.kernels.tiling.brute_force import least_hbm_bytes
@@ -91,12 +93,23 @@ def test_the_plan_of_an_mlp_says_what_bounds_it():
     prefill = plan_mlp(2048, wide, 2048, tp=2)
     assert {plan.bound for plan in prefill.values()} == {"tensor"}
     assert "tensor engine is the bottleneck" in prefill["up_gate"].reason
-    decode = plan_mlp(2048, wide, 1)
-    assert {plan.bound for plan in decode.values()} == {"dma"}
-    assert "no plan avoids it" in decode["down"].reason
-    assert decode["down"].to_dict()["strips"] == [(1, [1])]
+    few = plan_mlp(2048, Mlp(8192, DENSE, *[LowRank(1536)] * 2), 1)["down"]
+    assert few.bound == "dma" and "no plan avoids it" in few.reason
+    assert few.to_dict()["strips"] == [(1, [1])]
     thin = plan_mlp(576, SMALL, 2048, tp=2)["down"]
     assert thin.bound == "dma" and "reading the input and writing the output takes longer" in thin.reason
+
+
+@pytest.mark.parametrize("tokens", [1, 128])
+def test_few_tokens_go_through_one_kernel(tokens):
+    """Its bytes are those that the simulator counts."""
+    [(name, plan)] = plan_mlp(2048, Mlp(8192, *[LowRank(1536)] * 3), tokens, tp=2).items()
+    assert (name, plan.bound, plan.strips) == ("mlp", "dma", [(1, [tokens])])
+    trace = count_call(fused_mlp(tokens, 2048, 4096, *[Share(1536)] * 3))
+    assert (plan.hbm_read_bytes, plan.hbm_write_bytes) == (trace.hbm_read_bytes, trace.hbm_write_bytes)
+    assert trace.sbuf_peak_bytes <= plan.sbuf_peak_bytes < plan.sbuf_reserved_bytes <= SBUF_BYTES
+    assert "in loads of 4.0 (U of gate and up), 12.0 (both V), 4.0 and 4.0 KiB" in plan.reason
+    assert set(plan_mlp(2048, Mlp(8192, *[LowRank(1536)] * 3), 129)) == {"up_gate", "down"}
 
 
 def test_a_kernel_that_does_not_run_has_no_plan():
@@ -104,6 +117,21 @@ def test_a_kernel_that_does_not_run_has_no_plan():
     pair = LowRank(384)
     assert list(plan_mlp(576, Mlp(1536, DENSE, pair, pair), 1)) == ["down"]
     assert list(plan_mlp(576, Mlp(1536, pair, pair, DENSE), 1)) == ["up_gate"]
+
+
+@pytest.mark.parametrize(("tp", "alone"), [(1, 1), (2, 1), (4, 2)])
+def test_a_group_is_planned_like_an_mlp_of_its_own(tp, alone):
+    """Two groups on 1, 2 and 4 cores: the whole group on a core, and half of it."""
+    pair, runs = LowRank(384, (), 2), LowRank(512, ((0, 256),), 2)
+    group = Mlp(1536, *[LowRank(256, ((0, 256),))] * 2, LowRank(192))
+    found = plan_mlp(576, Mlp(3072, runs, runs, pair), 160, tp=tp)
+    assert found == plan_mlp(576, group, 160, tp=alone) and set(found) == {"up_gate", "down"}
+    few, one = plan_mlp(576, Mlp(3072, runs, runs, pair), 16, tp=tp)["mlp"], plan_mlp(576, group, 16, tp=alone)["mlp"]
+    held = max(1, 2 // tp)
+    assert few.hbm_read_bytes == held * one.hbm_read_bytes - (held - 1) * 2 * 16 * 576
+    assert few.hbm_write_bytes == one.hbm_write_bytes and (few == one) == (held == 1)
+    with pytest.raises(SvdError, match="2 groups of neurons do not go evenly on 3 cores"):
+        plan_mlp(576, Mlp(3072, runs, runs, pair), 16, tp=3)
 
 
 def test_a_degree_that_does_not_divide_is_refused():

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from tiny_models import SHAPE, save_dense, save_factored
+from tiny_models import SHAPE, factor, save_dense, save_factored
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import nxdi_svd_plugin
@@ -55,6 +55,26 @@ def test_truncated_is_the_dense_model_with_the_product_of_the_factors(dense64, t
                 getattr(dense.model.layers[i].mlp, name).weight.data = (projection.u @ projection.v).T
     torch.testing.assert_close(logits(model), logits(dense), **CLOSE_FP64)
     assert (logits(model) - untouched).abs().max() > 0.1  # rank 9 of 44 does change the answer
+
+
+@pytest.mark.parametrize("groups", [2, 3, 8])
+def test_groups_are_the_dense_model_with_every_slice_factored_on_its_own(groups, dense64, tmp_path):
+    """Each slice has rank 3; a layer keeps fewer neurons, a projection is dense."""
+    widths = {i: SHAPE["intermediate_size"] // groups * groups - (4 * groups if i == 2 else 0) for i in range(3)}
+    kept = ((1, "up_proj"),)
+    directory = save_factored(dense64, tmp_path / "svd", 3 * groups, kept, tuple(widths.items()), groups)
+    model, dense = nxdi_svd_plugin.load_pretrained(directory), load_model(dense64)
+    for i, width in widths.items():
+        mlp = dense.model.layers[i].mlp
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            weight = getattr(mlp, name).weight.data
+            weight = weight.T if name == "down_proj" else weight  # [neurons, hidden], a view
+            weight[width:] = 0
+            for start in range(0, width, width // groups) if (i, name) not in kept else ():
+                u, v = factor(weight[start : start + width // groups], 3)
+                weight[start : start + width // groups] = (u @ v).T
+    assert model.config.svd_config["groups"] == groups
+    torch.testing.assert_close(logits(model), logits(dense), **CLOSE_FP64)
 
 
 def test_layers_that_keep_fewer_neurons_are_the_dense_model_without_the_others(dense64, tmp_path):

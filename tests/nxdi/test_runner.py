@@ -21,8 +21,9 @@ OPTIONS += ["--prompt", "run", "--tp-degree", "1", "--pad-token-id", "2"]
 
 @pytest.fixture(scope="module", params=["llama", pytest.param("qwen3", marks=pytest.mark.slow)])
 def directory(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    return save_factored(save_dense(folder / "dense", request.param), folder / "svd", 20)
+    """Llama in two groups, Qwen3 in one."""
+    folder, groups = tmp_path_factory.mktemp(request.param), 2 if request.param == "llama" else 1
+    return save_factored(save_dense(folder / "dense", request.param), folder / "svd", 20, groups=groups)
 
 
 def neuron_run(version, *arguments):

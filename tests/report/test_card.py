@@ -173,7 +173,7 @@ def layers_with(width=1536, groups=1, **pivots):
             2,
             "cannot run this model (up_proj: at tp 1 ",
         ),
-        (layers_with(groups=2), "svd", 2, "no projection of this model (gate_proj"),
+        (layers_with(groups=2), "svd_fused", 2, ""),
         ({0: Mlp(1536, DENSE, DENSE, DENSE)}, "svd", 2, "no projection of this model (gate_proj"),
     ],
 )

@@ -69,3 +69,21 @@ def test_count_only_equals_full_mode_and_needs_no_data():
     out, counted = simulate(matmul, TensorSpec(a.shape, a.dtype), TensorSpec(b.shape, b.dtype), count_only=True)
     assert counted == full
     assert (out.shape, out.dtype) == ((256, 512), nl.bfloat16)
+
+
+def test_a_list_may_hold_tensors():
+    """Since SDK 2.25 (aws-neuron-sdk v2.25.0, release-notes/2.25.0/nki.rst)."""
+
+    @nki.jit
+    def total(tensors):
+        out = nl.ndarray(tensors[0].shape, dtype=nl.float32, buffer=nl.shared_hbm)
+        tile = nl.load(tensors[0])
+        for tensor in tensors[1:]:
+            tile = nl.add(tile, nl.load(tensor))
+        nl.store(out, value=tile)
+        return out
+
+    tensors = [normal((128, 64)) for _ in range(3)]
+    out, trace = simulate(total, tensors)
+    np.testing.assert_allclose(out, sum(tensors), rtol=1e-6)
+    assert trace.hbm_read_bytes == 3 * tensors[0].nbytes

@@ -2,6 +2,7 @@
 
 import pytest
 
+from nxdi_svd_plugin.errors import SvdError
 from nxdi_svd_plugin.stored.cells import cell_sizes, core_runs, runs_of
 from nxdi_svd_plugin.stored.kernel_fit import kernel_degrees, kernel_fit
 from nxdi_svd_plugin.stored.layers import Mlp
@@ -28,7 +29,7 @@ def test_pivots_go_in_whole_tiles_of_every_core():
     assert two.pivots["gate_proj"] == ((0, 1),)
     four = fitted(TILES, TILES, PAIR, tp=4)
     assert not four.up_gate and four.down and four.misfit == ("gate_proj", "up_proj")
-    assert "--block 512 or --form pair" in four.describe()
+    assert "--tp-degree 4 --block 128 or --form pair" in four.describe()
     assert fitted(TILES, TILES, PAIR, tp=1, width=1025).misfit == ("gate_proj", "up_proj")
     assert fitted(LowRank(100, ((0, 100),)), PAIR, PAIR).misfit == ("gate_proj",)
 
@@ -42,9 +43,24 @@ def test_up_gate_takes_two_of_one_form():
     assert half.down
 
 
-def test_groups_are_refused_by_name():
+def test_a_group_fits_like_an_mlp_of_its_own():
+    """Two groups of 128 pivots among 512 neurons: a tile of a core at degree 1 (both) and 2 (one), half of one at 4."""
     grouped = LowRank(256, ((0, 128),), 2)
-    assert fitted(grouped, grouped, grouped).refused["down_proj"] == "it has 2 groups, the kernels take one"
+    for tp in (1, 2):
+        fit = fitted(grouped, grouped, grouped, tp)
+        assert fit == fitted(*[LowRank(128, ((0, 128),))] * 3, 1, 512) and fit.up_gate and fit.down
+    four = fitted(grouped, grouped, grouped, 4)
+    assert four.misfit == ("gate_proj", "up_proj", "down_proj")
+    assert "--tp-degree 4 --block 128 or --form pair" in four.describe()
+    with pytest.raises(SvdError, match=r"2 groups of neurons do not go evenly on 3 cores; .* 1, 2 or a multiple of 2"):
+        fitted(grouped, grouped, grouped, 3)
+
+
+def test_degrees_of_groups():
+    assert kernel_degrees({0: Mlp(1024, *[LowRank(256, ((0, 128),), 2)] * 3)}) == [1, 2]
+    assert kernel_degrees({0: Mlp(1024, *[LowRank(512, ((0, 256),), 2)] * 3)}) == [1, 2, 4]
+    assert kernel_degrees({0: Mlp(999, *[LowRank(30, (), 3)] * 3)}) == [1]
+    assert kernel_degrees({0: Mlp(996, *[LowRank(30, (), 6)] * 3), 1: Mlp(7, DENSE, DENSE, DENSE)}) == [1, 2]
 
 
 def test_degrees_that_fit_every_layer():

@@ -16,14 +16,19 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True)
 class Call:
-    """One kernel launch: a name of nxdi_svd_plugin.kernels, the shapes of its inputs, its keyword arguments."""
+    """One kernel launch: a name of nxdi_svd_plugin.kernels, the shapes of its inputs, its keyword arguments.
+
+    groups: with more than one, every input but the first is a list of so many tensors of its shape.
+    """
 
     kernel: str
     shapes: tuple[Shape, ...]
     options: dict[str, Any] = field(default_factory=dict)
+    groups: int = 1
 
     def __str__(self) -> str:
-        return " ".join([self.kernel, *("x".join(map(str, shape)) for shape in self.shapes)])
+        several = [f"({self.groups} groups)"] if self.groups > 1 else []
+        return " ".join([self.kernel, *("x".join(map(str, shape)) for shape in self.shapes), *several])
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,19 @@ def fused_down(tokens: int, hidden: int, width: int, down: Share) -> Call:
     """`down` of a low-rank projection."""
     weights = packed_shapes(width - down.own, down.rank, hidden)
     return Call("down", ((width, tokens), *weights), {"pivots": down.pivots} if down.pivots else {})
+
+
+def fused_mlp(tokens: int, hidden: int, width: int, gate: Share, up: Share, down: Share, groups: int = 1) -> Call:
+    """`mlp` of three low-rank projections of `groups` groups, each of `width` neurons: the operands of `fused_up_gate`
+    and `fused_down` but for what is between."""
+    first, last = fused_up_gate(tokens, hidden, width, gate, up), fused_down(tokens, hidden, width, down)
+    pivots = (gate.pivots, up.pivots, down.pivots)
+    return Call("mlp", (*first.shapes, *last.shapes[1:]), {"pivots": pivots} if any(pivots) else {}, groups)
+
+
+def sum_of_groups(tokens: int, hidden: int, groups: int) -> list[Call]:
+    """What adds the outputs of groups that were computed on their own."""
+    return [Call("add", ((tokens, hidden),) * 2)] * (groups - 1)
 
 
 def unfused_up_gate(tokens: int, hidden: int, width: int, gate: Share, up: Share) -> list[Call]:

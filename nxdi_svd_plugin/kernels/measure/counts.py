@@ -20,8 +20,8 @@ def provenance() -> dict[str, str]:
     return {"source": "simulated, no device run", "dtype": "bfloat16", "version": __version__}
 
 
-def count(kernel: Any, *shapes: tuple[int, ...], strict: bool = True, **options: Any) -> Trace:
-    """The counters of one kernel on inputs of these shapes.
+def count(kernel: Any, *shapes: tuple[int, ...] | list[tuple[int, ...]], strict: bool = True, **options: Any) -> Trace:
+    """The counters of one kernel on inputs of these shapes; a list of them is a list of tensors.
 
     Raises KernelError if the kernels are bound to neuronxcc; SimulatorError if the kernel breaks a limit.
     """
@@ -30,13 +30,18 @@ def count(kernel: Any, *shapes: tuple[int, ...], strict: bool = True, **options:
             f"the kernels are bound to {nki.SOURCE} in this process, and counting needs the simulator; set "
             f"{nki.VARIABLE}=simulator before anything imports them"
         )
-    arrays = [TensorSpec(shape, bfloat16) for shape in shapes]
+    arrays = [
+        [TensorSpec(each, bfloat16) for each in shape] if isinstance(shape, list) else TensorSpec(shape, bfloat16)
+        for shape in shapes
+    ]
     return simulate(kernel, *arrays, count_only=True, strict=strict, **options)[1]
 
 
 def count_call(call: Call) -> Trace:
     """The counters of a call."""
-    return count(getattr(kernels, call.kernel), *call.shapes, **call.options)
+    first, *others = call.shapes
+    given = others if call.groups == 1 else [[shape] * call.groups for shape in others]
+    return count(getattr(kernels, call.kernel), first, *given, **call.options)
 
 
 def counted(*traces: Trace) -> dict[str, Any]:

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nxdi_svd_plugin.errors import KernelError
 from nxdi_svd_plugin.kernels.measure.calls import (
     DENSE,
     Call,
     Share,
     dense_mlp,
     fused_down,
+    fused_mlp,
     fused_up_gate,
+    sum_of_groups,
     unfused_down,
     unfused_up_gate,
 )
 from nxdi_svd_plugin.kernels.measure.counts import count_call
 from nxdi_svd_plugin.kernels.measure.plan import shard_width
+from nxdi_svd_plugin.kernels.tiling.decode import fits, mlp_chains
 from nxdi_svd_plugin.stored.cells import core_runs
+from nxdi_svd_plugin.stored.cores import sharing
 from nxdi_svd_plugin.stored.kernel_fit import KernelFit, kernel_fit
 from nxdi_svd_plugin.stored.layers import Mlp
 from nxdi_svd_plugin.stored.projection import Dense, Projection
@@ -44,7 +47,8 @@ class Cost:
 class Layer:
     """An MLP on one core.
 
-    hidden: H. dense_width: the core's neurons before compression; width: those that the layer keeps.
+    hidden: H. dense_width: the core's neurons before compression; width: those of a group that the layer keeps.
+    gate, up, down: what the core has of a group, of which it has `groups` (stored/cores.py).
     """
 
     hidden: int
@@ -53,25 +57,27 @@ class Layer:
     gate: Share
     up: Share
     down: Share
+    groups: int = 1
 
 
 def on_core(hidden: int, intermediate: int, mlp: Mlp, tp: int) -> Layer:
     """A stored MLP on one of `tp` cores.
 
     Raises:
-        KernelError: the neurons do not divide by `tp`, or the MLP is in groups, which are not counted.
-        SvdError: its pivots do not divide by `tp`.
+        KernelError: the neurons do not divide by the cores that share them.
+        SvdError: the groups, or the pivots of a group, do not go evenly on `tp` cores.
     """
-    if mlp.groups != 1:
-        raise KernelError(f"an MLP in {mlp.groups} groups is not counted; only one group is")
-    dense_width, width = shard_width(intermediate, tp), shard_width(mlp.width, tp)
-    runs, tiles = core_runs(mlp, tp), kernel_fit(mlp, tp).pivots
+    shared = sharing(mlp.groups, tp)
+    dense_width, width = shard_width(intermediate, tp), shard_width(mlp.width // mlp.groups, shared.cores)
+    runs, tiles = core_runs(mlp, shared.cores), kernel_fit(mlp, tp).pivots
     gate, up, down = (_share(p, runs[name], tiles.get(name, ())) for name, p in mlp.items())
-    return Layer(hidden, dense_width, width, gate, up, down)
+    return Layer(hidden, dense_width, width, gate, up, down, shared.groups)
 
 
 def _share(projection: Projection, runs: Runs, tiles: Runs) -> Share:
-    return DENSE if isinstance(projection, Dense) else Share(projection.rank, length(runs), tiles)
+    if isinstance(projection, Dense):
+        return DENSE
+    return Share(projection.rank // projection.groups, length(runs), tiles)
 
 
 def dense(layer: Layer, tokens: int) -> Cost:
@@ -86,10 +92,32 @@ def unfused(layer: Layer, tokens: int) -> Cost:
 
 def fused(layer: Layer, fit: KernelFit, tokens: int) -> Cost:
     """The kernels that run, unfused matmuls for the rest of the layer."""
-    size = tokens, layer.hidden, layer.width
+    return _cost(fused_calls(layer, fit, tokens))
+
+
+def fused_calls(layer: Layer, fit: KernelFit, tokens: int) -> list[Call]:
+    """The calls of `fused`, in order: for each group, but for a dense down projection, which takes all of them."""
+    size, groups = (tokens, layer.hidden, layer.width), layer.groups
+    if kernels_of(layer, fit, tokens) == ["mlp"]:
+        return [fused_mlp(*size, layer.gate, layer.up, layer.down, groups)]
     up_gate, down = (*size, layer.gate, layer.up), (*size, layer.down)
     first = [fused_up_gate(*up_gate)] if fit.up_gate else unfused_up_gate(*up_gate)
-    return _cost([*first, *([fused_down(*down)] if fit.down else unfused_down(*down))])
+    if layer.down == DENSE:
+        return [*first * groups, *unfused_down(tokens, layer.hidden, layer.width * groups, DENSE)]
+    last = [fused_down(*down)] if fit.down else unfused_down(*down)
+    return [*first * groups, *last * groups, *sum_of_groups(tokens, layer.hidden, groups)]
+
+
+def kernels_of(layer: Layer, fit: KernelFit, tokens: int) -> list[str]:
+    """The kernels that run: `mlp` where it takes so many tokens, else those of `up_gate` and `down` that fit."""
+    ranks, pivots = zip(*((each.rank, each.pivots) for each in (layer.gate, layer.up, layer.down)), strict=True)
+    if (
+        fit.up_gate
+        and fit.down
+        and fits(*mlp_chains(tokens, layer.hidden, layer.width, ranks, pivots=pivots), layer.groups)
+    ):
+        return ["mlp"]
+    return [name for name, runs in (("up_gate", fit.up_gate), ("down", fit.down)) if runs]
 
 
 def _cost(calls: list[Call]) -> Cost:

@@ -4,11 +4,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nxdi_svd_plugin.errors import KernelError
-from nxdi_svd_plugin.hardware import CLOCK_HZ, DMA_BYTES_PER_SECOND, SBUF_BYTES
-from nxdi_svd_plugin.kernels.tiling.blocks import Blocks, hbm_bytes, sbuf_bytes, u_load_bytes, v_load_bytes
+from nxdi_svd_plugin.hardware import CLOCK_HZ, DMA_BYTES_PER_SECOND, PARTITIONS, SBUF_BYTES
+from nxdi_svd_plugin.kernels.tiling.blocks import Blocks, Plan, hbm_bytes, sbuf_bytes, u_load_bytes, v_load_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
+from nxdi_svd_plugin.kernels.tiling.decode import blocks_of, fits, load_bytes, mlp_bytes, reserved_bytes
 from nxdi_svd_plugin.kernels.tiling.engines import engine_seconds, minimum_pe_cycles
 from nxdi_svd_plugin.kernels.tiling.planner import IN_FLIGHT, choose
+from nxdi_svd_plugin.stored.cores import sharing
 from nxdi_svd_plugin.stored.dtypes import DTYPES
 from nxdi_svd_plugin.stored.kernel_fit import kernel_fit
 from nxdi_svd_plugin.stored.layers import Mlp
@@ -22,7 +24,7 @@ class KernelPlan:
     kernel: str
     tokens: int
     strips: list[tuple[int, list[int]]]
-    """(number of equal strips, tokens of each sub-strip)"""
+    """(number of equal strips, tokens of each sub-strip); none where X·U goes through HBM."""
     u_load_bytes: int
     v_load_bytes: int
     hbm_read_bytes: int
@@ -50,9 +52,9 @@ def plan_chain(chain: Chain) -> KernelPlan:
     return KernelPlan(
         kernel=chain.kernel,
         tokens=chain.tokens,
-        strips=[(count, list(strip)) for count, strip in blocks.groups],
-        u_load_bytes=u_load_bytes(chain, blocks.buffers),
-        v_load_bytes=v_load_bytes(chain, blocks.buffers),
+        strips=[(count, list(strip)) for count, strip in blocks.groups] if isinstance(blocks, Blocks) else [],
+        u_load_bytes=u_load_bytes(chain, blocks.buffers) if isinstance(blocks, Blocks) else 0,
+        v_load_bytes=v_load_bytes(chain, blocks.buffers) if isinstance(blocks, Blocks) else 0,
         hbm_read_bytes=read,
         hbm_write_bytes=written,
         sbuf_peak_bytes=sbuf_bytes(chain, blocks),
@@ -64,28 +66,60 @@ def plan_chain(chain: Chain) -> KernelPlan:
     )
 
 
-def plan_mlp(hidden: int, mlp: Mlp, tokens: int, dtype: str = "bfloat16", tp: int = 1) -> dict[str, KernelPlan]:
-    """The plans of those of `up_gate` and `down` that run (stored/kernel_fit.py), on one of `tp` cores.
+def plan_call(up: Chain, down: Chain, groups: int) -> KernelPlan:
+    """The plan of one call of `mlp`: the loads alone are chosen; what is reserved is a bound (tiling/decode.py)."""
+    read, written = mlp_bytes(up, down, groups)
+    loads = load_bytes(up, down)
+    halves = [engine_seconds(chain, blocks_of(chain)) for chain in (up, down)]
+    seconds = {engine: groups * sum(half[engine] for half in halves) for engine in halves[0]}
+    seconds["dma"] = (read + written) / DMA_BYTES_PER_SECOND
+    bound = max(seconds, key=lambda engine: seconds[engine])
+    u_up, v_up, u_down, v_down = (f"{size / 1024:.1f}" for size in loads)
+    return KernelPlan(
+        kernel="mlp",
+        tokens=up.tokens,
+        strips=[(1, [up.tokens])],
+        u_load_bytes=max(loads[0], loads[2]),
+        v_load_bytes=max(loads[1], loads[3]),
+        hbm_read_bytes=read,
+        hbm_write_bytes=written,
+        sbuf_peak_bytes=reserved_bytes(up, down, groups, in_flight=1),
+        sbuf_reserved_bytes=reserved_bytes(up, down, groups),
+        arithmetic_intensity=groups * (up.flops + down.flops) / (read + written),
+        modelled_seconds=seconds,
+        bound=bound,
+        reason=f"Every weight is read once, in loads of {u_up} (U of gate and up), {v_up} (both V), {u_down} and "
+        f"{v_down} KiB per partition (U and V of down), and nothing else but X and Y. Modelled busy times "
+        f"{_times(seconds)}: no plan avoids reading the weights once.",
+    )
 
-    The layout is the paper's (Fig. 4): V_gate, V_up and U_down are split over the intermediate axis, U_gate, U_up and
-    V_down are whole on every core.
-    Raises KernelError if `tp` does not divide the width, the dtype is unknown or nothing fits into SBUF.
+
+def plan_mlp(hidden: int, mlp: Mlp, tokens: int, dtype: str = "bfloat16", tp: int = 1) -> dict[str, KernelPlan]:
+    """The plans of the kernels that run on one of `tp` cores: `mlp` where it takes so many tokens, else those of
+    `up_gate` and `down` that take their projections (stored/kernel_fit.py).
+
+    A core with several groups (stored/cores.py) runs the plans of `up_gate` and `down` once a group, `mlp` once.
+    Raises KernelError if `tp` does not divide the width, the dtype is unknown or nothing fits into SBUF; SvdError if
+    the groups do not go evenly on `tp` cores.
     """
     if dtype not in DTYPES:
         raise KernelError(f"dtype {dtype!r} is not supported by the kernels; use one of {', '.join(DTYPES)}")
-    fit, width, itemsize = kernel_fit(mlp, tp), shard_width(mlp.width, tp), DTYPES[dtype].bytes
-    ranks = {name: p.rank for name, p in mlp.items() if isinstance(p, LowRank)}
+    shared, itemsize = sharing(mlp.groups, tp), DTYPES[dtype].bytes
+    fit, width = kernel_fit(mlp, tp), shard_width(mlp.width // mlp.groups, shared.cores)
+    ranks = {name: p.rank // p.groups for name, p in mlp.items() if isinstance(p, LowRank)}
 
     def chain(kernel: str, inputs: int, outputs: int, *names: str) -> Chain:
         made = tuple(ranks[name] for name in names)
         return Chain(kernel, tokens, inputs, made, outputs, itemsize, pivots=tuple(fit.pivots[name] for name in names))
 
-    plans = {}
+    chains = {}
     if fit.up_gate:
-        plans["up_gate"] = plan_chain(chain("up_gate", hidden, width, "gate_proj", "up_proj"))
+        chains["up_gate"] = chain("up_gate", hidden, width, "gate_proj", "up_proj")
     if fit.down:
-        plans["down"] = plan_chain(chain("down", width, hidden, "down_proj"))
-    return plans
+        chains["down"] = chain("down", width, hidden, "down_proj")
+    if len(chains) == 2 and fits(chains["up_gate"], chains["down"], shared.groups):
+        return {"mlp": plan_call(chains["up_gate"], chains["down"], shared.groups)}
+    return {name: plan_chain(chain) for name, chain in chains.items()}
 
 
 def shard_width(intermediate: int, tp: int) -> int:
@@ -98,16 +132,26 @@ def shard_width(intermediate: int, tp: int) -> int:
     return intermediate // tp
 
 
-def _reason(chain: Chain, blocks: Blocks, seconds: dict[str, float], bound: str) -> str:
-    strips, subs = len(blocks.strips), sum(map(len, blocks.strips))
-    once = "once" if subs == 1 else f"{subs} times (once per sub-strip)"
-    streams = f"U is read {once}, V {'once' if strips == 1 else f'{strips} times (once per strip)'}"
+def _reason(chain: Chain, blocks: Plan, seconds: dict[str, float], bound: str) -> str:
     room = f"{sbuf_bytes(chain, blocks, IN_FLIGHT) / 1024:.0f} of {SBUF_BYTES // 1024} KiB per partition"
     cause = f"{_times(seconds)}: {_why(chain, blocks, bound)}"
-    return f"{streams}; the strips with two loads in flight take {room}. Modelled busy times {cause}."
+    return f"{_streams(blocks)}; with two loads in flight this takes {room}. Modelled busy times {cause}."
 
 
-def _why(chain: Chain, blocks: Blocks, bound: str) -> str:
+def _streams(blocks: Plan) -> str:
+    if not isinstance(blocks, Blocks):
+        return "two matmuls in one kernel, X·U in HBM between them, which moves less than keeping it in SBUF"
+    strips, subs = len(blocks.strips), sum(map(len, blocks.strips))
+    once = "once" if subs == 1 else f"{subs} times (once per sub-strip)"
+    sums = (
+        f"fp32 sums of X·U in SBUF, blocks of {blocks.buffers.split * PARTITIONS} inputs; "
+        if blocks.buffers.split
+        else ""
+    )
+    return f"{sums}U is read {once}, V {'once' if strips == 1 else f'{strips} times (once per strip)'}"
+
+
+def _why(chain: Chain, blocks: Plan, bound: str) -> str:
     if bound == "tensor":
         return "the tensor engine is the bottleneck, as it should be"
     if bound == "dma":

@@ -10,6 +10,11 @@ from nxdi_svd_plugin.hardware import LONG_RUN, MOVING, PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.pieces import Piece, held_tokens, row_tokens, spans
 from nxdi_svd_plugin.kernels.tiling.segments import Segment
+from nxdi_svd_plugin.kernels.tiling.through import Through, through_hbm_bytes, through_sbuf_bytes
+
+SUM_PART = 4
+"""Rank tiles of one tensor of (X·U)ᵀ, and of its sums, where the contraction is split: the sums of one part die as its
+(X·U)ᵀ is made, so both exist together for one part only."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,8 @@ class Buffers:
     u_tiles: int
     v_tiles: int
     x_tiles: int
+    split: int = 0
+    """Input tiles of one block of a split contraction, with fp32 sums of (X·U)ᵀ in SBUF; 0: all of Xᵀ is kept."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +51,32 @@ class Blocks:
         return sum(count * sum(strip) for count, strip in self.groups)
 
 
-def hbm_bytes(chain: Chain, blocks: Blocks) -> tuple[int, int]:
-    """HBM bytes (read, written) of the kernel with these blocks, exactly as the simulator counts them."""
+Plan = Blocks | Through
+"""How a chain is computed: in strips, with (X·U)ᵀ in SBUF, or as two matmuls."""
+
+
+def hbm_bytes(chain: Chain, blocks: Plan) -> tuple[int, int]:
+    """HBM bytes (read, written) of the kernel with this plan, exactly as the simulator counts them."""
+    if isinstance(blocks, Through):
+        return through_hbm_bytes(chain, blocks)
     written = chain.itemsize * chain.tokens * chain.outputs
     u_reads = sum(len(strip) for strip in blocks.strips)
     read = chain.activation_bytes - written + u_reads * chain.u_bytes + len(blocks.strips) * chain.v_bytes
     return read, written
+
+
+def sum_blocks(chain: Chain, split: int) -> int:
+    """Blocks of a split contraction: `split` input tiles each; a run of pivots of `down` ends one early."""
+    if not chain.kind.reads_intermediate:
+        return -(-chain.input_tiles // split)
+    return sum(-(-(part.stop - part.start) // split) for part in chain.segments if part.pivots[0] is None)
+
+
+def last_sum_block(chain: Chain, split: int) -> int:
+    """Input tiles of the last block."""
+    runs = [part.stop - part.start for part in chain.segments if part.pivots[0] is None]
+    extent = runs[-1] if chain.kind.reads_intermediate else chain.input_tiles
+    return extent % split or split
 
 
 def u_load_bytes(chain: Chain, buffers: Buffers) -> int:
@@ -104,7 +131,7 @@ def expansion_bytes(chain: Chain, buffers: Buffers, strip: tuple[int, ...], in_f
             for segment in chain.segments
         ]
     else:
-        single = sum(strip) <= PARTITIONS and chain.outputs < width
+        single = sum(strip) < PARTITIONS and chain.outputs < width
         streams = [(v_load_bytes(chain, buffers), output_bytes(chain, buffers, strip))]
     if not single or in_flight > 1:
         return t_strip + max(in_flight * load + block for load, block in streams)
@@ -142,6 +169,9 @@ def strip_sbuf_bytes(
     Sub-strip k holds its Xᵀ, the (X·U)ᵀ of sub-strips 1..k and the U loads; the expansion holds the whole (X·U)ᵀ, the
     V loads and the output block. After the transposes of the `last` strip the identity matrix is dead.
     """
+    if buffers.split:
+        whole = _summing_bytes(chain, buffers, strip[0], in_flight)
+        return constant_bytes(chain) + max(whole, expansion_bytes(chain, buffers, strip, in_flight))
     total, done, peak = sum(strip), 0, 0
     for position, size in enumerate(strip):
         dead = 4 * PARTITIONS if chain.needs_identity and last and position == len(strip) - 1 else 0
@@ -152,6 +182,24 @@ def strip_sbuf_bytes(
         done += size
         peak = max(peak, loading, projecting - dead)
     return constant_bytes(chain) + max(peak, expansion_bytes(chain, buffers, strip, in_flight) - dead)
+
+
+def _summing_bytes(chain: Chain, buffers: Buffers, tokens: int, in_flight: int) -> int:
+    """fp32 sums of (X·U)ᵀ, blocks of Xᵀ, and the rows of X or the tile of U, and of Hᵀ itself, that go with them.
+
+    The last block holds the sums and one part of (X·U)ᵀ in the input's type.
+    """
+    s = chain.itemsize
+    streams = s * buffers.split * (tokens + PARTITIONS)
+    last = s * last_sum_block(chain, buffers.split) * (tokens + PARTITIONS)
+    own = s * tokens if chain.kind.reads_intermediate and chain.pivot_tiles[0] else 0
+    peak, sums, made = 0, 4 * chain.rank_tiles * tokens, 0
+    for rank in chain.ranks:
+        for start in range(0, tiles(rank), SUM_PART):
+            part = tokens * min(SUM_PART, tiles(rank) - start)
+            made += s * part
+            peak, sums = max(peak, sums + made), sums - 4 * part
+    return max(peak + in_flight * last, 4 * chain.rank_tiles * tokens + in_flight * (streams + own))
 
 
 def _loading_bytes(chain: Chain, buffers: Buffers, size: int, in_flight: int, dead: int) -> int:
@@ -176,8 +224,10 @@ def _projecting_bytes(chain: Chain, buffers: Buffers, size: int, new: int, in_fl
     return max(peak + in_flight * u_load_bytes(chain, buffers), t_strip)
 
 
-def sbuf_bytes(chain: Chain, blocks: Blocks, in_flight: int = 1) -> int:
+def sbuf_bytes(chain: Chain, blocks: Plan, in_flight: int = 1) -> int:
     """Peak SBUF bytes per partition over all strips, as the simulator finds it for `in_flight` = 1."""
+    if isinstance(blocks, Through):
+        return through_sbuf_bytes(chain, blocks, in_flight)
     final = len(blocks.groups) - 1
     return max(
         strip_sbuf_bytes(chain, blocks.buffers, strip, in_flight, last=position == final and count == 1)

@@ -21,10 +21,11 @@ class Operand:
 
 @dataclass(frozen=True)
 class Output:
-    """fp32 sums of `rows` by `columns` of the output are kept while K is streamed, SUM_DEPTH of it in one load."""
+    """fp32 sums of `rows` by `columns` of the output are kept while K is streamed, `depth` of it in one load."""
 
     rows: int
     columns: int
+    depth: int = SUM_DEPTH
 
 
 Plan = Operand | Output
@@ -45,40 +46,75 @@ def dense_sbuf_bytes(deep: int, itemsize: int, plan: Plan, in_flight: int = 1) -
     Sums leave SBUF after the last load, so that their output rows take the room of the loads.
     """
     if isinstance(plan, Output):
-        loads = tiles(min(deep, SUM_DEPTH)) * (plan.rows + plan.columns)
+        loads = tiles(min(deep, plan.depth)) * (plan.rows + plan.columns)
         return 4 * tiles(plan.rows) * plan.columns + in_flight * itemsize * loads
     output = plan.stream if plan.keeps_x else plan.block
     return itemsize * (tiles(deep) * (plan.block + in_flight * plan.stream) + in_flight * output)
 
 
-def choose_dense(rows: int, deep: int, columns: int, itemsize: int = 2) -> Plan:
-    """The blocks with the least HBM traffic that leave room for two streamed loads; a kept operand among equals."""
-    plans: list[Plan] = [*_operands(rows, deep, columns, itemsize), *_outputs(rows, deep, columns, itemsize)]
+@dataclass(frozen=True)
+class Product:
+    """X·W [rows, columns] over `deep`, as the stages of kernels/stages/gemm.py do it.
+
+    x, w: how the operands lie in HBM. "plain": [deep, n]. "packed": as kernels/packing.py does, in tiles of 128 columns
+    (x) or `width` (w). "interleaved": [deep, n], row p·(deep/128) + j on partition p, tile j. "rows": [n, deep], to be
+    transposed. `width`: columns of one matmul.
+    """
+
+    rows: int
+    deep: int
+    columns: int
+    plan: Plan
+    x: str = "plain"
+    w: str = "plain"
+    width: int = MOVING
+
+
+def choose_dense(
+    rows: int,
+    deep: int,
+    columns: int,
+    itemsize: int = 2,
+    step: int = PARTITIONS,
+    depths: tuple[int, ...] = (SUM_DEPTH,),
+) -> Plan:
+    """The blocks with the least HBM traffic that leave room for two streamed loads; a kept operand among equals.
+
+    `step`: blocks of columns are multiples of it. `depths`: of the loads beside sums in SBUF, the first among equals.
+    """
+    plans: list[Plan] = [
+        *_operands(rows, deep, columns, itemsize, step),
+        *(plan for depth in depths for plan in _outputs(rows, deep, columns, itemsize, step, depth)),
+    ]
     if not plans:
         raise KernelError(f"matmul: K = {deep} leaves no room for a block; split the contraction")
     return min(plans, key=lambda plan: dense_hbm_bytes(rows, deep, columns, itemsize, plan))
 
 
-def _operands(rows: int, deep: int, columns: int, itemsize: int) -> list[Operand]:
+def _operands(rows: int, deep: int, columns: int, itemsize: int, step: int) -> list[Operand]:
     """What fits with an operand kept; the widest stream first, then blocks of whole matmuls."""
     plans = []
     for keeps_x in (True, False):
         kept, streamed = (rows, columns) if keeps_x else (columns, rows)
+        kept_step, stream_step = (PARTITIONS, step) if keeps_x else (step, PARTITIONS)
         for stream in {min(streamed, width) for width in (128, 256, 512, 1024)}:
-            for block in range(PARTITIONS, tiles(kept) * PARTITIONS + 1, PARTITIONS):
+            if stream % stream_step and stream != streamed:
+                continue
+            for block in range(kept_step, -(-kept // kept_step) * kept_step + 1, kept_step):
                 plan = Operand(keeps_x, min(block, kept), stream)
                 if dense_sbuf_bytes(deep, itemsize, plan, 2) <= SBUF_BYTES:
                     plans.append(plan)
     return sorted(plans, key=lambda plan: (-plan.stream, plan.block % MOVING))
 
 
-def _outputs(rows: int, deep: int, columns: int, itemsize: int) -> Iterator[Output]:
+def _outputs(rows: int, deep: int, columns: int, itemsize: int, step: int, depth: int) -> Iterator[Output]:
     """What fits with sums kept, at least 512 rows and columns (runs of 1 KiB in bf16) where there are as many."""
     for high in _extents(rows, PARTITIONS):
-        for wide in _extents(columns, MOVING):
-            if dense_sbuf_bytes(deep, itemsize, plan := Output(high, wide), 2) <= SBUF_BYTES:
+        for wide in _extents(columns, MOVING if MOVING % step == 0 else step):
+            if dense_sbuf_bytes(deep, itemsize, plan := Output(high, wide, depth), 2) <= SBUF_BYTES:
                 yield plan
 
 
 def _extents(total: int, step: int) -> list[int]:
-    return [min(total, size) for size in range(MOVING, total + step, step)] or [total]
+    least = -(-MOVING // step) * step
+    return [min(total, size) for size in range(least, total + step, step)] or [total]

@@ -1,6 +1,7 @@
 """Chooses the blocks of a chain: little HBM traffic, full stationary tiles, two loads of every operand in flight."""
 
 from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 
 from nxdi_svd_plugin.errors import KernelError
@@ -8,17 +9,20 @@ from nxdi_svd_plugin.hardware import LONG_RUN, MOVING, PARTITIONS, SBUF_BYTES, t
 from nxdi_svd_plugin.kernels.tiling.blocks import (
     Blocks,
     Buffers,
+    Plan,
     constant_bytes,
     hbm_bytes,
     output_bytes,
     sbuf_bytes,
     strip_sbuf_bytes,
+    sum_blocks,
     u_load_bytes,
     v_load_bytes,
 )
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
-from nxdi_svd_plugin.kernels.tiling.engines import matmul_cycles
+from nxdi_svd_plugin.kernels.tiling.engines import engine_seconds
 from nxdi_svd_plugin.kernels.tiling.pieces import held_tokens
+from nxdi_svd_plugin.kernels.tiling.through import Through, through
 
 IN_FLIGHT = 2
 """Loads of each streamed operand that the plan leaves room for: one in use, the next on its way."""
@@ -30,10 +34,11 @@ LARGEST_LOAD = 32 * 1024
 """Bytes per partition of the largest load of whole columns that is tried."""
 FINE = 8
 """Strips and sub-strips are multiples of this many tokens, the last one apart."""
-WASTE = 1.02
-"""How far a plan may be above the least HBM traffic, and above the fewest tensor-engine cycles."""
+SPLITS = (4, 6, 8, 12, 16)
+"""Input tiles of one block of a split contraction that are tried. With less than 3 the vector engine, which adds a
+block's products to the sums at 1.12 GHz, would take longer than the tensor engine, which makes them at 2.8 GHz."""
 SAVING = 1.01
-"""How much worse than the best a plan with long runs may be and still be taken."""
+"""How much slower than the fastest a plan may be that moves less, and how much more one may move that has long runs."""
 TIE = 1.003
 """Plans this near the best count as equal."""
 
@@ -65,7 +70,8 @@ def _v_choices(chain: Chain) -> list[int]:
     width = chain.column_tile
     if chain.writes_transposed:
         load = chain.itemsize * chain.rank_tiles * width
-        return [max(1, min(LARGEST_LOAD // load, MOVING // min(chain.tokens, MOVING), chain.outputs // PARTITIONS))]
+        together = min(LARGEST_LOAD // load, MOVING // min(chain.tokens, MOVING), chain.outputs // PARTITIONS)
+        return sorted({1, max(1, together)})
     columns = -(-chain.outputs // width)
     runs = (SHORTEST_RUN, LONG_RUN, 2 * LONG_RUN)
     return sorted({min(columns, -(-run // (chain.itemsize * width))) for run in runs})
@@ -200,40 +206,87 @@ def _plans(chain: Chain, buffers: Buffers, unit: int) -> list[Blocks]:
     for sizes in covers:
         groups = tuple((count, even(chain, buffers, size)) for size, count in Counter(sizes).items() if size > 0)
         found.append(Blocks(groups, buffers))
-    return [blocks for blocks in found if sbuf_bytes(chain, blocks, IN_FLIGHT) <= SBUF_BYTES]
+    return [blocks for blocks in found if _fits(chain, blocks)]
+
+
+def _shares(chain: Chain, blocks: Blocks) -> bool:
+    """Whether several rank or output tiles share a PSUM bank, side by side as in T: that needs all tokens at once."""
+    return blocks.buffers.u_tiles > 1 or (chain.writes_transposed and blocks.buffers.v_tiles > 1)
+
+
+def _split_plans(chain: Chain) -> list[Blocks]:
+    """Plans with fp32 sums of (X·U)ᵀ in SBUF, as few equal strips as fit: X once, U and V once per strip."""
+    if not _splits(chain):
+        return []
+    splits = [split for split in SPLITS if sum_blocks(chain, split) > 1]
+    plans = [_fewest_strips(chain, split, v_tiles) for split in splits for v_tiles in _v_choices(chain)]
+    return [plan for plan in plans if plan is not None]
+
+
+def _splits(chain: Chain) -> bool:
+    """Whether the kernel can split this contraction.
+
+    `down` reads Hᵀ by tiles then, and the pivots of `up_gate` are tiles of a (X·U)ᵀ in one piece.
+    """
+    return chain.inputs % PARTITIONS == 0 if chain.kind.reads_intermediate else not any(chain.pivots)
+
+
+def _fewest_strips(chain: Chain, split: int, v_tiles: int) -> Blocks | None:
+    buffers = Buffers(split, 1, v_tiles, split, split)
+    unit = FINE if chain.writes_transposed else PARTITIONS
+    for count in range(1, -(-chain.tokens // unit) + 1):
+        size = min(chain.tokens, -(-chain.tokens // (count * unit)) * unit)
+        whole, rest = divmod(chain.tokens, size)
+        blocks = Blocks(((whole, (size,)), *([(1, (rest,))] if rest else [])), buffers)
+        if _fits(chain, blocks):
+            return blocks
+    return None
+
+
+def _fits(chain: Chain, blocks: Blocks) -> bool:
+    fits = sbuf_bytes(chain, blocks, IN_FLIGHT) <= SBUF_BYTES
+    return fits and (blocks.strips == [(chain.tokens,)] or not _shares(chain, blocks))
 
 
 @lru_cache(maxsize=4096)
-def choose(chain: Chain) -> Blocks:
-    """The blocks for `chain`.
+def choose(chain: Chain) -> Plan:
+    """The plan for `chain`: strips, or two matmuls where they are faster, or as fast and move less.
 
-    The least product of HBM bytes and tensor-engine cycles (strips that end inside a stationary tile waste cycles);
-    among equals the largest streamed loads (long DMA runs, few instructions). Runs of U loads are shorter than 2 KiB
-    only where longer ones cost 1 %. Every plan leaves room for two loads of each streamed operand.
+    The least modelled time (strips that end inside a stationary tile waste cycles), of equal ones the least HBM bytes,
+    of equal ones again the largest streamed loads (long DMA runs, few instructions). Runs of U loads are shorter than
+    2 KiB only where longer ones cost 1 %. Every plan leaves room for two loads of each streamed operand.
     Raises KernelError if not even a few tokens fit into 176 KiB per partition.
     """
     steps = (FINE,) if chain.writes_transposed else (PARTITIONS, 64, 32, FINE)
     plans = [plan for buffers in buffer_choices(chain) for unit in steps for plan in _plans(chain, buffers, unit)]
+    plans += _split_plans(chain)
     if not plans:
         raise KernelError(
             f"{chain.kernel}: inputs {chain.inputs}, rank(s) {chain.ranks} and outputs {chain.outputs} leave no room "
             f"for {min(chain.tokens, FINE)} tokens in {SBUF_BYTES} bytes per partition; "
             "use a smaller rank or more tensor-parallel shards"
         )
-    return _largest_loads(chain, _long_runs(chain, _least_waste(chain, plans)))
+    best = _largest_loads(chain, _long_runs(chain, _fastest(chain, plans)))
+    matmuls = through(chain)
+    return matmuls if matmuls is not None and _better(chain, matmuls, best) else best
+
+
+def _better(chain: Chain, matmuls: Through, blocks: Blocks) -> bool:
+    mine, theirs = (max(engine_seconds(chain, plan).values()) for plan in (matmuls, blocks))
+    if sum(hbm_bytes(chain, matmuls)) < sum(hbm_bytes(chain, blocks)):
+        return mine <= SAVING * theirs
+    return mine * SAVING < theirs
 
 
 Scores = dict[Blocks, int]
-"""{plan: HBM bytes x tensor-engine cycles}; the least is the best."""
+"""{plan: HBM bytes}; the least is the best."""
 
 
-def _least_waste(chain: Chain, plans: list[Blocks]) -> Scores:
-    """The plans within WASTE of the least traffic and of the fewest cycles, or all where none is near both."""
-    traffic = {plan: sum(hbm_bytes(chain, plan)) for plan in plans}
-    cycles = {plan: matmul_cycles(chain, plan) for plan in plans}
-    most, longest = WASTE * min(traffic.values()), WASTE * min(cycles.values())
-    near = [plan for plan in traffic if traffic[plan] <= most and cycles[plan] <= longest]
-    return {plan: traffic[plan] * cycles[plan] for plan in near or traffic}
+def _fastest(chain: Chain, plans: list[Blocks]) -> Scores:
+    """The plans within SAVING of the least modelled time."""
+    seconds = {plan: max(engine_seconds(chain, plan).values()) for plan in plans}
+    most = SAVING * min(seconds.values())
+    return {plan: sum(hbm_bytes(chain, plan)) for plan in plans if seconds[plan] <= most}
 
 
 def _long_runs(chain: Chain, scores: Scores) -> Scores:
@@ -260,13 +313,19 @@ def _load_bytes(chain: Chain, buffers: Buffers) -> int:
     return u_load_bytes(chain, buffers) + v_load_bytes(chain, buffers) + block + buffers.x_tiles * PARTITIONS
 
 
-def forced(chain: Chain, strip: tuple[int, ...]) -> Blocks:
-    """Blocks with the sub-strips `strip` that the caller asks for, whether or not they fit SBUF."""
+def forced(chain: Chain, strip: tuple[int, ...], split: int = 0) -> Blocks:
+    """Blocks with the sub-strips `strip` that the caller asks for, whether or not they fit SBUF.
+
+    `split`: input tiles of one block of a split contraction, 0 for all of Xᵀ.
+    """
     if not strip or min(strip) < 1:
         raise KernelError(f"strip {strip} must be a tuple of positive token counts, one for each sub-strip")
-    choices = [b for b in buffer_choices(chain) if b.u_tiles == 1]
+    if split and not (_splits(chain) and len(strip) == 1 and sum_blocks(chain, split) > 1):
+        raise KernelError(f"{chain.kernel}: a contraction split by {split} tiles needs one sub-strip and two blocks")
+    choices = [b for b in buffer_choices(chain) if b.u_tiles == 1 and (b.v_tiles == 1 or not chain.writes_transposed)]
     fitting = [b for b in choices if strip_sbuf_bytes(chain, b, strip, IN_FLIGHT) <= SBUF_BYTES]
     buffers = max(fitting or choices, key=lambda b: (1 if fitting else -1) * _load_bytes(chain, b))
+    buffers = replace(buffers, u_rows=split, x_tiles=split, split=split) if split else buffers
     count, left = divmod(chain.tokens, sum(strip))
     groups = [(count, strip)] if count else []
     if left:

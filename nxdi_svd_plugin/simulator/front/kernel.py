@@ -56,6 +56,7 @@ def simulate(
     seed: int = 0,
     dma_bytes_per_second: float = DMA_BYTES_PER_SECOND,
     grid: tuple[int, ...] = (),
+    aws_style: bool = False,
     **kernel_options: Any,
 ) -> tuple[Any, Trace]:
     """Run a kernel on numpy arrays and count what Trn1 would move and compute.
@@ -70,6 +71,7 @@ def simulate(
         seed: seed of the order in which iterations of `affine_range` run.
         dma_bytes_per_second: bandwidth of the latency model.
         grid: launch grid, as in `kernel[grid]`.
+        aws_style: also refuse what no public AWS kernel does (front/style.py); for kernels that must compile unseen.
         kernel_options: passed on to the kernel.
 
     Returns:
@@ -82,7 +84,7 @@ def simulate(
         kernel = Kernel(getattr(kernel, "__wrapped__", kernel))
     if grid:
         kernel = kernel[grid]
-    return run(kernel, args, kernel_options, strict, count_only, seed, dma_bytes_per_second)
+    return run(kernel, args, kernel_options, strict, count_only, seed, dma_bytes_per_second, aws_style)
 
 
 def run(
@@ -93,10 +95,18 @@ def run(
     count_only: bool = False,
     seed: int = 0,
     bandwidth: float = DMA_BYTES_PER_SECOND,
+    aws_style: bool = False,
 ) -> tuple[Any, Trace]:
     """Trace, check, execute and count."""
     tracer, outputs, several = trace_kernel(
-        kernel.function, args, kwargs, strict=strict, target=kernel.target, grid=kernel.grid, count_only=count_only
+        kernel.function,
+        args,
+        kwargs,
+        strict=strict,
+        target=kernel.target,
+        grid=kernel.grid,
+        count_only=count_only,
+        aws_style=aws_style,
     )
     top = tracer.top
     release_free_zeros(top)

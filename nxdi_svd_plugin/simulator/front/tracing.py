@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import CodeType
 from typing import Any
 
 import numpy as np
 
+from nxdi_svd_plugin.simulator.front.style import refuse_interleaving, watched
 from nxdi_svd_plugin.simulator.front.tensor import Tensor
 from nxdi_svd_plugin.simulator.front.typing import TensorSpec
 from nxdi_svd_plugin.simulator.place import fail
@@ -26,10 +28,11 @@ def trace_kernel(
     target: str,
     grid: tuple[int, ...],
     count_only: bool,
+    aws_style: bool = False,
 ) -> tuple[Tracer, list[View], bool]:
     """The traced program of a kernel call, its outputs, and whether the kernel returns a tuple of them.
 
-    Loops that an `if` looks into are traced again, unrolled.
+    Loops that an `if` looks into are traced again, unrolled. `aws_style` refuses what front/style.py lists.
     """
     if strict:
         _refuse_plain_range(function)
@@ -37,13 +40,15 @@ def trace_kernel(
     while True:
         tracer = Tracer(strict, target, unrolled, grid, Tensor, getattr(function, "__code__", None))
         try:
-            with tracer:
+            with tracer, watched(tracer.code) if aws_style else nullcontext():
                 returned = _call(tracer, function, args, kwargs, count_only)
         except UnrollRequest as request:
             if request.sites <= unrolled:
                 raise
             unrolled = unrolled | request.sites
             continue
+        if aws_style:
+            refuse_interleaving(tracer.top)
         return tracer, _outputs(returned, strict), isinstance(returned, (tuple, list))
 
 
@@ -87,7 +92,9 @@ def _outputs(returned: Any, strict: bool) -> list[View]:
 
 
 def _bind(tracer: Tracer, value: Any, count_only: bool) -> Any:
-    """An array becomes a read-only HBM tensor; everything else is a compile-time constant."""
+    """An array becomes a read-only HBM tensor, also one in a list; everything else is a constant."""
+    if isinstance(value, list):
+        return [_bind(tracer, each, count_only) for each in value]
     placeholder = count_only and hasattr(value, "shape") and hasattr(value, "dtype") and not np.isscalar(value)
     if not placeholder and not isinstance(value, np.ndarray):
         if isinstance(value, TensorSpec):

@@ -1,4 +1,4 @@
-"""NxDI models on the CPU and their reference: transformers' own dense class with the weights (u @ v).T.
+"""NxDI models on the CPU and their reference: transformers' own dense class with the weights (u @ v).T, by groups.
 
 A layer that keeps fewer neurons gets zero weights for the others: SiLU(0) * 0 = 0.
 """
@@ -82,7 +82,7 @@ def run_model(family, directory, ids, steps, plugin=True, adapter=False, **optio
 
 
 def dense_reference(directory: Path, family: str):
-    """transformers' dense model whose MLP weights are (u @ v).T, formed in float64; for a dense directory the model."""
+    """transformers' dense model with the MLP weights that pairs stand for, in float64; a dense directory's own."""
     from torch.nn.functional import pad
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
@@ -90,13 +90,15 @@ def dense_reference(directory: Path, family: str):
         family
     ]
     settings = json.loads((Path(directory) / "config.json").read_text())
-    settings.pop("svd_config", None)
+    groups = settings.pop("svd_config", {"groups": 1})["groups"]
     settings["model_type"] = family
     tensors = load_file(Path(directory) / "model.safetensors")
     for key in [key for key in tensors if key.endswith("_proj.u") and ".mlp." in key]:
         stem = key.removesuffix(".u")
         u, v = tensors.pop(key), tensors.pop(f"{stem}.v")
-        tensors[f"{stem}.weight"] = (u.double() @ v.double()).T.to(u.dtype)
+        axis = 0 if "down_proj" in key else 1
+        parts = zip(u.double().chunk(groups, axis), v.double().chunk(groups, axis), strict=True)
+        tensors[f"{stem}.weight"] = torch.cat([a @ b for a, b in parts], axis).T.to(u.dtype)
     for key in [key for key in tensors if key.endswith("_proj.weight") and ".mlp." in key]:
         dropped = settings["intermediate_size"] - tensors[key].shape[1 if "down_proj" in key else 0]
         tensors[key] = pad(tensors[key], (0, dropped) if "down_proj" in key else (0, 0, 0, dropped))

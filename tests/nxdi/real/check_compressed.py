@@ -78,7 +78,7 @@ def test_smollm2_compressed(form, smollm2, tmp_path):
         assert_as_exact_as_transformers(found, reference, prompt)
     [(found, called)] = ranks.run(1, with_simulated_kernels, decode, "llama", directory, prompt, 2)
     assert_as_exact_as_transformers(found, reference, prompt)
-    assert {name for name, _ in called} == {"up_gate", "down"}
+    assert "mlp" in {name for name, _ in called} <= {"mlp", "up_gate", "down"}
 
 
 def assert_as_exact_as_transformers(found, reference, prompt):

@@ -81,14 +81,6 @@ def rewritten(directory, target, change):
 
 
 @FAMILIES
-@pytest.mark.parametrize("mlp_impl", ["svd", "svd_fused"])
-def test_groups_are_refused(family, mlp_impl, directory, tmp_path):
-    grouped = rewritten(directory, tmp_path / "grouped", lambda svd_config: svd_config.update(groups=2))
-    with pytest.raises(NxdiError, match="MLPs are factored in 2 groups, and this version serves one"):
-        make_config(app_class(family), grouped, mlp_impl=mlp_impl, tp_degree=2)
-
-
-@FAMILIES
 def test_pivots_that_do_not_divide(family, directory, tmp_path):
     def add_pivots(svd_config):
         svd_config["layers"]["1"]["up_proj"] = {"form": "interpolative", "rank": 6, "pivots": [[0, 6]]}

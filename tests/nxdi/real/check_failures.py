@@ -110,9 +110,10 @@ def test_a_compressed_checkpoint_with_stock_classes(family, request):
 
 def hook_without_tensors():
     from nxdi_svd_plugin.nxdi.low_rank import LowRankFactors
-    from nxdi_svd_plugin.stored.projection import LowRank, Side
+    from nxdi_svd_plugin.stored.layers import Mlp
+    from nxdi_svd_plugin.stored.projection import LowRank
 
-    factors = LowRankFactors(LowRank(2), Side.HIDDEN, 6, 8, (), tp_degree=2, dtype=torch.float32)
+    factors = LowRankFactors(Mlp(8, *[LowRank(2)] * 3), "up_proj", 6, tp_degree=2, dtype=torch.float32)
     factors.preshard_hook({}, "layers.0.mlp.up_proj.weight")
 
 

@@ -1,4 +1,4 @@
-"""The NxDI model through `up_gate` and `down` on the simulator in place of the device: layout, orientation, padding."""
+"""The NxDI model through the kernels on the simulator in place of the device: layout, orientation, padding."""
 
 import os
 import re
@@ -25,9 +25,12 @@ from nxdi_svd_plugin.stored.projection import DENSE, LowRank
 def bridge(name, kernel, called):
     """A kernel as a function of torch tensors, through numpy and the simulator."""
 
-    def call(*tensors, pivots):
-        called.append((name, tuple(tensors[0].shape)))
-        output, _ = simulate(kernel, *(tensor.detach().numpy() for tensor in tensors), pivots=pivots)
+    def in_numpy(given):
+        return [each.detach().numpy() for each in given] if isinstance(given, list) else given.detach().numpy()
+
+    def call(*given, pivots):
+        called.append((name, tuple(given[0].shape)))
+        output, _ = simulate(kernel, *map(in_numpy, given), pivots=pivots, aws_style=True)
         return torch.from_numpy(np.array(output))
 
     return call
@@ -36,14 +39,22 @@ def bridge(name, kernel, called):
 def with_simulated_kernels(function, *args, **kwargs):
     """function(...) with the device's calls answered by the simulator; also the calls that were made."""
     from nxdi_svd_plugin.kernels.fused_down import down
+    from nxdi_svd_plugin.kernels.fused_mlp import mlp as whole
     from nxdi_svd_plugin.kernels.fused_up_gate import up_gate
 
     called = []
     device.plain_reason = lambda x: None
     device.require_kernels = lambda: None
-    calls = device.Calls(bridge("up_gate", up_gate, called), bridge("down", down, called))
+    kernels = {"up_gate": up_gate, "down": down, "mlp": whole}
+    calls = device.Calls(**{name: bridge(name, kernel, called) for name, kernel in kernels.items()})
     device.kernel_calls = lambda: calls
     return function(*args, **kwargs), called
+
+
+def with_two_kernels(function, *args, **kwargs):
+    """The same for a model so large that few tokens, too, go through `up_gate` and `down`."""
+    mlp.fits = lambda *_: False
+    return with_simulated_kernels(function, *args, **kwargs)
 
 
 def decode(family, directory, prompt, steps, **options):
@@ -57,7 +68,7 @@ def test_the_model_through_the_kernels(family, tp, request):
     """Prefill of 7 tokens in a context of 48, then two decoding steps; layer 1 keeps its down projection dense."""
     directory = request.getfixturevalue(f"svd_{family}")
     prompt = torch.tensor([[5, 17, 201, 88, 3, 42, 9]])
-    results = ranks.run(tp, with_simulated_kernels, decode, family, directory, prompt, 3, tp_degree=tp)
+    results = ranks.run(tp, with_two_kernels, decode, family, directory, prompt, 3, tp_degree=tp)
     expected = reference_logits(dense_reference(directory, family), results[0][0]["tokens"], 7)
     for found, called in results:
         torch.testing.assert_close(found["logits"], expected, rtol=0, atol=5e-5 * expected.abs().max())
@@ -76,7 +87,7 @@ def test_round_and_odd_shards(intermediate, tp, kept, tmp_path):
     directory = save_factored(dense, tmp_path / "svd", 40, tuple((0, name) for name in kept))
     prompt = torch.randint(0, 260, (2, 20), generator=torch.Generator().manual_seed(0))
     options = {"tp_degree": tp, "batch_size": 2}
-    results = ranks.run(tp, with_simulated_kernels, decode, "llama", directory, prompt, 2, **options)
+    results = ranks.run(tp, with_two_kernels, decode, "llama", directory, prompt, 2, **options)
     expected = reference_logits(dense_reference(directory, "llama"), results[0][0]["tokens"], 20)
     for found, _ in results:
         torch.testing.assert_close(found["logits"], expected, rtol=0, atol=5e-5 * expected.abs().max())
@@ -85,12 +96,28 @@ def test_round_and_odd_shards(intermediate, tp, kept, tmp_path):
 def test_sequence_parallelism_through_the_kernels(svd_llama):
     prompt = torch.tensor([[5, 17, 201, 88, 3, 42, 9]])
     options = {"tp_degree": 2, "sequence_parallel_enabled": True, "is_continuous_batching": True}
-    results = ranks.run(2, with_simulated_kernels, decode, "llama", svd_llama, prompt, 3, **options)
+    results = ranks.run(2, with_two_kernels, decode, "llama", svd_llama, prompt, 3, **options)
     expected = reference_logits(dense_reference(svd_llama, "llama"), results[0][0]["tokens"], 7)
     for found, called in results:
         torch.testing.assert_close(found["logits"], expected, rtol=0, atol=5e-5 * expected.abs().max())
         assert ("up_gate", (48, 44)) in called  # the gathered prefill, padded to its bucket
         assert ("up_gate", (1, 44)) in called
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_few_tokens_go_through_one_kernel(tp, svd_llama):
+    """Prefill of 140 tokens through two kernels, a step through one; layer 1, whose down is dense, has no `mlp`."""
+    prompt = torch.randint(0, 200, (1, 140), generator=torch.Generator().manual_seed(0))
+    options = {"tp_degree": tp, "seq_len": 160, "max_context_length": 160}
+    results = ranks.run(tp, with_simulated_kernels, decode, "llama", svd_llama, prompt, 3, **options)
+    expected = reference_logits(dense_reference(svd_llama, "llama"), results[0][0]["tokens"], 140)
+    for found, called in results:
+        torch.testing.assert_close(found["logits"], expected, rtol=0, atol=5e-5 * expected.abs().max())
+        names = [name for name, _ in called]
+        assert (names.count("mlp"), names.count("up_gate"), names.count("down")) == (2 * 2, 3 + 2, 2)
+        assert {shape for name, shape in called if name == "mlp"} == {(1, 44)}
+        assert min(shape[0] for name, shape in called if name == "up_gate") == 1
+        assert min(shape[1] for name, shape in called if name == "down") >= 140
 
 
 UP_GATE = {"gate_proj": ((0, 256),), "up_proj": ((256, 512), (768, 1024))}
@@ -105,12 +132,31 @@ def test_interpolative_factors_through_the_kernels(pivots, tp, tmp_path):
     directory = save_interpolative(save_dense(tmp_path / "dense", "llama", **sizes), tmp_path / "svd", pivots)
     prompt = torch.randint(0, 260, (2, 20), generator=torch.Generator().manual_seed(0))
     options = {"tp_degree": tp, "batch_size": 2}
-    results = ranks.run(tp, with_simulated_kernels, decode, "llama", directory, prompt, 2, **options)
+    results = ranks.run(tp, with_two_kernels, decode, "llama", directory, prompt, 2, **options)
     expected = reference_logits(load_pretrained(directory, dtype=torch.float32), results[0][0]["tokens"], 20)
     for found, called in results:
         torch.testing.assert_close(found["logits"], expected, rtol=0, atol=5e-5 * expected.abs().max())
         kernels = {"up_gate"} if "gate_proj" in pivots else set()
         assert {name for name, _ in called} == kernels | ({"down"} if "down_proj" in pivots else set())
+
+
+@pytest.mark.parametrize("one", [True, False], ids=["mlp", "two kernels"])
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("pairs", [("down_proj",), ("gate_proj", "up_proj"), ()], ids=["down", "gate and up", "none"])
+def test_pairs_beside_pivots_agree_on_the_order_of_the_neurons(pairs, tp, one, tmp_path):
+    sizes = {"vocab_size": 260, "intermediate_size": 1536, "num_hidden_layers": 1}
+    pivots = {name: runs for name, runs in (UP_GATE | DOWN).items() if name not in pairs}
+    directory = save_interpolative(
+        save_dense(tmp_path / "dense", "llama", **sizes), tmp_path / "svd", pivots, pairs=pairs
+    )
+    prompt = torch.randint(0, 260, (2, 20), generator=torch.Generator().manual_seed(0))
+    options = {"tp_degree": tp, "batch_size": 2}
+    run = with_simulated_kernels if one else with_two_kernels
+    results = ranks.run(tp, run, decode, "llama", directory, prompt, 2, **options)
+    expected = reference_logits(load_pretrained(directory, dtype=torch.float32), results[0][0]["tokens"], 20)
+    for found, called in results:
+        torch.testing.assert_close(found["logits"], expected, rtol=0, atol=5e-5 * expected.abs().max())
+        assert {name for name, _ in called} == ({"mlp"} if one else {"up_gate", "down"})
 
 
 @pytest.mark.parametrize("tp", [1, 2])
@@ -133,7 +179,7 @@ def test_a_narrow_layer_through_the_kernels(pivots, tp, tmp_path):
     dense = save_dense(tmp_path / "dense", "llama", **sizes)
     directory = save_interpolative(dense, tmp_path / "svd", pivots, ((0, 1536),))
     prompt = torch.randint(0, 260, (1, 20), generator=torch.Generator().manual_seed(0))
-    results = ranks.run(tp, with_simulated_kernels, decode, "llama", directory, prompt, 2, tp_degree=tp)
+    results = ranks.run(tp, with_two_kernels, decode, "llama", directory, prompt, 2, tp_degree=tp)
     expected = reference_logits(load_pretrained(directory, dtype=torch.float32), results[0][0]["tokens"], 20)
     for found, called in results:
         torch.testing.assert_close(found["logits"], expected, rtol=0, atol=5e-5 * expected.abs().max())
@@ -144,7 +190,7 @@ def test_narrow_pairs_through_the_kernels(svd_llama, tmp_path):
     """77 of 90 neurons on two ranks: the odd one is padded."""
     directory = save_factored(svd_llama.parent / "dense", tmp_path / "svd", 20, (), ((0, 77), (2, 50)))
     prompt = torch.tensor([[5, 17, 201, 88, 3, 42, 9]])
-    results = ranks.run(2, with_simulated_kernels, decode, "llama", directory, prompt, 2, tp_degree=2)
+    results = ranks.run(2, with_two_kernels, decode, "llama", directory, prompt, 2, tp_degree=2)
     expected = reference_logits(dense_reference(directory, "llama"), results[0][0]["tokens"], 7)
     for found, called in results:
         torch.testing.assert_close(found["logits"], expected, rtol=0, atol=5e-5 * expected.abs().max())
@@ -224,6 +270,7 @@ def test_no_compiler_is_an_error(on_trn1):
 def test_the_kernels_are_built_for_the_platform(on_trn1):
     from nxdi_svd_plugin.kernels import nki
     from nxdi_svd_plugin.kernels.fused_down import down_kernel
+    from nxdi_svd_plugin.kernels.fused_mlp import mlp_kernel
     from nxdi_svd_plugin.kernels.fused_up_gate import up_gate_kernel
 
     built = []
@@ -241,6 +288,6 @@ def test_the_kernels_are_built_for_the_platform(on_trn1):
     assert device.runs_kernels(OnDevice())
     assert built == []  # lazily
     assert device.kernel_calls() is device.kernel_calls()
-    options = {"mode": "torchxla", "platform_target": "trn1"}
-    assert built == [(up_gate_kernel, options), (down_kernel, options)]
+    options = {"platform_target": "trn1"}
+    assert built == [(kernel, options) for kernel in (up_gate_kernel, down_kernel, mlp_kernel)]
     device.kernel_calls.cache_clear()

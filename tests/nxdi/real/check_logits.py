@@ -60,8 +60,9 @@ def test_an_odd_intermediate_size_is_padded(tp, tmp_path):
         assert found["generated"].tolist() == found["tokens"].tolist()
 
 
-def save_interpolative(dense, directory, pivots, widths=()):
-    """Every projection in `pivots` kept at those neurons, the others random combinations of them; the rest dense.
+def save_interpolative(dense, directory, pivots, widths=(), groups=1, pairs=()):
+    """Every projection in `pivots` kept at those neurons of every group, the others random combinations of the group's;
+    those in `pairs` random pairs; the rest dense.
 
     widths: (layer, neurons that it keeps).
     """
@@ -74,18 +75,24 @@ def save_interpolative(dense, directory, pivots, widths=()):
             stem, down = f"model.layers.{i}.mlp.{name}", name == "down_proj"
             weight = tensors.pop(f"{stem}.weight")
             weight = weight[:, :width] if down else weight[:width]
+            if name in pairs:
+                rank, (outputs, inputs) = 40 * groups, weight.shape
+                tensors[f"{stem}.u"] = torch.randn(inputs, 40 if down else rank, generator=generator) * inputs**-0.5
+                tensors[f"{stem}.v"] = torch.randn(rank if down else 40, outputs, generator=generator) * rank**-0.5
+                layers[i][name] = {"form": "pair", "rank": rank}
+                continue
             if name not in pivots:
                 tensors[f"{stem}.weight"] = weight.contiguous()
                 continue
             kept = torch.cat([torch.arange(start, stop) for start, stop in pivots[name]])
-            rank, made = len(kept), width - len(kept)
-            layers[i][name] = {"form": "interpolative", "rank": rank, "pivots": pivots[name]}
-            combinations = rank**-0.5 * torch.randn(rank, made, generator=generator)
+            combinations = len(kept) ** -0.5 * torch.randn(len(kept), width - groups * len(kept), generator=generator)
+            kept = torch.cat([kept + k * (width // groups) for k in range(groups)])
+            layers[i][name] = {"form": "interpolative", "rank": len(kept), "pivots": pivots[name]}
             if down:
                 tensors[f"{stem}.c"], tensors[f"{stem}.v"] = combinations.T.contiguous(), weight[:, kept].T.contiguous()
             else:
                 tensors[f"{stem}.u"], tensors[f"{stem}.c"] = weight[kept].T.contiguous(), combinations
-    return save_compressed(dense, directory, tensors, layers)
+    return save_compressed(dense, directory, tensors, layers, groups)
 
 
 WIDTHS = ((0, 77), (1, 50))

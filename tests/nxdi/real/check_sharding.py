@@ -1,5 +1,7 @@
 """The device's sharding path, run here on the meta device: every rank's factors bit for bit."""
 
+from itertools import product
+
 import pytest
 import ranks
 import torch
@@ -12,7 +14,7 @@ from tiny_models import save_dense, save_factored
 from nxdi_svd_plugin.kernels.packing import unpack
 from nxdi_svd_plugin.stored.cells import core_runs
 from nxdi_svd_plugin.stored.layers import Mlp
-from nxdi_svd_plugin.stored.projection import DENSE, LowRank
+from nxdi_svd_plugin.stored.projection import DENSE, PROJECTIONS, LowRank
 from nxdi_svd_plugin.stored.runs import length
 
 INTERMEDIATE = 90  # no multiple of 4 or 8: the last rank is padded
@@ -45,13 +47,17 @@ def expected_shard(tensor, name, factor, rank, tp):
 
 def found_factors(shards, stem, mlp_impl, tp):
     """This rank's (u, v) of a projection, out of the layout that the kernels read under svd_fused."""
-    u, v = shards[f"{stem}.u"], shards[f"{stem}.v"]
+    return plain(shards[f"{stem}.u"], shards[f"{stem}.v"], stem, mlp_impl, -(-INTERMEDIATE // tp))
+
+
+def plain(u, v, name, mlp_impl, share):
+    """u and v as matrices; `share`: neurons of the rank."""
     assert u.dtype == v.dtype == torch.bfloat16
     if mlp_impl == "svd":
         return u, v
     assert len(u) == len(v) == 128
-    kernel = "down" if "down_proj" in stem else "up_gate"
-    return unpack(u, v, -(-INTERMEDIATE // tp) if kernel == "down" else 64, kernel=kernel)
+    kernel = "down" if "down_proj" in name else "up_gate"
+    return unpack(u, v, share if kernel == "down" else 64, kernel=kernel)
 
 
 @pytest.mark.parametrize("mlp_impl", ["svd", "svd_fused"])
@@ -75,7 +81,51 @@ def test_the_shards_are_bit_exact(family, tp, sequence_parallel, mlp_impl, direc
                 assert torch.equal(tensor, expected), (stem, factor, rank)
 
 
+def expected_of_group(tensor, factor, name, group, groups, seat, cores):
+    """A rank's part of a file's factor: the group's part of near, and of far the seat's share, filled up with zeros."""
+    down = name == "down_proj"
+    near = factor == ("v" if down else "u")
+    matrix = (tensor.T if down else tensor).chunk(groups, 1)[group]  # [H, r / g] or [r / g, w / g]
+    if not near:
+        share = -(-matrix.shape[1] // cores)
+        padded = torch.zeros(len(matrix), share * cores, dtype=matrix.dtype)
+        padded[:, : matrix.shape[1]] = matrix
+        matrix = padded[:, seat * share : (seat + 1) * share]
+    return matrix.T if down else matrix
+
+
+@pytest.mark.parametrize("mlp_impl", ["svd", "svd_fused"])
+@pytest.mark.parametrize(("groups", "tp"), [(2, 2), (4, 4), (8, 8), (8, 2), (4, 2), (2, 4), (2, 8)])
+def test_the_shards_of_groups_are_bit_exact(groups, tp, mlp_impl, directories, tmp_path):
+    """Rank k has group k, several whole groups, or its share of one: 39 neurons of layer 2 on 4 ranks are 10 each."""
+    widths = {0: 88, 1: 80, 2: 72 if groups > 2 else 78}
+    dense = directories["llama"].parent / "dense"
+    directory = save_factored(dense, tmp_path / "svd", 24, (), tuple(widths.items()), groups)
+    options = {"mlp_impl": mlp_impl, "tp_degree": tp, "torch_dtype": torch.bfloat16}
+    ranks.run(1, shard, app_class("llama"), directory, tmp_path, **options)
+    source, held, cores = load_file(directory / "model.safetensors"), max(1, groups // tp), max(1, tp // groups)
+    for rank, (layer, width), name in product(range(tp), widths.items(), PROJECTIONS):
+        shards = load_file(tmp_path / f"tp{rank}_sharded_checkpoint.safetensors")
+        stem, share = f"layers.{layer}.mlp.{name}", -(-width // groups // cores)
+        for number in range(held):
+            suffix = str(number) if held > 1 else ""
+            found = plain(shards[f"{stem}.u{suffix}"], shards[f"{stem}.v{suffix}"], name, mlp_impl, share)
+            for factor, tensor in zip("uv", found, strict=True):
+                group, whole = rank * groups // tp + number, source[f"model.{stem}.{factor}"]
+                expected = expected_of_group(whole, factor, name, group, groups, rank % cores, cores)
+                assert torch.equal(tensor, expected), (rank, stem, factor, number)
+
+
 PIVOTS = {"up_proj": ((8, 24), (60, 64)), "down_proj": ((0, 12), (20, 32))}
+
+
+PIVOTS_OF_TWO = {"up_proj": ((4, 12), (30, 32)), "down_proj": ((0, 6), (10, 16))}
+"""In each of two groups of 36 neurons or more."""
+
+
+def of_group(tensor, key, group, groups):
+    """A group's part of a file's tensor [near: over the rank, far: over the neurons]."""
+    return tensor if "gate_proj" in key else tensor.chunk(groups, 0 if "down_proj" in key else 1)[group]
 
 
 def columns(near, far, kept, width):
@@ -96,19 +146,25 @@ def up_and_down(tensors, stem, places, width):
     return found
 
 
-@pytest.mark.parametrize("tp", [2, 4])
-def test_the_shards_of_layers_with_pivots_add_up(tp, directories, tmp_path):
+@pytest.mark.parametrize(("groups", "tp"), [(1, 2), (1, 4), (2, 2), (2, 4)])
+def test_the_shards_of_layers_with_pivots_add_up(groups, tp, directories, tmp_path):
     """The sum over the cores of W_up W_down^T is the whole one, in whatever order the neurons are shared out."""
-    widths = ((0, 72), (1, 88), (2, 80))
-    directory = save_interpolative(directories["llama"].parent / "dense", tmp_path / "svd", PIVOTS, widths)
+    widths, pivots = ((0, 72), (1, 88), (2, 80)), PIVOTS if groups == 1 else PIVOTS_OF_TWO
+    directory = save_interpolative(directories["llama"].parent / "dense", tmp_path / "svd", pivots, widths, groups)
     options = {"mlp_impl": "svd", "tp_degree": tp, "torch_dtype": torch.float32}
     ranks.run(1, shard, app_class("llama"), directory, tmp_path, **options)
     source = load_file(directory / "model.safetensors")
     cores = [load_file(tmp_path / f"tp{rank}_sharded_checkpoint.safetensors") for rank in range(tp)]
     for layer, width in widths:
-        up, down = up_and_down(source, f"model.layers.{layer}.mlp", PIVOTS, width)
-        mlp = Mlp(width, DENSE, *(LowRank(length(runs), runs) for runs in PIVOTS.values()))
-        places = {name: core_runs(mlp, tp)[name] for name in PIVOTS}
+        stem = f"model.layers.{layer}.mlp"
+        slices = [
+            {key: of_group(tensor, key, k, groups) for key, tensor in source.items() if stem in key}
+            for k in range(groups)
+        ]
+        whole = [up_and_down(tensors, stem, pivots, width // groups) for tensors in slices]
+        mlp = Mlp(width, DENSE, *(LowRank(groups * length(runs), runs, groups) for runs in pivots.values()))
+        places = {name: core_runs(mlp, tp // groups)[name] for name in pivots}
         parts = [up_and_down(core, f"layers.{layer}.mlp", places, width // tp) for core in cores]
-        found = sum(up_k @ down_k.T for up_k, down_k in parts)
-        torch.testing.assert_close(found, up @ down.T, rtol=0, atol=1e-12 * (up.abs() @ down.abs().T).max())
+        found, expected = (sum(up @ down.T for up, down in matrices) for matrices in (parts, whole))
+        size = sum(up.abs() @ down.abs().T for up, down in whole).max()
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12 * size)

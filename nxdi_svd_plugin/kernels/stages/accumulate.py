@@ -1,0 +1,120 @@
+"""T = (X·U)ᵀ with the contraction split: Xᵀ and U are streamed in blocks past fp32 sums of T in SBUF.
+
+The products of a block are summed in PSUM, the blocks in SBUF, and T is rounded once, as the last block makes it of
+the sums. Both are cut into parts along the rank: the sums of a part die as its T comes to life, so that they are never
+there together as a whole.
+"""
+
+from typing import Any
+
+from nxdi_svd_plugin.hardware import PARTITIONS, tiles
+from nxdi_svd_plugin.kernels.nki import nisa, nl
+from nxdi_svd_plugin.kernels.stages.expand import copy_on_scalar
+from nxdi_svd_plugin.kernels.tiling.schedule import RankRun, Schedule, Step, Strip
+
+Tensor = Any
+
+
+def accumulate(
+    ts: list[Tensor],
+    sums: list[Tensor],
+    u: Tensor,
+    xt: Tensor,
+    rows: Tensor | None,
+    row: Any,
+    first: Any,
+    step: Step,
+    runs: tuple[RankRun, ...],
+    strip: Strip,
+    plan: Schedule,
+) -> None:
+    """Uᵀ·Xᵀ of the block of input tiles `row`..., whose Xᵀ is xt, into the sums; of the last block, with them into T.
+
+    `rows` is h_t as [128, tiles·S], of which some rank tiles take in tiles themselves: U = [I ; C]. `first` is the
+    strip's first token.
+    """
+    for run in runs:
+        for j in nl.affine_range(run.count):
+            _rank_tile(ts[run.part], sums[run.part], u, xt, rows, row, first, step, run, j, strip, plan)
+
+
+def _rank_tile(
+    t: Tensor,
+    sums: Tensor,
+    u: Tensor,
+    xt: Tensor,
+    rows: Tensor | None,
+    row: Any,
+    first: Any,
+    step: Step,
+    run: RankRun,
+    j: Any,
+    strip: Strip,
+    plan: Schedule,
+) -> None:
+    """Rank tile run.first + `j`, tile run.place + `j` of its part."""
+    start = (run.first + j) * (tiles(plan.u_rows) * PARTITIONS) + row * run.width
+    loaded = nl.load(u[0:PARTITIONS, nl.ds(start, tiles(step.rows) * run.width)])
+    own = _own_tile(rows, run, j, step, first, strip.tokens, plan.tokens)
+    for n in nl.affine_range(strip.tokens // strip.moving):
+        _piece(t, sums, loaded, xt, own, step, run, j, strip.tokens, n * strip.moving, strip.moving)
+    if strip.tokens % strip.moving:
+        done = strip.tokens // strip.moving * strip.moving
+        _piece(t, sums, loaded, xt, own, step, run, j, strip.tokens, done, strip.tokens % strip.moving)
+
+
+def _own_tile(
+    rows: Tensor | None, run: RankRun, j: Any, step: Step, first: Any, tokens: int, total: int
+) -> Tensor | None:
+    """The tile of Hᵀ that the first block adds to the rank tile; None if it is no pivot."""
+    if rows is None or run.own is None or not step.first:
+        return None
+    return nl.load(rows[0:PARTITIONS, nl.ds((run.own + j) * total + first, tokens)])
+
+
+def _piece(
+    t: Tensor,
+    sums: Tensor,
+    loaded: Tensor,
+    xt: Tensor,
+    own: Tensor | None,
+    step: Step,
+    run: RankRun,
+    j: Any,
+    tokens: int,
+    start: Any,
+    size: int,
+) -> None:
+    """Tokens start... of the strip, `size` of them: one PSUM bank."""
+    width = run.width
+    total = nl.zeros((PARTITIONS, size), dtype=nl.float32, buffer=nl.psum)
+    for k in nl.affine_range(step.rows // PARTITIONS):
+        total[0:width, 0:size] += nisa.nc_matmul(
+            loaded[0:PARTITIONS, nl.ds(k * width, width)], xt[0:PARTITIONS, nl.ds(k * tokens + start, size)]
+        )
+    if step.rows % PARTITIONS:
+        last, rest = step.rows // PARTITIONS, step.rows % PARTITIONS
+        total[0:width, 0:size] += nisa.nc_matmul(
+            loaded[0:rest, nl.ds(last * width, width)], xt[0:rest, nl.ds(last * tokens + start, size)]
+        )
+    at = (run.place + j) * tokens + start
+    if own is not None:
+        sums[0:width, nl.ds(at, size)] = nisa.tensor_tensor(
+            total[0:width, 0:size], own[0:width, nl.ds(start, size)], op=nl.add, dtype=nl.float32
+        )
+    elif step.last:
+        t[0:width, nl.ds(at, size)] = nisa.tensor_tensor(
+            total[0:width, 0:size], sums[0:width, nl.ds(at, size)], op=nl.add, dtype=t.dtype
+        )
+    else:
+        add_to_sums(sums, total, at, width, size, step.first)
+
+
+def add_to_sums(sums: Tensor, total: Tensor, at: Any, count: int, size: int, first: bool) -> None:
+    """sums[:, at...] = total where it is the `first`, else += total: fp32 in SBUF, the product in PSUM."""
+    if first:
+        sums[0:count, nl.ds(at, size)] = copy_on_scalar(total[0:count, 0:size], nl.float32)
+    else:
+        sums[0:count, nl.ds(at, size)] = nisa.tensor_tensor(
+            total[0:count, 0:size], sums[0:count, nl.ds(at, size)], op=nl.add, dtype=nl.float32
+        )

@@ -1,0 +1,304 @@
+"""From T = (X·U)ᵀ in SBUF to the output: V is streamed once past all tokens of a strip."""
+
+from typing import Any
+
+from nxdi_svd_plugin.hardware import PARTITIONS, tiles
+from nxdi_svd_plugin.kernels.nki import nisa, nl
+from nxdi_svd_plugin.kernels.tiling.pieces import Piece
+from nxdi_svd_plugin.kernels.tiling.schedule import Schedule, Strip
+from nxdi_svd_plugin.kernels.tiling.segments import Segment
+
+Tensor = Any
+
+
+def copy_on_scalar(tile: Tensor, dtype: Any) -> Tensor:
+    """A copy by the scalar engine (its tensor_copy does not exist on NeuronCore-v2), rounded to `dtype`."""
+    return nisa.activation(op=nl.copy, data=tile, dtype=dtype)
+
+
+def expand(out: Tensor, ts: list[Tensor], v: Tensor, first: Any, strip: Strip, plan: Schedule) -> None:
+    """Rows `first`... of out [S, outputs]: Y = Tᵀ·V; v packed in tiles of `plan.column_tile` columns.
+
+    Tokens are the stationary operand. Every V tile is read once per strip and used for all its tokens; the rows of
+    `v_tiles` tiles are stored together, so that the DMA runs are long.
+    """
+    wide = plan.v_tiles * plan.column_tile
+    for b in nl.affine_range(plan.outputs // wide):
+        _rows_block(out, ts, v, first, strip, plan, b * wide, wide)
+    if plan.outputs % wide:
+        _rows_block(out, ts, v, first, strip, plan, plan.outputs // wide * wide, plan.outputs % wide)
+
+
+def _rows_block(
+    out: Tensor, ts: list[Tensor], v: Tensor, first: Any, strip: Strip, plan: Schedule, left: Any, columns: int
+) -> None:
+    """Columns left... of the output, `columns` of them, for all tokens of the strip."""
+    width, count = plan.column_tile, strip.token_tiles
+    rows = nl.ndarray((PARTITIONS, count * columns), dtype=out.dtype, buffer=nl.sbuf)
+    for c in nl.affine_range(columns // width):
+        _rows_tile(rows, ts, v, strip, plan, left, columns, c * width, width)
+    if columns % width:
+        _rows_tile(rows, ts, v, strip, plan, left, columns, columns // width * width, columns % width)
+    tile = 0
+    start = 0
+    for size in strip.holders:
+        for m in nl.affine_range(size // PARTITIONS):
+            nl.store(
+                out[nl.ds(first + start + m * PARTITIONS, PARTITIONS), nl.ds(left, columns)],
+                value=rows[0:PARTITIONS, nl.ds((tile + m) * columns, columns)],
+            )
+        if size % PARTITIONS:
+            done = size // PARTITIONS
+            nl.store(
+                out[nl.ds(first + start + done * PARTITIONS, size % PARTITIONS), nl.ds(left, columns)],
+                value=rows[0 : size % PARTITIONS, nl.ds((tile + done) * columns, columns)],
+            )
+        tile = tile + tiles(size)
+        start = start + size
+
+
+def _rows_tile(
+    rows: Tensor,
+    ts: list[Tensor],
+    v: Tensor,
+    strip: Strip,
+    plan: Schedule,
+    left: Any,
+    columns: int,
+    offset: Any,
+    width: int,
+) -> None:
+    """Columns offset... of the block, of one load of V."""
+    deep = tiles(plan.ranks[0])
+    loaded = nl.load(v[0:PARTITIONS, nl.ds((left + offset) * deep, deep * width)])
+    tile = 0
+    for h, size in enumerate(strip.holders):
+        for m in nl.affine_range(size // PARTITIONS):
+            _rows_sum(rows, ts, h, loaded, plan, size, m, PARTITIONS, (tile + m) * columns + offset, width)
+        if size % PARTITIONS:
+            last = size // PARTITIONS
+            at = (tile + last) * columns + offset
+            _rows_sum(rows, ts, h, loaded, plan, size, last, size % PARTITIONS, at, width)
+        tile = tile + tiles(size)
+
+
+def _rows_sum(
+    rows: Tensor,
+    ts: list[Tensor],
+    h: int,
+    loaded: Tensor,
+    plan: Schedule,
+    held: int,
+    m: Any,
+    count: int,
+    at: Any,
+    width: int,
+) -> None:
+    """Tᵀ·V of token tile `m` of holder `h`, which has `count` tokens, summed over the rank, to column `at` of rows."""
+    total = nl.zeros((PARTITIONS, width), dtype=nl.float32, buffer=nl.psum)
+    for part in plan.parts[0]:
+        t = ts[h * len(plan.parts[0]) + part.number]
+        for k in nl.affine_range(part.columns // PARTITIONS):
+            total[0:count, 0:width] += nisa.nc_matmul(
+                t[0:PARTITIONS, nl.ds(k * held + m * PARTITIONS, count)],
+                loaded[0:PARTITIONS, nl.ds((part.tile + k) * width, width)],
+            )
+        if part.columns % PARTITIONS:
+            last, rest = part.columns // PARTITIONS, part.columns % PARTITIONS
+            total[0:count, 0:width] += nisa.nc_matmul(
+                t[0:rest, nl.ds(last * held + m * PARTITIONS, count)],
+                loaded[0:rest, nl.ds((part.tile + last) * width, width)],
+            )
+    rows[0:count, nl.ds(at, width)] = copy_on_scalar(total[0:count, 0:width], rows.dtype)
+
+
+def expand_transposed(out: Tensor, ts: list[Tensor], v: Tensor, first: Any, strip: Strip, plan: Schedule) -> None:
+    """Columns `first`... of out [outputs, S]: Yᵀ = Vᵀ·T; v packed in tiles of 128 columns.
+
+    A V load makes `v_tiles` output tiles, which share a PSUM bank if there is more than one (few tokens).
+    """
+    step, full = plan.v_tiles, plan.outputs // PARTITIONS
+    for g in nl.affine_range(full // step):
+        _transposed_tiles(out, ts, v, first, strip, plan, g * step, step, PARTITIONS)
+    if full % step:
+        _transposed_tiles(out, ts, v, first, strip, plan, full - full % step, full % step, PARTITIONS)
+    if plan.outputs % PARTITIONS:
+        _transposed_tiles(out, ts, v, first, strip, plan, full, 1, plan.outputs % PARTITIONS)
+
+
+def _transposed_tiles(
+    out: Tensor,
+    ts: list[Tensor],
+    v: Tensor,
+    first: Any,
+    strip: Strip,
+    plan: Schedule,
+    tile: Any,
+    count: int,
+    width: int,
+) -> None:
+    """Output tiles `tile`..., `count` of `width` rows each."""
+    weights = load_weights(v, plan.ranks[0], tile, count, width)
+    for row in strip.rows:
+        block = nl.ndarray((PARTITIONS, count * row.tokens), dtype=out.dtype, buffer=nl.sbuf)
+        for piece in row.pieces:
+            total = expanded(weights, ts, plan, 0, strip.holders[piece.holder], piece, count, width)
+            block[0:width, nl.ds(piece.start, count * piece.tokens)] = copy_on_scalar(total, out.dtype)
+        store_tiles(out, block, tile, count, width, first + row.start, row.tokens, plan.interleaved)
+
+
+def expand_swiglu(
+    out: Tensor,
+    gates: list[Tensor],
+    ups: list[Tensor],
+    v_gate: Tensor,
+    v_up: Tensor,
+    bias: Tensor,
+    first: Any,
+    strip: Strip,
+    plan: Schedule,
+) -> None:
+    """Columns `first`... of out [I, S]: silu(V_gateᵀ·T_gate) * (V_upᵀ·T_up).
+
+    Where a segment of I is a factor's pivots, a tile of T itself stands for the product. `bias` [128, 1] is zero.
+    """
+    step = plan.v_tiles
+    for segment in plan.segments:
+        full = min(segment.stop, plan.outputs // PARTITIONS) - segment.start
+        for g in nl.affine_range(full // step):
+            _swiglu_tiles(out, gates, ups, v_gate, v_up, bias, first, strip, plan, segment, g * step, step, PARTITIONS)
+        if full % step:
+            done = full - full % step
+            _swiglu_tiles(
+                out, gates, ups, v_gate, v_up, bias, first, strip, plan, segment, done, full % step, PARTITIONS
+            )
+    if plan.outputs % PARTITIONS:
+        last = plan.segments[-1]
+        done = plan.outputs // PARTITIONS - last.start
+        _swiglu_tiles(out, gates, ups, v_gate, v_up, bias, first, strip, plan, last, done, 1, plan.outputs % PARTITIONS)
+
+
+def _swiglu_tiles(
+    out: Tensor,
+    gates: list[Tensor],
+    ups: list[Tensor],
+    v_gate: Tensor,
+    v_up: Tensor,
+    bias: Tensor,
+    first: Any,
+    strip: Strip,
+    plan: Schedule,
+    segment: Segment,
+    tile: Any,
+    count: int,
+    width: int,
+) -> None:
+    """Tiles segment.start + `tile`... of the output, `count` of `width` rows each."""
+    gate_weights = weights_unless_pivots(v_gate, plan.ranks[0], segment, 0, tile, count, width)
+    up_weights = weights_unless_pivots(v_up, plan.ranks[1], segment, 1, tile, count, width)
+    for row in strip.rows:
+        block = nl.ndarray((PARTITIONS, count * row.tokens), dtype=out.dtype, buffer=nl.sbuf)
+        for piece in row.pieces:
+            gate = made(gate_weights, gates, plan, 0, strip, piece, segment, tile, count, width)
+            up = made(up_weights, ups, plan, 1, strip, piece, segment, tile, count, width)
+            gated = nisa.activation(op=nl.silu, data=gate, bias=bias[0:width, 0:1], dtype=nl.float32)
+            block[0:width, nl.ds(piece.start, count * piece.tokens)] = nisa.tensor_tensor(
+                gated, up, op=nl.multiply, dtype=out.dtype
+            )
+        store_tiles(out, block, segment.start + tile, count, width, first + row.start, row.tokens, plan.interleaved)
+
+
+def weights_unless_pivots(
+    v: Tensor, rank: int, segment: Segment, factor: int, tile: Any, count: int, width: int
+) -> Tensor | None:
+    """The weights of these tiles, None where they are the factor's pivots."""
+    if segment.pivots[factor] is not None:
+        return None
+    return load_weights(v, rank, segment.others[factor] + tile, count, width)
+
+
+def load_weights(v: Tensor, rank: int, tile: Any, count: int, width: int) -> Tensor:
+    """Column tiles `tile`... of v packed in tiles of 128, `count` of `width` columns each."""
+    deep = tiles(rank)
+    return nl.load(v[0:PARTITIONS, nl.ds(tile * (deep * PARTITIONS), count * deep * width)])
+
+
+def made(
+    weights: Tensor | None,
+    ts: list[Tensor],
+    plan: Schedule,
+    factor: int,
+    strip: Strip,
+    piece: Piece,
+    segment: Segment,
+    tile: Any,
+    count: int,
+    width: int,
+) -> Tensor:
+    """Vᵀ·T of a piece in PSUM, or the tiles of T that are the pivots."""
+    held = strip.holders[piece.holder]
+    if weights is not None:
+        return expanded(weights, ts, plan, factor, held, piece, count, width)
+    own = (segment.pivots[factor] + tile) * held + piece.offset
+    return ts[piece.holder][0:width, nl.ds(own, count * piece.tokens)]
+
+
+def expanded(
+    weights: Tensor, ts: list[Tensor], plan: Schedule, factor: int, held: int, piece: Piece, count: int, width: int
+) -> Tensor:
+    """`count` tiles of Vᵀ·T for the tokens of a piece of T, side by side in one PSUM tile."""
+    total = nl.zeros((PARTITIONS, count * piece.tokens), dtype=nl.float32, buffer=nl.psum)
+    for j in nl.affine_range(count):
+        _add_tile(total, weights, ts, plan, factor, held, piece, j, width)
+    return total[0:width, 0 : count * piece.tokens]
+
+
+def _add_tile(
+    total: Tensor,
+    weights: Tensor,
+    ts: list[Tensor],
+    plan: Schedule,
+    factor: int,
+    held: int,
+    piece: Piece,
+    j: Any,
+    width: int,
+) -> None:
+    """Tile `j` of Vᵀ·T, summed over the rank."""
+    tokens, deep = piece.tokens, tiles(plan.ranks[factor])
+    for part in plan.parts[factor]:
+        t = ts[piece.holder * len(plan.parts[factor]) + part.number]
+        for k in nl.affine_range(part.columns // PARTITIONS):
+            total[0:width, nl.ds(j * tokens, tokens)] += nisa.nc_matmul(
+                weights[0:PARTITIONS, nl.ds((j * deep + part.tile + k) * width, width)],
+                t[0:PARTITIONS, nl.ds(k * held + piece.offset, tokens)],
+            )
+        if part.columns % PARTITIONS:
+            last, rest = part.columns // PARTITIONS, part.columns % PARTITIONS
+            total[0:width, nl.ds(j * tokens, tokens)] += nisa.nc_matmul(
+                weights[0:rest, nl.ds((j * deep + part.tile + last) * width, width)],
+                t[0:rest, nl.ds(last * held + piece.offset, tokens)],
+            )
+
+
+def store_tiles(
+    out: Tensor, block: Tensor, tile: Any, count: int, width: int, first: Any, tokens: int, interleaved: bool
+) -> None:
+    """Store block [128, count·tokens] as output tiles `tile`... of out [outputs, S]; see kernels/packing.py."""
+    outputs, total = out.shape
+    if not interleaved:
+        for j in nl.affine_range(count):
+            nl.store(
+                out[nl.ds((tile + j) * PARTITIONS, width), nl.ds(first, tokens)],
+                value=block[0:width, nl.ds(j * tokens, tokens)],
+            )
+    elif tokens == total:
+        rows = out.reshape((PARTITIONS, outputs // PARTITIONS * total))
+        nl.store(rows[0:PARTITIONS, nl.ds(tile * total, count * total)], value=block)
+    else:
+        rows = out.reshape((PARTITIONS, outputs // PARTITIONS * total))
+        for j in nl.affine_range(count):
+            nl.store(
+                rows[0:PARTITIONS, nl.ds((tile + j) * total + first, tokens)],
+                value=block[0:PARTITIONS, nl.ds(j * tokens, tokens)],
+            )
