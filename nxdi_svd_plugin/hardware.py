@@ -33,6 +33,8 @@ CLOCK_HZ = {"pe": 2.8e9, "scalar": 1.4e9, "vector": 1.12e9, "gpsimd": 1.4e9}
 """Clock of the Tensor, Scalar, Vector and GpSimd Engines [arch]."""
 MIN_CYCLES = 64
 """Cycles from the start of one instruction to the start of the next, at least: MIN_II [isa]."""
+GPSIMD_START = 150
+"""Cycles before an instruction of the GpSimd Engine starts [isa, affine_select]."""
 DMA_BYTES_PER_SECOND = 190e9
 """HBM bandwidth of the models: what the profile of AWS's tuned matmul in [perf] comes to, with runs of 2 to 4 KiB."""
 LONG_RUN = 2048

@@ -25,7 +25,7 @@ TESTS = """
 isa_nc_matmul isa_nc_transpose isa_activation isa_tensor_tensor isa_tensor_scalar isa_tensor_copy
 isa_reduce isa_memset isa_dma_copy isa_bn_stats isa_iota isa_reciprocal nl_load_store
 nl_load_store_indirect nl_load_transpose2d nl_mgrid nl_add nl_broadcast nl_dslice mask spmd_grid
-memory_semantics simulate_kernel
+memory_semantics simulate_kernel isa_affine_select isa_tensor_tensor_scan
 """.split()
 
 

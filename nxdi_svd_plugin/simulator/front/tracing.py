@@ -14,6 +14,7 @@ from nxdi_svd_plugin.simulator.place import fail
 from nxdi_svd_plugin.simulator.program.affine import UnrollRequest
 from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype, storage
 from nxdi_svd_plugin.simulator.program.program import View
+from nxdi_svd_plugin.simulator.program.scan import check_loop_reductions
 from nxdi_svd_plugin.simulator.program.tracer import Tracer
 
 
@@ -44,6 +45,7 @@ def trace_kernel(
                 raise
             unrolled = unrolled | request.sites
             continue
+        check_loop_reductions(tracer.top)
         return tracer, _outputs(returned, strict), isinstance(returned, (tuple, list))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nxdi_svd_plugin.hardware import MIN_CYCLES
+from nxdi_svd_plugin.hardware import GPSIMD_START, MIN_CYCLES
 from nxdi_svd_plugin.simulator.program.dtypes import bfloat16, float16, float32
 from nxdi_svd_plugin.simulator.program.extents import Extents
 from nxdi_svd_plugin.simulator.program.program import Instr, Operand
@@ -52,7 +52,8 @@ def instruction_cost(instr: Instr, extents: Extents) -> Cost:
     if instr.info.get("product"):
         return _tensor_engine(instr, sizes)
     cost = Cost()
-    cost.cycles[instr.engine] = _element_wise(instr, prod(sizes[1:]))
+    data = sizes[1:-1] if instr.op in ("max8", "bn_stats", "bn_aggr") else sizes[1:]  # without the result's own axis
+    cost.cycles[instr.engine] = _element_wise(instr, prod(data))
     return cost
 
 
@@ -74,11 +75,15 @@ def _tensor_engine(instr: Instr, sizes: list[int]) -> Cost:
 def _element_wise(instr: Instr, n: int) -> int:
     operands = [instr.write, *instr.reads]
     dtypes = {operand.view.dtype for operand in operands}
+    if instr.op == "activation_sum":
+        return MIN_CYCLES
+    if instr.op == "affine_select":
+        return GPSIMD_START + n
     if instr.op == "memset" and instr.info["zero"] and dtypes <= {bfloat16, float16}:
         n = -(-n // 2)
-    elif instr.op == "tensor_tensor":
+    elif instr.op in ("tensor_tensor", "loop_reduce"):
         n *= 1 if _fast_pair(instr, dtypes) else 2
-    elif instr.op == "scalar_tensor_tensor":
+    elif instr.op in ("scalar_tensor_tensor", "tensor_tensor_scan"):
         n *= 2
     elif instr.op == "reciprocal":
         n *= 8

@@ -152,9 +152,14 @@ def _names(found: list[liveness.Life], position: int) -> str:
 
 
 def release_free_zeros(top: Block) -> None:
-    """Zero fills of PSUM tiles that matmuls accumulate into cost nothing: the first matmul overwrites instead."""
+    """Zero fills of PSUM tiles that matmuls accumulate into cost nothing: the first matmul overwrites instead.
+
+    Nor does the fill of a tensor with lazy initialization, which is the first write's business.
+    """
     every = list(instructions(top))
     accumulated = {instr.write.view.base for instr in every if instr.accumulate}
     for instr in every:
-        if instr.op == "memset" and instr.write.view.base in accumulated and instr.write.view.buffer == "psum":
+        if instr.info.get("lazy"):
+            instr.free = True
+        elif instr.op == "memset" and instr.write.view.base in accumulated and instr.write.view.buffer == "psum":
             instr.free = instr.info["zero"]

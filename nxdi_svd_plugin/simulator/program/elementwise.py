@@ -14,6 +14,7 @@ from nxdi_svd_plugin.simulator.program.emit import as_is, forward, instruction, 
 from nxdi_svd_plugin.simulator.program.functions import BINARY, BITVEC, COMPARISONS, as_math
 from nxdi_svd_plugin.simulator.program.operands import need
 from nxdi_svd_plugin.simulator.program.program import Axes, View
+from nxdi_svd_plugin.simulator.program.tracer import tracer
 
 
 def inplace(target: View, other: Any, op: str) -> None:
@@ -35,6 +36,16 @@ def pad(view: View, ndim: int) -> View:
 def broadcast_axes(view: View, space: tuple[int, ...]) -> Axes:
     """Instruction axis of each view axis; None where the view is broadcast."""
     return tuple(axis if size == space[axis] else None for axis, size in enumerate(view.shape))
+
+
+def column(value: Any, api: str, name: str, data: View, dtypes: tuple[Any, ...]) -> View:
+    """A [P, 1] operand of a tile, with as many axes as the tile; of one of the data types, if any are given."""
+    view = need(value, api, name, "sbuf", "psum")
+    if view.shape[0] != data.shape[0] or prod(view.shape[1:]) != 1:
+        fail(f"{api}: {name} must be one element per partition, [{data.shape[0]}, 1], found {list(view.shape)}")
+    if dtypes and view.dtype not in dtypes:
+        fail(f"{api}: {name} must be {' or '.join(map(str, dtypes))}, found {view.dtype}")
+    return pad(view, data.ndim)
 
 
 def partition_broadcast(view: View, partitions: int) -> View:
@@ -137,3 +148,16 @@ def copy(
     need(src, api, "src", "sbuf", "psum")
     axes = tuple(range(src.ndim))
     return result("copy", engine, src.shape, [(src, axes)], axes, as_is, dtype or src.dtype, mask=mask)
+
+
+def in_sbuf(value: Any, api: str, name: str) -> View:
+    """An operand that the API wants in SBUF.
+
+    AWS's attention passes tiles in PSUM straight on: other people's kernels get the copy that the compiler has to make
+    of it, and a warning.
+    """
+    current = tracer()
+    if isinstance(value, View) and value.buffer == "psum" and not current.strict:
+        current.warnings.append(f"{api}: operand '{name}' is in PSUM; copied to SBUF")
+        return copy(value, api=api)
+    return need(value, api, name, "sbuf")

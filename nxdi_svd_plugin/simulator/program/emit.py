@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -10,8 +10,9 @@ import numpy as np
 
 from nxdi_svd_plugin.hardware import PARTITIONS
 from nxdi_svd_plugin.simulator.place import fail, kernel_place
+from nxdi_svd_plugin.simulator.program.affine import Expr
 from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype, is_float, rounded
-from nxdi_svd_plugin.simulator.program.operands import add_mask, check_read, check_write, need
+from nxdi_svd_plugin.simulator.program.operands import add_mask, check_read, check_write, need, on_axes
 from nxdi_svd_plugin.simulator.program.program import Axes, Instr, Operand, Reads, Storage, View, row_major
 from nxdi_svd_plugin.simulator.program.tracer import tracer
 
@@ -25,9 +26,14 @@ def instruction(
     compute: Callable[..., Array],
     dtype: np.dtype[Any],
     mask: Any = None,
+    mask_axes: Axes | None = None,
+    indices: Sequence[Expr] = (),
     **info: Any,
 ) -> Instr:
-    """Check the operands and append the instruction to the current block."""
+    """Check the operands and append the instruction to the current block.
+
+    `mask_axes`: instruction axes along which the mask's axes run, all of them if None; `indices` run along all.
+    """
     current = tracer()
     instr = Instr(
         op,
@@ -41,7 +47,9 @@ def instruction(
         current.block,
         info=info,
     )
-    add_mask(instr, mask, tuple(range(len(space))))
+    every = tuple(range(len(space)))
+    add_mask(instr, mask, every if mask_axes is None else mask_axes)
+    instr.indices = [on_axes(instr, expr, len(space), every) for expr in indices]
     for operand in instr.reads:
         check_read(instr, operand)
         unforward(operand.view)
@@ -178,7 +186,7 @@ def assign(target: View, value: Any) -> None:
     instruction("copy", "vector", target.shape, [(source, axes)], (target, axes), as_is, target.dtype)
 
 
-def fill(target: View, value: Any, engine: str = "vector", mask: Any = None, split: bool = True) -> Instr:
+def fill(target: View, value: Any, engine: str = "vector", mask: Any = None, split: bool = True, **info: Any) -> Instr:
     """Memset of a constant; `split`: the compiler may make several instructions of it."""
     axes = tuple(range(target.ndim))
     constant = rounded(np.asarray(value, dtype=np.float64 if is_float(target.dtype) else None), target.dtype)
@@ -193,4 +201,5 @@ def fill(target: View, value: Any, engine: str = "vector", mask: Any = None, spl
         mask,
         zero=not np.any(constant),
         split=split,
+        **info,
     )
