@@ -56,6 +56,7 @@ def simulate(
     seed: int = 0,
     dma_bytes_per_second: float = DMA_BYTES_PER_SECOND,
     grid: tuple[int, ...] = (),
+    hoist: bool = False,
     **kernel_options: Any,
 ) -> tuple[Any, Trace]:
     """Run a kernel on numpy arrays and count what Trn1 would move and compute.
@@ -70,6 +71,7 @@ def simulate(
         seed: seed of the order in which iterations of `affine_range` run.
         dma_bytes_per_second: bandwidth of the latency model.
         grid: launch grid, as in `kernel[grid]`.
+        hoist: count a load that is the same in every iteration of a loop once, as AWS's compiler does where it fits.
         kernel_options: passed on to the kernel.
 
     Returns:
@@ -82,7 +84,7 @@ def simulate(
         kernel = Kernel(getattr(kernel, "__wrapped__", kernel))
     if grid:
         kernel = kernel[grid]
-    return run(kernel, args, kernel_options, strict, count_only, seed, dma_bytes_per_second)
+    return run(kernel, args, kernel_options, strict, count_only, seed, dma_bytes_per_second, hoist)
 
 
 def run(
@@ -93,6 +95,7 @@ def run(
     count_only: bool = False,
     seed: int = 0,
     bandwidth: float = DMA_BYTES_PER_SECOND,
+    hoist: bool = False,
 ) -> tuple[Any, Trace]:
     """Trace, check, execute and count."""
     tracer, outputs, several = trace_kernel(
@@ -111,5 +114,5 @@ def run(
         machine = execute(top, tracer.storages, strict, seed)
         counts = {instr: machine.executed.get(instr, {}) for instr in instructions(top)}
         arrays = [machine.fetch(output) for output in outputs]
-    trace = analyse(top, counts, strict, bandwidth, tracer.warnings)
+    trace = analyse(top, counts, strict, bandwidth, tracer.warnings, hoist)
     return (tuple(arrays) if several else arrays[0]), trace
