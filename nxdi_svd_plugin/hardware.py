@@ -35,8 +35,21 @@ MIN_CYCLES = 64
 """Cycles from the start of one instruction to the start of the next, at least: MIN_II [isa]."""
 GPSIMD_START = 150
 """Cycles before an instruction of the GpSimd Engine starts [isa, affine_select]."""
-DMA_BYTES_PER_SECOND = 190e9
-"""HBM bandwidth of the models: what the profile of AWS's tuned matmul in [perf] comes to, with runs of 2 to 4 KiB."""
+STALL_CYCLES = 72
+"""Cycles that an instruction (on the Tensor Engine a pass over its data) takes beyond its formula: reading SBUF or PSUM
+and writing back, some 60 by [perf]. Fitted on Trn1 profiles, docs/simulator.md."""
+DMA_BYTES_PER_SECOND = 272e9
+"""HBM bandwidth of the models: 16 DMA engines of 17 GB/s (`nki/deep-dives/nki-dma-bandwidth-guide.rst`, v2.31.1)."""
+DMA_TRANSFER_SECONDS = 1.3e-6 / 16
+"""What a transfer adds: 1.3 us from semaphore to start, 16 queues side by side (the same guide)."""
+DMA_SHORT_RUN = 256
+"""Contiguous bytes below which a descriptor costs as much as one of this length (the same guide)."""
+OVERLAP = 1.15
+"""Latency over the time of the busiest engine: what does not overlap. Fitted on Trn1 profiles, docs/simulator.md."""
+MODEL_ERROR = (-0.26, 0.58)
+"""Measured over modelled latency, less one: the lowest and the highest of 14 Trn1 profiles, docs/simulator.md."""
+MODEL_BAND = "measured {:+.0%} to {:+.0%}".format(*MODEL_ERROR)
+"""The same for the reader of a modelled time."""
 LONG_RUN = 2048
 """Contiguous bytes per partition below which a load counts as slow: the shortest run of AWS's tuned matmul [matmul]."""
 

@@ -115,7 +115,9 @@ def tensor_scalar(
     steps = [(op_name(op0, {**BINARY, "rsqrt": None}, api), _scalar_operand(operand0, api, "operand0", data), reverse0)]
     if op1 is not None:
         steps.append((op_name(op1, BINARY, api), _scalar_operand(operand1, api, "operand1", data), reverse1))
-    where = _engine(engine, api, "gpsimd" if steps[0][0] == "rsqrt" else "vector", "vector", "gpsimd")
+    linear = all(name in elementwise.LINEAR for name, _, _ in steps)
+    picked = emit.chosen_engine(data) if linear else "gpsimd" if steps[0][0] == "rsqrt" else "vector"
+    where = _engine(engine, api, picked, "vector", "gpsimd")
     return _chain("tensor_scalar", where, data, steps, [], dtype, mask)
 
 
@@ -213,7 +215,7 @@ def memset(shape: Any, value: Any, dtype: Any, *, mask: Any = None, engine: Any 
 
 
 def reciprocal(data: Any, *, dtype: Any = None, mask: Any = None) -> View:
-    """1 / data on the Vector Engine; max(64, 8N) cycles."""
+    """1 / data on the Vector Engine; max(64, 2N) cycles."""
     data = need(data, "nki.isa.reciprocal", "data", "sbuf", "psum")
     axes, out = tuple(range(data.ndim)), as_dtype(dtype) if dtype is not None else data.dtype
     return emit.result(

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nxdi_svd_plugin.hardware import CLOCK_HZ, DMA_BYTES_PER_SECOND, PSUM_BANKS, SBUF_BYTES
+from nxdi_svd_plugin.hardware import (
+    CLOCK_HZ,
+    DMA_BYTES_PER_SECOND,
+    DMA_SHORT_RUN,
+    DMA_TRANSFER_SECONDS,
+    OVERLAP,
+    PSUM_BANKS,
+    SBUF_BYTES,
+    STALL_CYCLES,
+)
 from nxdi_svd_plugin.simulator.machine import invariant, liveness
 from nxdi_svd_plugin.simulator.machine.cost import Cost, instruction_cost
 from nxdi_svd_plugin.simulator.machine.homes import homes as homes_of
@@ -33,6 +42,8 @@ class Trace:
     scalar_cycles: int
     vector_cycles: int
     gpsimd_cycles: int
+    issues: dict[str, int]  # instructions of each engine; passes over the data on the Tensor Engine
+    psum_seconds: float
     dma_count: int
     dma_runs: dict[int, int]  # contiguous bytes per descriptor -> number of descriptors
     sbuf_peak_bytes: int
@@ -55,15 +66,25 @@ class Trace:
 
     @property
     def modelled_seconds(self) -> dict[str, float]:
-        """MODEL: busy time of each engine at its clock and of DMA at `dma_bytes_per_second`."""
+        """MODEL: busy time of each engine and of DMA; `psum` is what Scalar and Vector Engine need PSUM for in turn.
+
+        An engine: (cycles + STALL_CYCLES * instructions) / clock. DMA: (bytes, a run counted as DMA_SHORT_RUN at least)
+        / rate + transfers * DMA_TRANSFER_SECONDS. The constants are in hardware.py, what they were fitted on in
+        docs/simulator.md.
+        """
         cycles = {
             "pe": self.pe_cycles,
             "scalar": self.scalar_cycles,
             "vector": self.vector_cycles,
             "gpsimd": self.gpsimd_cycles,
         }
-        busy = {engine: count / CLOCK_HZ[engine] for engine, count in cycles.items()}
-        return {**busy, "dma": self.hbm_bytes / self.dma_bytes_per_second}
+        stalls = {engine: STALL_CYCLES * self.issues.get(engine, 0) for engine in cycles}
+        busy = {engine: (count + stalls[engine]) / CLOCK_HZ[engine] for engine, count in cycles.items()}
+        return {**busy, "psum": self.psum_seconds, "dma": self._dma_seconds()}
+
+    def _dma_seconds(self) -> float:
+        short = sum((DMA_SHORT_RUN - run) * number for run, number in self.dma_runs.items() if run < DMA_SHORT_RUN)
+        return (self.hbm_bytes + short) / self.dma_bytes_per_second + self.dma_count * DMA_TRANSFER_SECONDS
 
     @property
     def modelled_bottleneck(self) -> str:
@@ -73,8 +94,8 @@ class Trace:
 
     @property
     def modelled_latency_us(self) -> float:
-        """MODEL, not a measurement: time of the busiest engine, everything else perfectly overlapped."""
-        return max(self.modelled_seconds.values()) * 1e6
+        """MODEL, not a measurement: OVERLAP times that of the busiest engine; how far off: `hardware.MODEL_ERROR`."""
+        return OVERLAP * max(self.modelled_seconds.values()) * 1e6
 
 
 def analyse(
@@ -113,6 +134,8 @@ def analyse(
         scalar_cycles=total.cycles["scalar"],
         vector_cycles=total.cycles["vector"],
         gpsimd_cycles=total.cycles["gpsimd"],
+        issues=dict(total.issues),
+        psum_seconds=total.psum_seconds,
         dma_count=total.dma_count,
         dma_runs=dict(sorted(total.dma_runs.items())),
         sbuf_peak_bytes=sbuf,

@@ -10,11 +10,14 @@ import numpy as np
 
 from nxdi_svd_plugin.simulator.place import fail
 from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype, is_float, promote, scalar_dtype
-from nxdi_svd_plugin.simulator.program.emit import as_is, forward, instruction, result
+from nxdi_svd_plugin.simulator.program.emit import as_is, chosen_engine, forward, instruction, result
 from nxdi_svd_plugin.simulator.program.functions import BINARY, BITVEC, COMPARISONS, as_math
 from nxdi_svd_plugin.simulator.program.operands import need
 from nxdi_svd_plugin.simulator.program.program import Axes, View
 from nxdi_svd_plugin.simulator.program.tracer import tracer
+
+LINEAR = {"add", "subtract", "multiply"}
+"""Operators against a scalar or a [P, 1] vector that the Scalar Engine does as scale or bias of an activation."""
 
 
 def inplace(target: View, other: Any, op: str) -> None:
@@ -81,7 +84,7 @@ def binary(
     right: Any,
     dtype: Any = None,
     mask: Any = None,
-    engine: str = "vector",
+    engine: str = "",
     into: View | None = None,
     broadcast_partitions: bool = True,
     api: str = "",
@@ -117,6 +120,8 @@ def binary(
     # one tile against scalars or [P, 1] vectors is a tensor_scalar instruction
     vectors = [v for v in views if prod(v.shape[1:]) == 1]
     kind = "tensor_scalar" if len(views) == 1 or (len(vectors) == 1 and prod(space[1:]) > 1) else "tensor_tensor"
+    if not engine:
+        engine = chosen_engine(*views) if kind == "tensor_scalar" and op in LINEAR else "vector"
     if into is not None:
         instruction(kind, engine, space, reads, (into, axes), compute, out, mask, alu=op, inplace=True)
         return into
@@ -141,13 +146,13 @@ def binary_compute(op: str, operands: list[Any], kinds: list[np.dtype[Any]], api
     return compute
 
 
-def copy(
-    src: View, dtype: np.dtype[Any] | None = None, mask: Any = None, engine: str = "vector", api: str = "copy"
-) -> View:
-    """A copy, cast to `dtype`, in SBUF unless it is assigned to a PSUM tile."""
+def copy(src: View, dtype: np.dtype[Any] | None = None, mask: Any = None, engine: str = "", api: str = "copy") -> View:
+    """A copy, cast to `dtype`, in SBUF unless it is assigned to a PSUM tile; by the engine that the compiler picks."""
     need(src, api, "src", "sbuf", "psum")
     axes = tuple(range(src.ndim))
-    return result("copy", engine, src.shape, [(src, axes)], axes, as_is, dtype or src.dtype, mask=mask)
+    return result(
+        "copy", engine or chosen_engine(src), src.shape, [(src, axes)], axes, as_is, dtype or src.dtype, mask=mask
+    )
 
 
 def in_sbuf(value: Any, api: str, name: str) -> View:

@@ -152,7 +152,7 @@ def unforward(view: View) -> None:
     source = Operand(View.whole(view.base), axes)
     extra = Instr(
         "copy",
-        "vector",
+        chosen_engine(view, moved.view),
         view.base.shape,
         [source],
         Operand(moved.view, axes),
@@ -163,6 +163,15 @@ def unforward(view: View) -> None:
     )
     nodes = instr.block.nodes
     nodes.insert(nodes.index(instr) + 1, extra)
+
+
+def chosen_engine(*operands: View) -> str:
+    """Engine of a copy or of a tile against scalars where the kernel leaves it to the compiler.
+
+    The Scalar Engine for floating types: in Trn1 profiles of kernels whose only such work are copies out of PSUM, the
+    Vector Engine is idle (docs/simulator.md). Integers, which pass through fp32 there, go to the Vector Engine.
+    """
+    return "scalar" if all(is_float(operand.dtype) for operand in operands) else "vector"
 
 
 def as_is(values: Array) -> Array:
@@ -183,7 +192,9 @@ def assign(target: View, value: Any) -> None:
     if source is None:
         fail(f"assignment of {list(value.shape)} to a destination of {list(target.shape)}")
     axes = tuple(range(target.ndim))
-    instruction("copy", "vector", target.shape, [(source, axes)], (target, axes), as_is, target.dtype)
+    instruction(
+        "copy", chosen_engine(source, target), target.shape, [(source, axes)], (target, axes), as_is, target.dtype
+    )
 
 
 def fill(target: View, value: Any, engine: str = "vector", mask: Any = None, split: bool = True, **info: Any) -> Instr:
