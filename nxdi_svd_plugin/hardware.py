@@ -46,6 +46,9 @@ DMA_SHORT_RUN = 256
 """Contiguous bytes below which a descriptor costs as much as one of this length (the same guide)."""
 OVERLAP = 1.15
 """Latency over the time of the busiest engine: what does not overlap. Fitted on Trn1 profiles, docs/simulator.md."""
+ACTIVATION_ERROR = 2**-8
+"""Relative error assumed of the Scalar Engine's piecewise polynomials: a unit in the last place of bfloat16. AWS
+publishes none; on the device the functions are to be compared with a tolerance [isa, activation]."""
 MODEL_ERROR = (-0.26, 0.58)
 """Measured over modelled latency, less one: the lowest and the highest of 14 Trn1 profiles, docs/simulator.md."""
 MODEL_BAND = "measured {:+.0%} to {:+.0%}".format(*MODEL_ERROR)

@@ -14,7 +14,7 @@ from nxdi_svd_plugin.simulator.front import enums
 from nxdi_svd_plugin.simulator.place import fail, missing_api
 from nxdi_svd_plugin.simulator.program import elementwise, emit
 from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype, bfloat16, float16, float32
-from nxdi_svd_plugin.simulator.program.functions import UNARY, as_math, op_name
+from nxdi_svd_plugin.simulator.program.functions import EXACT, UNARY, as_math, op_name
 from nxdi_svd_plugin.simulator.program.operands import need
 from nxdi_svd_plugin.simulator.program.program import Reads, View
 
@@ -59,7 +59,10 @@ def activation(
     if reduce_op is not None or reduce_res is not None:
         _sum(api, reduce_op, reduce_res, reduce_cmd, data, reads, compute, mask)
     out = as_dtype(dtype) if dtype is not None else data.dtype
-    return emit.result("activation", "scalar", data.shape, reads, reads[0][1], compute, out, mask=mask)
+    approximate = name not in EXACT
+    return emit.result(
+        "activation", "scalar", data.shape, reads, reads[0][1], compute, out, mask=mask, approximate=approximate
+    )
 
 
 def _sum(

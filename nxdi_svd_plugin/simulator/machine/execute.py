@@ -18,8 +18,9 @@ from nxdi_svd_plugin.simulator.program.program import Alloc, Block, Instr, Loop,
 class Machine:
     """Memory contents of one run; `executed[instr][extents]` counts runs of an instruction over a part of its space."""
 
-    def __init__(self, strict: bool, seed: int) -> None:
+    def __init__(self, strict: bool, seed: int, approximation: float = 0.0) -> None:
         self.strict, self.rng = strict, np.random.default_rng(seed)
+        self.approximation, self.noise = approximation, np.random.default_rng([seed, 1])
         self.env: dict[Any, Any] = {}
         self.memory: dict[Storage, tuple[Array, Array | None]] = {}
         self.executed: defaultdict[Instr, Counter[Extents]] = defaultdict(Counter)
@@ -130,7 +131,10 @@ class Machine:
             return
         operands = [self.read(instr, operand, extents) for operand in instr.reads]
         indices = [self.index(instr, expr, extents or whole_extents(instr)) for expr in instr.indices]
-        values = rounded(np.asarray(instr.compute(*[data for data, _ in operands], *indices)), instr.dtype)
+        values = np.asarray(instr.compute(*[data for data, _ in operands], *indices))
+        if self.approximation and instr.info.get("approximate"):
+            values = values * (1 + self.noise.uniform(-self.approximation, self.approximation, values.shape))
+        values = rounded(values, instr.dtype)
         address, target, written = self.region(instr, instr.write, extents)
         if address is not None:
             self.scatter(instr, address, target, written, values)
@@ -194,9 +198,9 @@ class Machine:
         return data.reshape(output.base.shape).astype(output.dtype)
 
 
-def execute(top: Block, storages: list[Storage], strict: bool, seed: int) -> Machine:
+def execute(top: Block, storages: list[Storage], strict: bool, seed: int, approximation: float = 0.0) -> Machine:
     """Run a program on fresh memory, after the storages that hold inputs and constants have been filled."""
-    machine = Machine(strict, seed)
+    machine = Machine(strict, seed, approximation)
     for store in storages:
         if store.data is not None:
             machine.allocate(store)
