@@ -163,6 +163,16 @@ def neighbours(x):
     return out
 
 
+def in_turn(x):
+    """Two buffers by `% 2`, which says nothing about who is alive: both stay."""
+    out = nl.ndarray((8, 128, 512), nl.bfloat16, buffer=nl.shared_hbm)
+    tiles = nl.ndarray((2, nl.par_dim(128), 512), nl.bfloat16)
+    for i in nl.sequential_range(8):
+        tiles[i % 2] = nl.load(x[i])
+        nl.store(out[i], tiles[i % 2])
+    return out
+
+
 def one_by_one(x):
     """Written and read in the same iteration, of 192 KiB of SBUF and 192 banks of PSUM by declaration."""
     out = nl.ndarray((192, 128, 512), nl.bfloat16, buffer=nl.shared_hbm)
@@ -181,7 +191,13 @@ TILE = 512 * 2
 
 @pytest.mark.parametrize(
     ("kernel", "tiles", "sbuf"),
-    [(one_by_one, 192, TILE), (two_digits, 8, 4 * TILE), (two_nests, 8, 8 * TILE), (neighbours, 8, 9 * TILE)],
+    [
+        (one_by_one, 192, TILE),
+        (two_digits, 8, 4 * TILE),
+        (two_nests, 8, 8 * TILE),
+        (neighbours, 8, 9 * TILE),
+        (in_turn, 8, 2 * TILE),
+    ],
 )
 def test_block_dimensions_are_contracted_to_what_is_alive_at_once(kernel, tiles, sbuf):
     trace = count(kernel, (tiles, 128, 512))
@@ -226,6 +242,45 @@ def test_of_a_hoisted_load_that_does_not_fit_beside_the_rest_the_excess_tiles_st
     assert 0 < over <= 3 * TILE
     tiles = -(-over // TILE)
     assert trace.hbm_read_bytes == 2 * (np.prod(x) + np.prod(w)) + 7 * tiles * 128 * TILE
+
+
+def many_readers(x, inner):
+    """A 200 KiB strip that is computed, read 3 x inner times: tile j does not depend on the innermost loop."""
+    out = nl.ndarray((128, 512), nl.bfloat16, buffer=nl.shared_hbm)
+    big = nl.ndarray((128, 200, 512), nl.bfloat16)
+    for i in nl.affine_range(200):
+        big[:, i, :] = nl.exp(nl.load(x))
+    for _ in nl.sequential_range(3):
+        for j in nl.sequential_range(200):
+            for _ in nl.sequential_range(inner):
+                nl.store(out, nl.add(big[:, j, :], 1.0))
+    return out
+
+
+@pytest.mark.parametrize("inner", [1, 5])
+def test_a_reload_that_an_inner_loop_does_not_change_is_done_once_for_it(inner):
+    trace = count(partial(many_readers, inner=inner), (128, 512), strict=False)
+    excess = trace.sbuf_peak_bytes - 176 * 1024
+    assert trace.spill_save_bytes == 128 * excess
+    assert trace.spill_reload_bytes == 3 * 128 * excess
+
+
+def read_beside_the_write(x):
+    """The sum reads the tile in the loop body that wrote it: only the second loop reloads."""
+    out = nl.ndarray((128, 512), nl.bfloat16, buffer=nl.shared_hbm)
+    big = nl.ndarray((128, 200, 512), nl.bfloat16)
+    for i in nl.affine_range(200):
+        big[:, i, :] = nl.exp(nl.load(x))
+        nl.add(big[:, i, :], 1.0)
+    for i in nl.sequential_range(200):
+        nl.store(out, nl.add(big[:, i, :], 1.0))
+    return out
+
+
+def test_a_read_beside_the_write_is_not_reloaded():
+    trace = count(read_beside_the_write, (128, 512), strict=False)
+    excess = trace.sbuf_peak_bytes - 176 * 1024
+    assert trace.spill_save_bytes == trace.spill_reload_bytes == 128 * excess > 0
 
 
 # ---- cycles
