@@ -69,6 +69,16 @@ def test_affine_select_takes_one_comparison_of_the_tiles_rank():
         run(lambda tile: nisa.affine_select(True, tile, 0.0), rows((128, 512)))
 
 
+def test_a_quotient_of_integers_is_a_fraction():
+    def kernel(x):
+        out = nl.ndarray(x.shape, nl.float32, buffer=nl.shared_hbm)
+        nl.store(out, nl.load(x) / 4)
+        return out
+
+    x = np.arange(64, dtype=np.int32).reshape(32, 2)
+    np.testing.assert_array_equal(simulate(nki.jit(kernel), x)[0], x / 4)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_where_broadcasts_its_values_to_the_condition(shape):
     x, y = rows(shape), rows((1, shape[1]), seed=1)

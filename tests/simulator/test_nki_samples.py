@@ -103,6 +103,56 @@ def test_adaptive_average_pool(load):
     np.testing.assert_allclose(out, x.reshape(2, 16, 4, 3, 3, 3).mean((3, 5)), rtol=1e-5)
 
 
+def test_resize_to_the_nearest(load):
+    kernel = load("src/nki_samples/reference/vision.py").resize_nearest_fixed_dma_kernel
+    x = np.random.default_rng(0).random((2, 9, 7, 24), np.float32)
+    with as_neuronxcc():
+        out = kernel(x, (2, 14, 13, 24))
+    rows, columns = (np.arange(made) * given // made for made, given in ((14, 9), (13, 7)))
+    np.testing.assert_array_equal(out, x[:, rows][:, :, columns])
+
+
+def test_interpolate_bilinear(load):
+    kernel = load("contributed/interpolate_bilinear_fwd.py").interpolate_bilinear_2x_fwd
+    x = np.random.default_rng(0).random((1, 128, 16, 16), np.float32)
+    with as_neuronxcc():
+        out = kernel(x, 8)
+
+    def doubled(x, axis):
+        """Half-pixel centres: every neighbour weighs a quarter, the edges repeat."""
+        x = np.moveaxis(x, axis, -1)
+        before, after = x[..., [0, *range(x.shape[-1] - 1)]], x[..., [*range(1, x.shape[-1]), -1]]
+        made = np.stack([(before + 3 * x) / 4, (3 * x + after) / 4], axis=-1)
+        return np.moveaxis(made.reshape(*x.shape[:-1], -1), -1, axis)
+
+    np.testing.assert_allclose(out.reshape(1, 128, 32, 32), doubled(doubled(x.astype(np.float64), 2), 3), rtol=1e-5)
+
+
+def test_max_pooling(load):
+    kernel = load("contributed/maxpooling.py").max_pooling_2d_stride_1
+    x = np.random.default_rng(0).random((200, 75), np.float32)
+    out = simulate(kernel, x, 3, strict=False)[0]
+    np.testing.assert_array_equal(out, np.lib.stride_tricks.sliding_window_view(x, (3, 3)).max((2, 3)))
+
+
+def test_flash_attention_backward(load):
+    kernel = load("src/nki_samples/reference/attention.py").flash_attn_bwd
+    rng, seq, d = np.random.default_rng(0), 512, 64
+    q, k, v, dy = (rng.uniform(-1, 1, (1, 1, d, seq)).astype(np.float32) for _ in range(4))
+    q64, k64, v64, dy64 = (a[0, 0].T.astype(np.float64) for a in (q, k, v, dy))
+    scores = np.where(np.tri(seq) > 0, q64 @ k64.T / np.sqrt(d), -np.inf)
+    lse = np.log(np.exp(scores).sum(1))
+    p = np.exp(scores - lse[:, None])
+    o = p @ v64
+    ds = p * (dy64 @ v64.T - (dy64 * o).sum(1, keepdims=True)) / np.sqrt(d)
+    with as_neuronxcc():
+        given = (o.T[None, None].astype(np.float32), dy, lse.reshape(seq // 128, 128).T[None, None].astype(np.float32))
+        got = kernel[1, 1](q, k, v, *given, None, use_causal_mask=True, mixed_precision=True)
+    for mine, exact in zip(got, (ds @ k64, ds.T @ q64, p.T @ dy64), strict=True):
+        # AWS's own test allows 1e-2 for values of this size
+        np.testing.assert_allclose(mine[0, 0].T, exact, atol=1e-2)
+
+
 @pytest.mark.parametrize("path", ["contributed/pipelined_attention.py"])
 def test_direct_allocation_is_named(load, path):
     with pytest.raises(SimulatorError, match=r"nki.compiler.sbuf is not simulated"):

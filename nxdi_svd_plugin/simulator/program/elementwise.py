@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nxdi_svd_plugin.simulator.place import fail
-from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype, is_float, promote, scalar_dtype
+from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype, float32, is_float, promote, scalar_dtype
 from nxdi_svd_plugin.simulator.program.emit import as_is, chosen_engine, forward, instruction, result
 from nxdi_svd_plugin.simulator.program.functions import BINARY, BITVEC, COMPARISONS, as_math
 from nxdi_svd_plugin.simulator.program.operands import need
@@ -113,7 +113,7 @@ def binary(
                 )
             views[i] = partition_broadcast(v, space[0])
     kinds = [v.dtype if isinstance(v, View) else scalar_dtype(v) for v in (left, right)]
-    out = as_dtype(dtype) if dtype is not None else np.dtype(np.uint8) if op in COMPARISONS else promote(*kinds)
+    out = as_dtype(dtype) if dtype is not None else _result_dtype(op, kinds)
     compute = binary_compute(op, [left, right], kinds, api)
     axes = tuple(range(ndim))
     reads = [(v, broadcast_axes(v, space)) for v in views]
@@ -126,6 +126,14 @@ def binary(
         instruction(kind, engine, space, reads, (into, axes), compute, out, mask, alu=op, inplace=True)
         return into
     return result(kind, engine, space, reads, axes, compute, out, mask=mask, alu=op)
+
+
+def _result_dtype(op: str, kinds: list[np.dtype[Any]]) -> np.dtype[Any]:
+    """A comparison gives uint8; a quotient of integers fp32, which AWS's resize_nearest relies on (nki-samples)."""
+    if op in COMPARISONS:
+        return np.dtype(np.uint8)
+    made = promote(*kinds)
+    return float32 if op == "divide" and not is_float(made) else made
 
 
 def binary_compute(op: str, operands: list[Any], kinds: list[np.dtype[Any]], api: str) -> Callable[..., Array]:
