@@ -43,7 +43,7 @@ DMA_BYTES_PER_SECOND = 272e9
 DMA_TRANSFER_SECONDS = 1.3e-6 / 16
 """What a transfer adds: 1.3 us from semaphore to start, 16 queues side by side (the same guide)."""
 DMA_SHORT_RUN = 256
-"""Contiguous bytes below which a descriptor costs as much as one of this length (the same guide)."""
+"""Contiguous bytes below which a descriptor is mostly overhead (the same guide); modelled as costing this many."""
 OVERLAP = 1.15
 """Latency over the time of the busiest engine: what does not overlap. Fitted on Trn1 profiles, docs/simulator.md."""
 ACTIVATION_ERROR = 2**-8
@@ -60,3 +60,13 @@ LONG_RUN = 2048
 def tiles(extent: int) -> int:
     """Number of 128-wide tiles that cover `extent`."""
     return -(-extent // PARTITIONS)
+
+
+def busy_seconds(engine: str, cycles: float, instructions: float) -> float:
+    """MODEL of how long an engine is busy; on the Tensor Engine every pass over the data is an instruction."""
+    return (cycles + STALL_CYCLES * instructions) / CLOCK_HZ[engine]
+
+
+def dma_seconds(hbm_bytes: float, transfers: float, bandwidth: float = DMA_BYTES_PER_SECOND) -> float:
+    """MODEL of how long DMA is busy; bytes of runs below DMA_SHORT_RUN count as that many."""
+    return hbm_bytes / bandwidth + transfers * DMA_TRANSFER_SECONDS

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nxdi_svd_plugin.hardware import CLOCK_HZ, GPSIMD_START, MIN_CYCLES, STALL_CYCLES
+from nxdi_svd_plugin.hardware import GPSIMD_START, MIN_CYCLES, busy_seconds
 from nxdi_svd_plugin.simulator.program.dtypes import bfloat16, float16, float32
 from nxdi_svd_plugin.simulator.program.extents import Extents
 from nxdi_svd_plugin.simulator.program.program import Instr, Operand
@@ -60,7 +60,7 @@ def instruction_cost(instr: Instr, extents: Extents) -> Cost:
     cycles = _element_wise(instr, prod(data))
     cost.cycles[instr.engine], cost.issues[instr.engine] = cycles, 1
     if instr.engine in ("scalar", "vector") and any(o.view.buffer == "psum" for o in (instr.write, *instr.reads)):
-        cost.psum_seconds = (cycles + STALL_CYCLES) / CLOCK_HZ[instr.engine]
+        cost.psum_seconds = busy_seconds(instr.engine, cycles, 1)
     return cost
 
 

@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nxdi_svd_plugin.hardware import (
-    CLOCK_HZ,
     DMA_BYTES_PER_SECOND,
     DMA_SHORT_RUN,
-    DMA_TRANSFER_SECONDS,
     OVERLAP,
     PSUM_BANKS,
     SBUF_BYTES,
-    STALL_CYCLES,
+    busy_seconds,
+    dma_seconds,
 )
 from nxdi_svd_plugin.simulator.machine import invariant, liveness
 from nxdi_svd_plugin.simulator.machine.cost import Cost, instruction_cost
@@ -68,9 +67,7 @@ class Trace:
     def modelled_seconds(self) -> dict[str, float]:
         """MODEL: busy time of each engine and of DMA; `psum` is what Scalar and Vector Engine need PSUM for in turn.
 
-        An engine: (cycles + STALL_CYCLES * instructions) / clock. DMA: (bytes, a run counted as DMA_SHORT_RUN at least)
-        / rate + transfers * DMA_TRANSFER_SECONDS. The constants are in hardware.py, what they were fitted on in
-        docs/simulator.md.
+        The formulas and their constants are in hardware.py, what they were fitted on in docs/simulator.md.
         """
         cycles = {
             "pe": self.pe_cycles,
@@ -78,13 +75,10 @@ class Trace:
             "vector": self.vector_cycles,
             "gpsimd": self.gpsimd_cycles,
         }
-        stalls = {engine: STALL_CYCLES * self.issues.get(engine, 0) for engine in cycles}
-        busy = {engine: (count + stalls[engine]) / CLOCK_HZ[engine] for engine, count in cycles.items()}
-        return {**busy, "psum": self.psum_seconds, "dma": self._dma_seconds()}
-
-    def _dma_seconds(self) -> float:
+        busy = {engine: busy_seconds(engine, count, self.issues.get(engine, 0)) for engine, count in cycles.items()}
         short = sum((DMA_SHORT_RUN - run) * number for run, number in self.dma_runs.items() if run < DMA_SHORT_RUN)
-        return (self.hbm_bytes + short) / self.dma_bytes_per_second + self.dma_count * DMA_TRANSFER_SECONDS
+        dma = dma_seconds(self.hbm_bytes + short, self.dma_count, self.dma_bytes_per_second)
+        return {**busy, "psum": self.psum_seconds, "dma": dma}
 
     @property
     def modelled_bottleneck(self) -> str:
