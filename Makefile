@@ -36,9 +36,10 @@ type: install  ## strict for the package, plain for the scripts around it
 compat: install  ## other transformers versions for tests/modeling/test_compat.py
 	$(BIN)/python tests/compat/prepare.py $(NXDI_SVD_COMPAT_DIR)
 
-bench: install  ## kernel rows and the tables of docs/kernels.md, counted by the simulator
+bench: install  ## kernel rows and the tables of docs/, counted by the simulator
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/kernel_tables.py
+	$(BIN)/python benchmarks/nkibench.py $(if $(NXDI_SVD_NKIBENCH),,--page)
 
 install: $(VENV)/.installed
 

@@ -3,8 +3,7 @@
     python benchmarks/kernels.py            # about two minutes on one core
     python benchmarks/kernel_tables.py      # the tables of docs/kernels.md from those rows
 
-Everything is simulated: no row comes from a device. Latency is the model of docs/simulator.md (busiest engine, DMA at
-190 GB/s, perfect overlap).
+Everything is simulated: no row comes from a device. Latency is the model of docs/simulator.md.
 """
 
 import json

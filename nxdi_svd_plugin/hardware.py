@@ -33,8 +33,26 @@ CLOCK_HZ = {"pe": 2.8e9, "scalar": 1.4e9, "vector": 1.12e9, "gpsimd": 1.4e9}
 """Clock of the Tensor, Scalar, Vector and GpSimd Engines [arch]."""
 MIN_CYCLES = 64
 """Cycles from the start of one instruction to the start of the next, at least: MIN_II [isa]."""
-DMA_BYTES_PER_SECOND = 190e9
-"""HBM bandwidth of the models: what the profile of AWS's tuned matmul in [perf] comes to, with runs of 2 to 4 KiB."""
+GPSIMD_START = 150
+"""Cycles before an instruction of the GpSimd Engine starts [isa, affine_select]."""
+STALL_CYCLES = 72
+"""Cycles that an instruction (on the Tensor Engine a pass over its data) takes beyond its formula: reading SBUF or PSUM
+and writing back, some 60 by [perf]. Fitted on Trn1 profiles, docs/simulator.md."""
+DMA_BYTES_PER_SECOND = 272e9
+"""HBM bandwidth of the models: 16 DMA engines of 17 GB/s (`nki/deep-dives/nki-dma-bandwidth-guide.rst`, v2.31.1)."""
+DMA_TRANSFER_SECONDS = 1.3e-6 / 16
+"""What a transfer adds: 1.3 us from semaphore to start, 16 queues side by side (the same guide)."""
+DMA_SHORT_RUN = 256
+"""Contiguous bytes below which a descriptor is mostly overhead (the same guide); modelled as costing this many."""
+OVERLAP = 1.15
+"""Latency over the time of the busiest engine: what does not overlap. Fitted on Trn1 profiles, docs/simulator.md."""
+ACTIVATION_ERROR = 2**-8
+"""Relative error assumed of the Scalar Engine's piecewise polynomials: a unit in the last place of bfloat16. AWS
+publishes none; on the device the functions are to be compared with a tolerance [isa, activation]."""
+MODEL_ERROR = (-0.26, 0.58)
+"""Measured over modelled latency, less one: the lowest and the highest of 14 Trn1 profiles, docs/simulator.md."""
+MODEL_BAND = "measured {:+.0%} to {:+.0%}".format(*MODEL_ERROR)
+"""The same for the reader of a modelled time."""
 LONG_RUN = 2048
 """Contiguous bytes per partition below which a load counts as slow: the shortest run of AWS's tuned matmul [matmul]."""
 
@@ -42,3 +60,13 @@ LONG_RUN = 2048
 def tiles(extent: int) -> int:
     """Number of 128-wide tiles that cover `extent`."""
     return (extent + PARTITIONS - 1) // PARTITIONS
+
+
+def busy_seconds(engine: str, cycles: float, instructions: float) -> float:
+    """MODEL of how long an engine is busy; on the Tensor Engine every pass over the data is an instruction."""
+    return (cycles + STALL_CYCLES * instructions) / CLOCK_HZ[engine]
+
+
+def dma_seconds(hbm_bytes: float, transfers: float, bandwidth: float = DMA_BYTES_PER_SECOND) -> float:
+    """MODEL of how long DMA is busy; bytes of runs below DMA_SHORT_RUN count as that many."""
+    return hbm_bytes / bandwidth + transfers * DMA_TRANSFER_SECONDS

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from nxdi_svd_plugin import versions
 from nxdi_svd_plugin.cli.output import emit
+from nxdi_svd_plugin.hardware import MODEL_BAND
 
 if TYPE_CHECKING:
     from nxdi_svd_plugin.cli.bench_layers import Kind, Ranks
 
-EPILOG = """\
+EPILOG = f"""\
 examples:
   nxdi-svd bench out/llama-svd10 --tp 2 --tokens 1 2048
   nxdi-svd bench Llama-3.2-1B --ratio 0.05 --output rows.jsonl
@@ -24,9 +25,9 @@ examples:
 
 With --ratio a dense model is counted with pairs and with interpolative factors in blocks of 128 x tp.
 Simulated: no device runs, also where one is present. HBM bytes and tensor-engine cycles are counted; microseconds are a
-model (the busiest engine, DMA at 190 GB/s). On a Trn1, integration/kernels measures.
+model ({MODEL_BAND} in Trn1 profiles, docs/simulator.md). On a Trn1, integration/kernels measures.
 """
-SOURCE = "simulated, no device run; us modelled"
+SOURCE = f"simulated, no device run; us modelled, {MODEL_BAND}"
 UNITS = (
     ("hbm_read_bytes", 1e6, "MB read"),
     ("hbm_write_bytes", 1e6, "MB written"),

@@ -227,7 +227,7 @@ def test_transposes_are_counted_apart_and_share_a_bank():
     got, trace = simulate(transpose, x)
     assert np.array_equal(got.astype(np.float32), x.T.astype(np.float32))
     assert (trace.matmul_flops, trace.transpose_flops) == (0, 4 * 2 * 128**3)
-    assert (trace.pe_cycles, trace.vector_cycles, trace.psum_peak_banks) == (4 * 128, 512, 1)
+    assert (trace.pe_cycles, trace.scalar_cycles, trace.psum_peak_banks) == (4 * 128, 512, 1)
 
 
 def test_a_part_changed_in_place_may_be_assigned_to_another_part():

@@ -51,7 +51,7 @@ def test_matmul_counters_by_hand():
     assert trace.matmul_flops == 2 * 256 * 256 * 1024
     assert trace.transpose_flops == 0
     assert trace.pe_cycles == tiles * steps * 512
-    assert trace.vector_cycles == tiles * 512  # one PSUM eviction per tile; the zero fill is free
+    assert trace.scalar_cycles == tiles * 512  # one PSUM eviction per tile; the zero fill is free
     assert trace.sbuf_peak_bytes == (128 + 512) * 2
     assert trace.sbuf_prefetch_peak_bytes == 2 * trace.sbuf_peak_bytes
     assert trace.psum_peak_banks == 1

@@ -526,7 +526,7 @@ def test_a_missing_api_is_named(module):
 @pytest.mark.parametrize("name", ["benchmark", "profile"])
 def test_what_needs_a_device_says_so(name):
     with pytest.raises(SimulatorError, match="device"):
-        getattr(nki, name)(partition_start)
+        getattr(nki, name)(partition_start)(np.zeros((128, 8), np.float32))
 
 
 def test_apis_work_inside_kernels_only():

@@ -1,6 +1,9 @@
-"""The enumerations of `nki.isa`."""
+"""`neuronxcc.nki.isa.constants`: the enumerations of `nki.isa`."""
 
 from enum import IntEnum
+from typing import Any
+
+from nxdi_svd_plugin.simulator.place import missing_api
 
 
 class engine(IntEnum):  # noqa: N801
@@ -45,3 +48,9 @@ class reduce_cmd(IntEnum):  # noqa: N801
     reset = 1
     reduce = 2
     reset_reduce = 3
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    missing_api("nki.isa.constants", name)

@@ -6,36 +6,46 @@ The operand rules are those of `nki/api/nki/isa/__init__.py` (aws-neuron-sdk v2.
 from __future__ import annotations
 
 from enum import IntEnum
-from math import prod
 from typing import Any
 
 import numpy as np
 
+from nxdi_svd_plugin.simulator.front import enums as constants
+from nxdi_svd_plugin.simulator.front.activation import activation, activation_reduce
 from nxdi_svd_plugin.simulator.front.enums import dge_mode, engine, nc_version, oob_mode, reduce_cmd
 from nxdi_svd_plugin.simulator.place import fail, missing_api
 from nxdi_svd_plugin.simulator.program import elementwise, emit
 from nxdi_svd_plugin.simulator.program.dma import dma_copy, dma_engine, dma_transpose
-from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype, bfloat16, float16, float32
-from nxdi_svd_plugin.simulator.program.functions import BINARY, REDUCE, UNARY, as_math, op_name
+from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype
+from nxdi_svd_plugin.simulator.program.functions import BINARY, REDUCE, as_math, op_name
 from nxdi_svd_plugin.simulator.program.matmul import nc_matmul, nc_transpose
 from nxdi_svd_plugin.simulator.program.operands import need
 from nxdi_svd_plugin.simulator.program.program import Reads, View
+from nxdi_svd_plugin.simulator.program.scan import tensor_tensor_scan
+from nxdi_svd_plugin.simulator.program.selection import affine_select, iota, max8
 from nxdi_svd_plugin.simulator.program.statistics import bn_aggr, bn_stats
 from nxdi_svd_plugin.simulator.program.tracer import tracer
 
 __all__ = [
+    "activation",
+    "activation_reduce",
+    "affine_select",
     "bn_aggr",
     "bn_stats",
+    "constants",
     "dge_mode",
     "dma_copy",
     "dma_engine",
     "dma_transpose",
     "engine",
+    "iota",
+    "max8",
     "nc_matmul",
     "nc_transpose",
     "nc_version",
     "oob_mode",
     "reduce_cmd",
+    "tensor_tensor_scan",
 ]
 
 tensor_engine, scalar_engine, vector_engine, gpsimd_engine, unknown_engine = (
@@ -65,55 +75,6 @@ def _engine(value: Any, api: str, default: str, *allowed: str) -> str:
     return str(name)
 
 
-def _vector(value: Any, api: str, name: str, data: View, dtypes: tuple[Any, ...]) -> View:
-    """A [P, 1] operand."""
-    view = need(value, api, name, "sbuf", "psum")
-    if view.shape[0] != data.shape[0] or prod(view.shape[1:]) != 1:
-        fail(f"{api}: {name} must be one element per partition, [{data.shape[0]}, 1], found {list(view.shape)}")
-    if dtypes and view.dtype not in dtypes:
-        fail(f"{api}: {name} must be {' or '.join(map(str, dtypes))}, found {view.dtype}")
-    return elementwise.pad(view, data.ndim)
-
-
-def activation(
-    op: Any,
-    data: Any,
-    *,
-    bias: Any = None,
-    scale: Any = 1.0,
-    reduce_op: Any = None,
-    reduce_res: Any = None,
-    reduce_cmd: Any = reduce_cmd.idle,
-    mask: Any = None,
-    dtype: Any = None,
-) -> View:
-    """`f(data * scale + bias)` on the Scalar Engine, in fp32; max(64, N) cycles."""
-    api = "nki.isa.activation"
-    if reduce_op is not None or reduce_res is not None:
-        missing_api(api, "reduce_op/reduce_res")
-    name, data = op_name(op, UNARY, api), need(data, api, "data", "sbuf", "psum")
-    reads: Reads = [(data, tuple(range(data.ndim)))]
-    if isinstance(scale, View):
-        scale = _vector(scale, api, "scale", data, (float32,))
-        reads.append((scale, elementwise.broadcast_axes(scale, data.shape)))
-    if bias is not None and not isinstance(bias, View):
-        fail(f"{api}: bias must be a [P, 1] tile of float32, float16 or bfloat16 (err_activation_bias_invalid_type)")
-    if bias is not None:
-        if name == "reciprocal":
-            fail(f"{api}: reciprocal takes no bias on NeuronCore-v2")
-        bias = _vector(bias, api, "bias", data, (float32, float16, bfloat16))
-        reads.append((bias, elementwise.broadcast_axes(bias, data.shape)))
-    function, constant = UNARY[name], None if isinstance(scale, View) else np.float32(scale)
-
-    def compute(x: Array, *vectors: Array) -> Array:
-        rest = list(vectors)
-        x = as_math(x) * (as_math(rest.pop(0)) if constant is None else constant)
-        return function(x + as_math(rest.pop(0)) if rest else x)
-
-    out = as_dtype(dtype) if dtype is not None else data.dtype
-    return emit.result("activation", "scalar", data.shape, reads, reads[0][1], compute, out, mask=mask)
-
-
 def tensor_tensor(
     data1: Any, data2: Any, op: Any, *, dtype: Any = None, mask: Any = None, engine: Any = unknown_engine
 ) -> View:
@@ -132,7 +93,7 @@ def tensor_tensor(
 
 
 def _scalar_operand(value: Any, api: str, name: str, data: View) -> Any:
-    return _vector(value, api, name, data, ()) if isinstance(value, View) else np.float32(value)
+    return elementwise.column(value, api, name, data, ()) if isinstance(value, View) else np.float32(value)
 
 
 def tensor_scalar(
@@ -154,7 +115,9 @@ def tensor_scalar(
     steps = [(op_name(op0, {**BINARY, "rsqrt": None}, api), _scalar_operand(operand0, api, "operand0", data), reverse0)]
     if op1 is not None:
         steps.append((op_name(op1, BINARY, api), _scalar_operand(operand1, api, "operand1", data), reverse1))
-    where = _engine(engine, api, "gpsimd" if steps[0][0] == "rsqrt" else "vector", "vector", "gpsimd")
+    linear = all(name in elementwise.LINEAR for name, _, _ in steps)
+    picked = emit.chosen_engine(data) if linear else "gpsimd" if steps[0][0] == "rsqrt" else "vector"
+    where = _engine(engine, api, picked, "vector", "gpsimd")
     return _chain("tensor_scalar", where, data, steps, [], dtype, mask)
 
 
@@ -251,21 +214,8 @@ def memset(shape: Any, value: Any, dtype: Any, *, mask: Any = None, engine: Any 
     return made
 
 
-def iota(expr: Any, dtype: Any, *, mask: Any = None) -> View:
-    """A tile holding the values of an arange/mgrid expression; GpSimd Engine."""
-    shape = [1] * expr.ndim
-    for axis in expr.axes():
-        shape[expr.ndim - 1 - axis.position] = axis.size
-    if expr.variables():
-        fail("nki.isa.iota of a loop index is not simulated; add the loop's offset with tensor_scalar")
-    grids = np.indices(shape)
-    values = np.asarray(expr.evaluate({axis: grids[expr.ndim - 1 - axis.position] for axis in expr.axes()}))
-    axes = tuple(range(len(shape)))
-    return emit.result("iota", "gpsimd", tuple(shape), [], axes, lambda: values, as_dtype(dtype), mask=mask)
-
-
 def reciprocal(data: Any, *, dtype: Any = None, mask: Any = None) -> View:
-    """1 / data on the Vector Engine; max(64, 8N) cycles."""
+    """1 / data on the Vector Engine; max(64, 2N) cycles."""
     data = need(data, "nki.isa.reciprocal", "data", "sbuf", "psum")
     axes, out = tuple(range(data.ndim)), as_dtype(dtype) if dtype is not None else data.dtype
     return emit.result(

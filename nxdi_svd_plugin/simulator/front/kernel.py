@@ -57,6 +57,8 @@ def simulate(
     dma_bytes_per_second: float = DMA_BYTES_PER_SECOND,
     grid: tuple[int, ...] = (),
     aws_style: bool = False,
+    hoist: bool = False,
+    approximation: float = 0.0,
     **kernel_options: Any,
 ) -> tuple[Any, Trace]:
     """Run a kernel on numpy arrays and count what Trn1 would move and compute.
@@ -68,10 +70,13 @@ def simulate(
         strict: more than 176 KiB of SBUF per partition and reads of unwritten memory are errors; otherwise spills
             are counted.
         count_only: no arithmetic; outputs are placeholders (`TensorSpec`).
-        seed: seed of the order in which iterations of `affine_range` run.
+        seed: seed of the order in which iterations of `affine_range` run, and of `approximation`.
         dma_bytes_per_second: bandwidth of the latency model.
         grid: launch grid, as in `kernel[grid]`.
         aws_style: also refuse what no public AWS kernel does (front/style.py); for kernels that must compile unseen.
+        hoist: count a load that is the same in every iteration of a loop once, as AWS's compiler does where it fits.
+        approximation: largest relative error of exp, SiLU and the other activations that a device approximates, drawn
+            by `seed`; 0 computes them exactly, `hardware.ACTIVATION_ERROR` is a guess at the device.
         kernel_options: passed on to the kernel.
 
     Returns:
@@ -84,7 +89,8 @@ def simulate(
         kernel = Kernel(getattr(kernel, "__wrapped__", kernel))
     if grid:
         kernel = kernel[grid]
-    return run(kernel, args, kernel_options, strict, count_only, seed, dma_bytes_per_second, aws_style)
+    options = strict, count_only, seed, dma_bytes_per_second, aws_style, hoist, approximation
+    return run(kernel, args, kernel_options, *options)
 
 
 def run(
@@ -96,6 +102,8 @@ def run(
     seed: int = 0,
     bandwidth: float = DMA_BYTES_PER_SECOND,
     aws_style: bool = False,
+    hoist: bool = False,
+    approximation: float = 0.0,
 ) -> tuple[Any, Trace]:
     """Trace, check, execute and count."""
     tracer, outputs, several = trace_kernel(
@@ -118,8 +126,8 @@ def run(
     if count_only:
         arrays: list[Any] = [TensorSpec(output.shape, output.dtype) for output in outputs]
     else:
-        machine = execute(top, tracer.storages, strict, seed)
+        machine = execute(top, tracer.storages, strict, seed, approximation)
         counts = {instr: machine.executed.get(instr, {}) for instr in instructions(top)}
         arrays = [machine.fetch(output) for output in outputs]
-    trace = analyse(top, counts, strict, bandwidth, tracer.warnings)
+    trace = analyse(top, counts, strict, bandwidth, tracer.warnings, hoist)
     return (tuple(arrays) if several else arrays[0]), trace

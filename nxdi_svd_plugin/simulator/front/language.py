@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from nxdi_svd_plugin import hardware
 from nxdi_svd_plugin.simulator.front import isa
+from nxdi_svd_plugin.simulator.front import language_constants as constants
 from nxdi_svd_plugin.simulator.front.indices import arange, mgrid
 from nxdi_svd_plugin.simulator.front.tensor import Tensor
 from nxdi_svd_plugin.simulator.place import fail, missing_api
@@ -18,10 +20,12 @@ from nxdi_svd_plugin.simulator.program.dma import load, load_transpose2d, store
 from nxdi_svd_plugin.simulator.program.functions import BINARY, REDUCE, UNARY, op_name
 from nxdi_svd_plugin.simulator.program.indexing import DynamicSlice as ds
 from nxdi_svd_plugin.simulator.program.operands import need
-from nxdi_svd_plugin.simulator.program.program import Reads, View
+from nxdi_svd_plugin.simulator.program.program import View
+from nxdi_svd_plugin.simulator.program.scan import loop_reduce
+from nxdi_svd_plugin.simulator.program.selection import where
 from nxdi_svd_plugin.simulator.program.tracer import tracer
 
-__all__ = ["arange", "ds", "load", "load_transpose2d", "mgrid", "store"]
+__all__ = ["arange", "constants", "ds", "load", "load_transpose2d", "loop_reduce", "mgrid", "store", "where"]
 
 sbuf, psum, shared_hbm = "sbuf", "psum", "shared_hbm"
 hbm = private_hbm = "hbm"
@@ -36,6 +40,11 @@ class tile_size:  # noqa: N801
     gemm_moving_fmax = hardware.MOVING
     bn_stats_fmax = hardware.BN_STATS
     total_available_sbuf_size = hardware.SBUF_BYTES
+
+
+def finfo(dtype: Any) -> Any:
+    """Limits of a floating data type (`min`, `max`, `eps`)."""
+    return ml_dtypes.finfo(dtypes.as_dtype(dtype))  # type: ignore[no-untyped-call]
 
 
 class fp32:  # noqa: N801
@@ -64,8 +73,16 @@ def ndarray(shape: Any, dtype: Any, *, buffer: Any = None, name: str = "") -> Vi
     return emit.allocate(shape, dtype, _buffer(buffer), marks[0] if marks else 0, name=name)
 
 
-def full(shape: Any, fill_value: Any, dtype: Any, *, buffer: Any = None, name: str = "") -> View:
-    """A new on-chip tensor filled with a constant."""
+def full(
+    shape: Any,
+    fill_value: Any,
+    dtype: Any,
+    *,
+    buffer: Any = None,
+    name: str = "",
+    lazy_initialization: bool = False,
+) -> View:
+    """A new on-chip tensor filled with a constant; lazily: by the first instruction that uses it."""
     if _buffer(buffer) not in (sbuf, psum):
         fail("HBM tensors take no initial value (err_hbm_tensor_with_init_value_not_supported); store into them")
     made = ndarray(shape, dtype, buffer=buffer, name=name)
@@ -74,13 +91,13 @@ def full(shape: Any, fill_value: Any, dtype: Any, *, buffer: Any = None, name: s
         order = (made.blocks, *range(made.blocks), *range(made.blocks + 1, made.ndim))
         flat = made.like(tuple(made.shape[a] for a in order), tuple(made.strides[a] for a in order))
         flat.blocks = 0
-    emit.fill(flat, fill_value)
+    emit.fill(flat, fill_value, whole=True, lazy=lazy_initialization)
     return made
 
 
-def zeros(shape: Any, dtype: Any, *, buffer: Any = None, name: str = "") -> View:
+def zeros(shape: Any, dtype: Any, *, buffer: Any = None, name: str = "", lazy_initialization: bool = False) -> View:
     """A new on-chip tensor of zeros."""
-    return full(shape, 0, dtype, buffer=buffer, name=name)
+    return full(shape, 0, dtype, buffer=buffer, name=name, lazy_initialization=lazy_initialization)
 
 
 def ones(shape: Any, dtype: Any, *, buffer: Any = None, name: str = "") -> View:
@@ -217,27 +234,6 @@ def device_print(prefix: str, x: View, *, mask: Any = None) -> None:
 def static_cast(input_data: Any, dtype: Any) -> Any:
     """Host side: a numpy array in another type."""
     return np.asarray(input_data).astype(dtype)
-
-
-def where(condition: View, x: Any, y: Any, *, dtype: Any = None, mask: Any = None) -> View:
-    """Element-wise choice between two tiles or scalars, on the Vector Engine."""
-    api = "nki.language.where"
-    condition = need(condition, api, "condition", "sbuf", "psum")
-    views = [need(v, api, name, "sbuf", "psum") for name, v in (("x", x), ("y", y)) if isinstance(v, View)]
-    if any(v.shape != condition.shape for v in views):
-        fail(f"{api}: condition {list(condition.shape)} and values {[list(v.shape) for v in views]} differ in shape")
-
-    if [v.buffer for v in (condition, *views)].count("psum") > 1:
-        fail(f"{api}: two PSUM operands; the Vector Engine reads at most one from PSUM")
-
-    def choose(picks: Any, *tiles: Any) -> Any:
-        rest = iter(tiles)
-        return np.where(picks != 0, *[next(rest) if isinstance(v, View) else np.float32(v) for v in (x, y)])
-
-    axes = tuple(range(condition.ndim))
-    out = dtypes.as_dtype(dtype) if dtype is not None else views[0].dtype if views else dtypes.float32
-    reads: Reads = [(v, axes) for v in (condition, *views)]
-    return emit.result("where", "vector", condition.shape, reads, axes, choose, out, mask=mask)
 
 
 def _unary(name: str) -> Callable[..., View]:

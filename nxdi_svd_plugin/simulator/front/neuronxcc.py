@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-from nxdi_svd_plugin.simulator.front import compiler, isa, language, typing
+from nxdi_svd_plugin.simulator.front import compiler, enums, isa, language, language_constants, typing
 from nxdi_svd_plugin.simulator.front.nki_api import lenient_nki
 
 
@@ -27,6 +27,8 @@ def as_neuronxcc() -> Iterator[None]:
         "neuronxcc.nki": lenient_nki,
         "neuronxcc.nki.language": language,
         "neuronxcc.nki.isa": isa,
+        "neuronxcc.nki.isa.constants": enums,
+        "neuronxcc.nki.language.constants": language_constants,
         "neuronxcc.nki.typing": typing,
         "neuronxcc.nki.compiler": compiler,
     }

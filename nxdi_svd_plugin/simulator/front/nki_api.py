@@ -18,6 +18,7 @@ class Nki(ModuleType):
     """The module `nki`; `strict` is how the kernels that its decorators make are run."""
 
     language, isa, typing, compiler = language, isa, typing, compiler
+    tensor = typing.tensor
 
     def __init__(self, strict: bool) -> None:
         super().__init__("neuronxcc.nki", __doc__)
@@ -35,6 +36,10 @@ class Nki(ModuleType):
         target = str(options.get("platform_target", "trn1"))
         return Kernel(getattr(func, "__wrapped__", func), target, strict=self.strict)
 
+    def trace(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorator for functions that kernels call: they are traced inline, as every function is."""
+        return func
+
     def simulate_kernel(self, kernel: Any, *args: Any, **kwargs: Any) -> Any:
         """The kernel's numpy outputs."""
         if not isinstance(kernel, Kernel):
@@ -48,17 +53,32 @@ class Nki(ModuleType):
         return kernel if isinstance(kernel, Kernel) else self.jit(kernel)
 
     def benchmark(self, kernel: Any = None, **options: Any) -> Any:
-        """Latencies come from a device only."""
-        fail("nki.benchmark measures on a device; here, simulate() models a latency (Trace.modelled_latency_us)")
+        """A kernel that says, when it is called, that latencies come from a device only."""
+        what = "nki.benchmark measures on a device; here, simulate() models a latency (Trace.modelled_latency_us)"
+        return _DeviceOnly(what) if kernel is not None else lambda function: _DeviceOnly(what)
 
     def profile(self, func: Any = None, **options: Any) -> Any:
-        """Profiles come from a device only."""
-        fail("nki.profile captures on a device; here, simulate() counts HBM bytes, spills and cycles")
+        """A kernel that says, when it is called, that profiles come from a device only."""
+        what = "nki.profile captures on a device; here, simulate() counts HBM bytes, spills and cycles"
+        return _DeviceOnly(what) if func is not None else lambda function: _DeviceOnly(what)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         missing_api("nki", name)
+
+
+class _DeviceOnly:
+    """What a decorator gives that measures: modules that use it can be imported, and only the call is refused."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        fail(self.what)
+
+    def __getitem__(self, grid: Any) -> Any:
+        return self
 
 
 nki = Nki(strict=True)

@@ -16,6 +16,7 @@ from nxdi_svd_plugin.simulator.place import fail
 from nxdi_svd_plugin.simulator.program.affine import UnrollRequest
 from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype, storage
 from nxdi_svd_plugin.simulator.program.program import View
+from nxdi_svd_plugin.simulator.program.scan import check_loop_reductions
 from nxdi_svd_plugin.simulator.program.tracer import Tracer
 
 
@@ -49,6 +50,7 @@ def trace_kernel(
             continue
         if aws_style:
             refuse_interleaving(tracer.top)
+        check_loop_reductions(tracer.top)
         return tracer, _outputs(returned, strict), isinstance(returned, (tuple, list))
 
 

@@ -32,7 +32,7 @@ class _Tensor:
 
 
 tensor = _Tensor()
-mutable_tensor = Any
+mutable_tensor = scalar = Any
 
 
 def __getattr__(name: str) -> Any:

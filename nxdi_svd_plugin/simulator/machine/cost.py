@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nxdi_svd_plugin.hardware import MIN_CYCLES
+from nxdi_svd_plugin.hardware import GPSIMD_START, MIN_CYCLES, busy_seconds
 from nxdi_svd_plugin.simulator.program.dtypes import bfloat16, float16, float32
 from nxdi_svd_plugin.simulator.program.extents import Extents
 from nxdi_svd_plugin.simulator.program.program import Instr, Operand
@@ -25,6 +25,8 @@ class Cost:
     """Counters of one instruction execution, or of many."""
 
     cycles: Counter[str] = field(default_factory=Counter)
+    issues: Counter[str] = field(default_factory=Counter)  # instructions; on the Tensor Engine passes over the data
+    psum_seconds: float = 0.0  # of the Scalar and the Vector Engine, which do not access PSUM at the same time
     matmul_flops: int = 0
     transpose_flops: int = 0
     hbm_read_bytes: int = 0
@@ -36,6 +38,8 @@ class Cost:
         """Add `times` executions."""
         for engine, cycles in other.cycles.items():
             self.cycles[engine] += cycles * times
+            self.issues[engine] += other.issues[engine] * times
+        self.psum_seconds += other.psum_seconds * times
         for name in ("matmul_flops", "transpose_flops", "hbm_read_bytes", "hbm_write_bytes", "dma_count"):
             setattr(self, name, getattr(self, name) + getattr(other, name) * times)
         for length, number in other.dma_runs.items():
@@ -52,7 +56,11 @@ def instruction_cost(instr: Instr, extents: Extents) -> Cost:
     if instr.info.get("product"):
         return _tensor_engine(instr, sizes)
     cost = Cost()
-    cost.cycles[instr.engine] = _element_wise(instr, prod(sizes[1:]))
+    data = sizes[1:-1] if instr.op in ("max8", "bn_stats", "bn_aggr") else sizes[1:]  # without the result's own axis
+    cycles = _element_wise(instr, prod(data))
+    cost.cycles[instr.engine], cost.issues[instr.engine] = cycles, 1
+    if instr.engine in ("scalar", "vector") and any(o.view.buffer == "psum" for o in (instr.write, *instr.reads)):
+        cost.psum_seconds = busy_seconds(instr.engine, cycles, 1)
     return cost
 
 
@@ -63,7 +71,7 @@ def _tensor_engine(instr: Instr, sizes: list[int]) -> Cost:
     passes = 4 if any(operand.view.dtype == float32 for operand in instr.reads) else 1
     if instr.info.get("onezero"):
         passes = max(1, passes // 2)
-    cost = Cost(Counter({"pe": passes * max(min(MIN_CYCLES, m), n)}))
+    cost = Cost(Counter({"pe": passes * max(min(MIN_CYCLES, m), n)}), Counter({"pe": passes}))
     if instr.info.get("transpose"):
         cost.transpose_flops = 2 * k * m * n
     else:
@@ -74,14 +82,18 @@ def _tensor_engine(instr: Instr, sizes: list[int]) -> Cost:
 def _element_wise(instr: Instr, n: int) -> int:
     operands = [instr.write, *instr.reads]
     dtypes = {operand.view.dtype for operand in operands}
+    if instr.op == "activation_sum":
+        return MIN_CYCLES
+    if instr.op == "affine_select":
+        return GPSIMD_START + n
     if instr.op == "memset" and instr.info["zero"] and dtypes <= {bfloat16, float16}:
         n = -(-n // 2)
-    elif instr.op == "tensor_tensor":
+    elif instr.op in ("tensor_tensor", "loop_reduce"):
         n *= 1 if _fast_pair(instr, dtypes) else 2
-    elif instr.op == "scalar_tensor_tensor":
+    elif instr.op in ("scalar_tensor_tensor", "tensor_tensor_scan"):
         n *= 2
     elif instr.op == "reciprocal":
-        n *= 8
+        n *= 2  # the API page says 8; the Vector Engine's activity in two Trn1 profiles leaves 2.3 (docs/simulator.md)
     elif instr.op == "tensor_reduce" and dtypes == {bfloat16} and instr.info["alu"] in ("add", "sum", "max", "maximum"):
         n = -(-n // 2)
     return max(MIN_CYCLES, n)

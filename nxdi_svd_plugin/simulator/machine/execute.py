@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nxdi_svd_plugin.simulator.place import fail
+from nxdi_svd_plugin.simulator.program.affine import Expr
 from nxdi_svd_plugin.simulator.program.dtypes import Array, rounded, storage
 from nxdi_svd_plugin.simulator.program.extents import Extents, extents_of, whole_extents
 from nxdi_svd_plugin.simulator.program.program import Alloc, Block, Instr, Loop, Operand, Storage, View
@@ -17,9 +18,10 @@ from nxdi_svd_plugin.simulator.program.program import Alloc, Block, Instr, Loop,
 class Machine:
     """Memory contents of one run; `executed[instr][extents]` counts runs of an instruction over a part of its space."""
 
-    def __init__(self, strict: bool, seed: int) -> None:
+    def __init__(self, strict: bool, seed: int, approximation: float = 0.0) -> None:
         self.strict, self.rng = strict, np.random.default_rng(seed)
-        self.env: dict[Any, int] = {}
+        self.approximation, self.noise = approximation, np.random.default_rng([seed, 1])
+        self.env: dict[Any, Any] = {}
         self.memory: dict[Storage, tuple[Array, Array | None]] = {}
         self.executed: defaultdict[Instr, Counter[Extents]] = defaultdict(Counter)
 
@@ -128,7 +130,11 @@ class Machine:
         if extents is not None and any(low >= high for low, high in extents):
             return
         operands = [self.read(instr, operand, extents) for operand in instr.reads]
-        values = rounded(np.asarray(instr.compute(*[data for data, _ in operands])), instr.dtype)
+        indices = [self.index(instr, expr, extents or whole_extents(instr)) for expr in instr.indices]
+        values = np.asarray(instr.compute(*[data for data, _ in operands], *indices))
+        if self.approximation and instr.info.get("approximate"):
+            values = values * (1 + self.noise.uniform(-self.approximation, self.approximation, values.shape))
+        values = rounded(values, instr.dtype)
         address, target, written = self.region(instr, instr.write, extents)
         if address is not None:
             self.scatter(instr, address, target, written, values)
@@ -140,12 +146,24 @@ class Machine:
             missing = [flags for _, flags in operands if flags is not None]
             written[...] = self.known(instr, missing, written.shape) if missing else True
 
+    def index(self, instr: Instr, expr: Expr, extents: Extents) -> Array:
+        """Values of an index expression over the covered part of the space."""
+        env, rank = dict(self.env), len(extents)
+        for axis in expr.axes():
+            values = np.arange(*extents[axis.position])
+            env[axis] = values.reshape([-1 if at == axis.position else 1 for at in range(rank)])
+        return np.broadcast_to(expr.evaluate(env), [high - low for low, high in extents])
+
     def place(self, instr: Instr, target: Array, written: Array | None, values: Array) -> None:
         """Write or accumulate into the destination."""
         if instr.accumulate:
             if written is not None and not written.all():
                 fail(f"{instr.op} accumulates into memory that was never written; start from nl.zeros", instr.place)
             target[...] = rounded(target + values, instr.write.view.dtype)
+        elif "reduce" in instr.info and written is not None:
+            first = ~written
+            merged = rounded(instr.info["reduce"](target, values), instr.write.view.dtype)
+            target[...] = np.where(first, values, merged)
         else:
             target[...] = values
 
@@ -180,9 +198,9 @@ class Machine:
         return data.reshape(output.base.shape).astype(output.dtype)
 
 
-def execute(top: Block, storages: list[Storage], strict: bool, seed: int) -> Machine:
+def execute(top: Block, storages: list[Storage], strict: bool, seed: int, approximation: float = 0.0) -> Machine:
     """Run a program on fresh memory, after the storages that hold inputs and constants have been filled."""
-    machine = Machine(strict, seed)
+    machine = Machine(strict, seed, approximation)
     for store in storages:
         if store.data is not None:
             machine.allocate(store)

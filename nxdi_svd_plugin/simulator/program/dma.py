@@ -29,12 +29,13 @@ def load(src: Any, *, mask: Any = None, dtype: Any = None, mode: Any = None) -> 
         fail(f"nki.language.load: partition dimension {src.shape[0]} exceeds the limit of {PARTITIONS}; load in tiles")
     axes: tuple[int | None, ...] = tuple(range(src.ndim))
     out = as_dtype(dtype) if dtype is not None else src.dtype
-    if src.ndim == 1:
-        fail(
-            "nki.language.load of a 1-D tile; on-chip tensors are at least 2-D, reshape the "
-            "HBM tensor to (1, n) or (n, 1)"
-        )
-    return emit.result("load", "dma", src.shape, [(src, axes)], axes, emit.as_is, out, mask=mask, skip=_skip(mode))
+    made, compute = (axes, emit.as_is) if src.ndim > 1 else ((0, None), _column)
+    return emit.result("load", "dma", src.shape, [(src, axes)], made, compute, out, mask=mask, skip=_skip(mode))
+
+
+def _column(values: Array) -> Array:
+    """A 1-D load gives [n, 1], as in AWS's fused_mamba."""
+    return values[:, None]
 
 
 def store(dst: Any, value: Any, *, mask: Any = None) -> None:
@@ -105,7 +106,7 @@ def dma_copy(
     if source is None or source.shape != dst.shape or prod(dst.shape) == 0:
         fail(f"{api}: source {list(src.shape)} does not fit the destination {list(dst.shape)}")
     axes = tuple(range(dst.ndim))
-    info = {"skip": _skip(oob_mode), "rmw": dst_rmw_op is not None}
+    info: dict[str, Any] = {"skip": _skip(oob_mode), "rmw": dst_rmw_op is not None}
     instr = emit.instruction(
         "dma_copy",
         "dma",

@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 
 from nxdi_svd_plugin.simulator.place import fail
-from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype, is_float, promote, scalar_dtype
-from nxdi_svd_plugin.simulator.program.emit import as_is, forward, instruction, result
+from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype, float32, is_float, promote, scalar_dtype
+from nxdi_svd_plugin.simulator.program.emit import as_is, chosen_engine, forward, instruction, result
 from nxdi_svd_plugin.simulator.program.functions import BINARY, BITVEC, COMPARISONS, as_math
 from nxdi_svd_plugin.simulator.program.operands import need
 from nxdi_svd_plugin.simulator.program.program import Axes, View
+from nxdi_svd_plugin.simulator.program.tracer import tracer
+
+LINEAR = {"add", "subtract", "multiply"}
+"""Operators against a scalar or a [P, 1] vector that the Scalar Engine does as scale or bias of an activation."""
 
 
 def inplace(target: View, other: Any, op: str) -> None:
@@ -35,6 +39,16 @@ def pad(view: View, ndim: int) -> View:
 def broadcast_axes(view: View, space: tuple[int, ...]) -> Axes:
     """Instruction axis of each view axis; None where the view is broadcast."""
     return tuple(axis if size == space[axis] else None for axis, size in enumerate(view.shape))
+
+
+def column(value: Any, api: str, name: str, data: View, dtypes: tuple[Any, ...]) -> View:
+    """A [P, 1] operand of a tile, with as many axes as the tile; of one of the data types, if any are given."""
+    view = need(value, api, name, "sbuf", "psum")
+    if view.shape[0] != data.shape[0] or prod(view.shape[1:]) != 1:
+        fail(f"{api}: {name} must be one element per partition, [{data.shape[0]}, 1], found {list(view.shape)}")
+    if dtypes and view.dtype not in dtypes:
+        fail(f"{api}: {name} must be {' or '.join(map(str, dtypes))}, found {view.dtype}")
+    return pad(view, data.ndim)
 
 
 def partition_broadcast(view: View, partitions: int) -> View:
@@ -70,7 +84,7 @@ def binary(
     right: Any,
     dtype: Any = None,
     mask: Any = None,
-    engine: str = "vector",
+    engine: str = "",
     into: View | None = None,
     broadcast_partitions: bool = True,
     api: str = "",
@@ -99,17 +113,27 @@ def binary(
                 )
             views[i] = partition_broadcast(v, space[0])
     kinds = [v.dtype if isinstance(v, View) else scalar_dtype(v) for v in (left, right)]
-    out = as_dtype(dtype) if dtype is not None else np.dtype(np.uint8) if op in COMPARISONS else promote(*kinds)
+    out = as_dtype(dtype) if dtype is not None else _result_dtype(op, kinds)
     compute = binary_compute(op, [left, right], kinds, api)
     axes = tuple(range(ndim))
     reads = [(v, broadcast_axes(v, space)) for v in views]
     # one tile against scalars or [P, 1] vectors is a tensor_scalar instruction
     vectors = [v for v in views if prod(v.shape[1:]) == 1]
     kind = "tensor_scalar" if len(views) == 1 or (len(vectors) == 1 and prod(space[1:]) > 1) else "tensor_tensor"
+    if not engine:
+        engine = chosen_engine(*views) if kind == "tensor_scalar" and op in LINEAR else "vector"
     if into is not None:
         instruction(kind, engine, space, reads, (into, axes), compute, out, mask, alu=op, inplace=True)
         return into
     return result(kind, engine, space, reads, axes, compute, out, mask=mask, alu=op)
+
+
+def _result_dtype(op: str, kinds: list[np.dtype[Any]]) -> np.dtype[Any]:
+    """A comparison gives uint8; a quotient of integers fp32, which AWS's resize_nearest relies on (nki-samples)."""
+    if op in COMPARISONS:
+        return np.dtype(np.uint8)
+    made = promote(*kinds)
+    return float32 if op == "divide" and not is_float(made) else made
 
 
 def binary_compute(op: str, operands: list[Any], kinds: list[np.dtype[Any]], api: str) -> Callable[..., Array]:
@@ -130,10 +154,23 @@ def binary_compute(op: str, operands: list[Any], kinds: list[np.dtype[Any]], api
     return compute
 
 
-def copy(
-    src: View, dtype: np.dtype[Any] | None = None, mask: Any = None, engine: str = "vector", api: str = "copy"
-) -> View:
-    """A copy, cast to `dtype`, in SBUF unless it is assigned to a PSUM tile."""
+def copy(src: View, dtype: np.dtype[Any] | None = None, mask: Any = None, engine: str = "", api: str = "copy") -> View:
+    """A copy, cast to `dtype`, in SBUF unless it is assigned to a PSUM tile; by the engine that the compiler picks."""
     need(src, api, "src", "sbuf", "psum")
     axes = tuple(range(src.ndim))
-    return result("copy", engine, src.shape, [(src, axes)], axes, as_is, dtype or src.dtype, mask=mask)
+    return result(
+        "copy", engine or chosen_engine(src), src.shape, [(src, axes)], axes, as_is, dtype or src.dtype, mask=mask
+    )
+
+
+def in_sbuf(value: Any, api: str, name: str) -> View:
+    """An operand that the API wants in SBUF.
+
+    AWS's attention passes tiles in PSUM straight on: other people's kernels get the copy that the compiler has to make
+    of it, and a warning.
+    """
+    current = tracer()
+    if isinstance(value, View) and value.buffer == "psum" and not current.strict:
+        current.warnings.append(f"{api}: operand '{name}' is in PSUM; copied to SBUF")
+        return copy(value, api=api)
+    return need(value, api, name, "sbuf")

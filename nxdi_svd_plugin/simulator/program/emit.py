@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -10,8 +10,9 @@ import numpy as np
 
 from nxdi_svd_plugin.hardware import PARTITIONS
 from nxdi_svd_plugin.simulator.place import fail, kernel_place
+from nxdi_svd_plugin.simulator.program.affine import Expr
 from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype, is_float, rounded
-from nxdi_svd_plugin.simulator.program.operands import add_mask, check_read, check_write, need
+from nxdi_svd_plugin.simulator.program.operands import add_mask, check_read, check_write, need, on_axes
 from nxdi_svd_plugin.simulator.program.program import Axes, Instr, Operand, Reads, Storage, View, row_major
 from nxdi_svd_plugin.simulator.program.tracer import tracer
 
@@ -25,9 +26,14 @@ def instruction(
     compute: Callable[..., Array],
     dtype: np.dtype[Any],
     mask: Any = None,
+    mask_axes: Axes | None = None,
+    indices: Sequence[Expr] = (),
     **info: Any,
 ) -> Instr:
-    """Check the operands and append the instruction to the current block."""
+    """Check the operands and append the instruction to the current block.
+
+    `mask_axes`: instruction axes along which the mask's axes run, all of them if None; `indices` run along all.
+    """
     current = tracer()
     instr = Instr(
         op,
@@ -41,7 +47,9 @@ def instruction(
         current.block,
         info=info,
     )
-    add_mask(instr, mask, tuple(range(len(space))))
+    every = tuple(range(len(space)))
+    add_mask(instr, mask, every if mask_axes is None else mask_axes)
+    instr.indices = [on_axes(instr, expr, len(space), every) for expr in indices]
     for operand in instr.reads:
         check_read(instr, operand)
         unforward(operand.view)
@@ -144,7 +152,7 @@ def unforward(view: View) -> None:
     source = Operand(View.whole(view.base), axes)
     extra = Instr(
         "copy",
-        "vector",
+        chosen_engine(view, moved.view),
         view.base.shape,
         [source],
         Operand(moved.view, axes),
@@ -155,6 +163,15 @@ def unforward(view: View) -> None:
     )
     nodes = instr.block.nodes
     nodes.insert(nodes.index(instr) + 1, extra)
+
+
+def chosen_engine(*operands: View) -> str:
+    """Engine of a copy or of a tile against scalars where the kernel leaves it to the compiler.
+
+    The Scalar Engine for floating types: in Trn1 profiles of kernels whose only such work are copies out of PSUM, the
+    Vector Engine is idle (docs/simulator.md). Integers, which pass through fp32 there, go to the Vector Engine.
+    """
+    return "scalar" if all(is_float(operand.dtype) for operand in operands) else "vector"
 
 
 def as_is(values: Array) -> Array:
@@ -175,10 +192,12 @@ def assign(target: View, value: Any) -> None:
     if source is None:
         fail(f"assignment of {list(value.shape)} to a destination of {list(target.shape)}")
     axes = tuple(range(target.ndim))
-    instruction("copy", "vector", target.shape, [(source, axes)], (target, axes), as_is, target.dtype)
+    instruction(
+        "copy", chosen_engine(source, target), target.shape, [(source, axes)], (target, axes), as_is, target.dtype
+    )
 
 
-def fill(target: View, value: Any, engine: str = "vector", mask: Any = None, split: bool = True) -> Instr:
+def fill(target: View, value: Any, engine: str = "vector", mask: Any = None, split: bool = True, **info: Any) -> Instr:
     """Memset of a constant; `split`: the compiler may make several instructions of it."""
     axes = tuple(range(target.ndim))
     constant = rounded(np.asarray(value, dtype=np.float64 if is_float(target.dtype) else None), target.dtype)
@@ -193,4 +212,5 @@ def fill(target: View, value: Any, engine: str = "vector", mask: Any = None, spl
         mask,
         zero=not np.any(constant),
         split=split,
+        **info,
     )

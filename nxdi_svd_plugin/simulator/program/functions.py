@@ -50,6 +50,9 @@ UNARY: dict[str, Callable[[Array], Array]] = {
     "trunc": np.trunc,
 }
 
+EXACT = {"copy", "abs", "ceil", "floor", "invert", "logical_not", "negative", "relu", "sign", "square", "trunc"}
+"""Functions that the Scalar Engine needs no approximation for; it has piecewise polynomials for the others."""
+
 BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "add": np.add,
     "subtract": np.subtract,

@@ -10,7 +10,7 @@ import numpy as np
 
 from nxdi_svd_plugin.hardware import MOVING, PARTITIONS, STATIONARY, VECTOR_TRANSPOSE
 from nxdi_svd_plugin.simulator.place import fail, kernel_place
-from nxdi_svd_plugin.simulator.program import emit
+from nxdi_svd_plugin.simulator.program import elementwise, emit
 from nxdi_svd_plugin.simulator.program.affine import as_expr
 from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype, float32, is_float
 from nxdi_svd_plugin.simulator.program.operands import need
@@ -52,17 +52,15 @@ def nc_matmul(
     """`stationary.T @ moving`: [K, M] and [K, N] in SBUF give [M, N], fp32 in PSUM.
 
     K <= 128 (partitions), M <= 128, N <= 512. Cost: max(min(64, M), N) cycles, times 4 for fp32 (2 if an operand is
-    0/1 only).
+    0/1 only). `mask` bounds the result.
     """
     api = "nki.isa.nc_matmul"
-    if mask is not None:
-        fail(f"{api}: mask the operands instead, as in nc_matmul(a[i_f < m], b) (nki.api.shared, operand masking)")
-    pair = [need(v, api, n, "sbuf") for n, v in (("stationary", stationary), ("moving", moving))]
+    pair = [elementwise.in_sbuf(v, api, n) for n, v in (("stationary", stationary), ("moving", moving))]
     rows = _double_rows(pair, perf_mode, api)
     sizes = [prod(v.shape[1 + (rows > 1) :]) for v in pair]
     _check_operands(pair, sizes, api)
     _check_pe_tile(tile_position, tile_size, pair[0].shape[0], sizes[0], api)
-    info = {
+    info: dict[str, Any] = {
         "product": True,
         "transpose": is_transpose,
         "rows": rows,
@@ -72,7 +70,19 @@ def nc_matmul(
     compute = _double_product if rows > 1 else _product
     if info["onezero"]:
         compute = _checked(compute, {"stationary": is_stationary_onezero, "moving": is_moving_onezero}, api)
-    return emit.result("nc_matmul", "pe", space, _operand_axes(pair, rows), (1, 2), compute, float32, "psum", **info)
+    return emit.result(
+        "nc_matmul",
+        "pe",
+        space,
+        _operand_axes(pair, rows),
+        (1, 2),
+        compute,
+        float32,
+        "psum",
+        mask=mask,
+        mask_axes=(1, 2),
+        **info,
+    )
 
 
 def _check_operands(pair: list[View], sizes: list[int], api: str) -> None:

@@ -112,6 +112,7 @@ def _check_dependence(instr: Instr, view: View) -> None:
     if instr.accumulate or instr.info.get("inplace") or view.indirect:
         return
     used = view.offset.variables() | {var for term in instr.mask for var in term.variables()}
+    used = used | instr.info.get("over", set())
     outside = set(view.base.block.loops())
     for loop in instr.block.loops():
         if loop.shuffled and loop.var and loop not in outside and len(loop.values) > 1 and loop.var not in used:
@@ -135,10 +136,10 @@ def add_mask(instr: Instr, mask: Any, axes: Axes) -> None:
             fail(f"{instr.op}: `%` and `//` in a mask are not affine (err_unsupported_expression_in_mask)")
         if len(term.axes()) > 1:
             fail(f"{instr.op}: a mask term that combines two tile axes is not simulated; bound each axis on its own")
-        instr.mask.append(_on_axes(instr, term, mask.ndim, axes))
+        instr.mask.append(on_axes(instr, term, mask.ndim, axes))
 
 
-def _on_axes(instr: Instr, expr: Expr, ndim: int, axes: Axes) -> Expr:
+def on_axes(instr: Instr, expr: Expr, ndim: int, axes: Axes) -> Expr:
     """Rewrite tile axes (counted from the right) as instruction axes."""
     terms: dict[Any, int] = {}
     for atom, coeff in expr.terms.items():
@@ -161,4 +162,4 @@ def _add_checks(instr: Instr, operand: Operand) -> None:
                 f"{instr.op}: index range {low}..{high} is out of bounds for a dimension of "
                 f"{size}, and there is no mask"
             )
-        instr.checks.append((_on_axes(instr, expr, view.ndim, operand.axes), size))
+        instr.checks.append((on_axes(instr, expr, view.ndim, operand.axes), size))

@@ -168,7 +168,8 @@ class Instr:
     """One instruction over the iteration space `space`.
 
     `mask` holds `expr >= 0` terms on the axes of the space (`Axis.position` is the number of the axis). `checks` are
-    pairs of a dimension's index and size, to be shown in bounds under the mask.
+    pairs of a dimension's index and size, to be shown in bounds under the mask. `indices` are expressions of loops and
+    axes that are evaluated in every run; `compute` takes their values after those of `reads`.
     """
 
     op: str
@@ -185,6 +186,7 @@ class Instr:
     free: bool = False  # a zero fill that the first matmul of an accumulation group makes unnecessary
     info: dict[str, Any] = field(default_factory=dict)
     checks: list[tuple[Expr, int]] = field(default_factory=list)
+    indices: list[Expr] = field(default_factory=list)
 
 
 def instructions(block: Block) -> Iterator[Instr]:

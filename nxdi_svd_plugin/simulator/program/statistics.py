@@ -10,7 +10,6 @@ import numpy as np
 from nxdi_svd_plugin.hardware import BN_STATS
 from nxdi_svd_plugin.simulator.place import fail
 from nxdi_svd_plugin.simulator.program import emit
-from nxdi_svd_plugin.simulator.program.affine import Axis, Condition, Expr
 from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype
 from nxdi_svd_plugin.simulator.program.functions import as_math
 from nxdi_svd_plugin.simulator.program.operands import need
@@ -33,18 +32,9 @@ def bn_stats(data: Any, *, mask: Any = None, dtype: Any = None) -> View:
 
     out = as_dtype(dtype) if dtype is not None else data.dtype
     space, axes = (*data.shape, 6), tuple(range(data.ndim))
-    return emit.result("bn_stats", "vector", space, [(data, axes)], (0, data.ndim), compute, out, mask=_widen(mask))
-
-
-def _widen(mask: Any) -> Any:
-    """The result axis of 6 statistics comes after the data axes: shift a mask on the data by one axis."""
-    if mask is None or isinstance(mask, bool):
-        return mask
-    terms = []
-    for term in mask.terms:
-        moved = {Axis(a.position + 1, a.size) if isinstance(a, Axis) else a: c for a, c in term.terms.items()}
-        terms.append(Expr(term.const, moved, term.ndim + 1))
-    return Condition(terms)
+    return emit.result(
+        "bn_stats", "vector", space, [(data, axes)], (0, data.ndim), compute, out, mask=mask, mask_axes=axes
+    )
 
 
 def _mean(part: Array, spread: bool = False) -> Array:
@@ -66,4 +56,6 @@ def bn_aggr(data: Any, *, mask: Any = None, dtype: Any = None) -> View:
 
     out = as_dtype(dtype) if dtype is not None else data.dtype
     space, axes = (*data.shape, 2), tuple(range(data.ndim))
-    return emit.result("bn_aggr", "vector", space, [(data, axes)], (0, data.ndim), compute, out, mask=_widen(mask))
+    return emit.result(
+        "bn_aggr", "vector", space, [(data, axes)], (0, data.ndim), compute, out, mask=mask, mask_axes=axes
+    )
