@@ -242,11 +242,16 @@ def tables(rows: list[Row]) -> dict[str, str]:
 
 
 def rendered(page: str, rows: list[Row]) -> str:
-    """The page with every marked table replaced."""
-    for name, table in tables(rows).items():
+    """The page with every table of these rows replaced."""
+    return replaced(page, tables(rows))
+
+
+def replaced(page: str, made: dict[str, str]) -> str:
+    """The page with what stands at each of these markers replaced."""
+    for name, table in made.items():
         start, end = f"<!-- table: {name} -->\n", "<!-- end -->"
         if page.count(start) != 1:
-            raise SystemExit(f"{PAGE.name} has {page.count(start)} markers for table {name}, expected 1")
+            raise SystemExit(f"{page.count(start)} markers for table {name}, expected 1")
         before, after = page.split(start)
         page = before + start + table + "\n" + end + after.split(end, 1)[1]
     return page

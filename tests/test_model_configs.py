@@ -39,21 +39,33 @@ def test_the_recipe_of_a_model_config_is_read(file, content):
     assert from_yaml(file) == from_dict(content["recipe"])
 
 
-def test_ranks_ratios_and_bytes_follow_from_the_shapes(content, tmp_path):
-    shape = content["model"]["config"]
+VARIANTS = {"interpolative": {"form": "interpolative"}, "pair": {"form": "pair"}, "paper_layout": {"recipe": "paper"}}
+"""Key of `expected`: recipe, whose ranks are Eq. 5's here."""
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_ranks_ratios_and_bytes_follow_from_the_shapes(content, variant, tmp_path):
+    shape, tp = content["model"]["config"], content["neuron"]["tp_degree"]
     (tmp_path / "config.json").write_text(json.dumps(shape))
-    config = read_config(tmp_path)
+    config, groups = read_config(tmp_path), 1 if variant == "paper_layout" else tp
     hidden, intermediate, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
-    tp = content["neuron"]["tp_degree"]
-    assert content["expected"]["dense_mlp_mib_per_core"] == 3 * hidden * intermediate * layers * 2 / tp / MIB
-    assert [row["ratio"] for row in content["expected"]["ratios"]] == [0.05, 0.10, 0.20]
-    for row in content["expected"]["ratios"]:
-        ranks = decide_ranks(config, from_dict({**content["recipe"], "ratio": row["ratio"]}))
-        assert set(ranks.values()) == {Mlp(intermediate, *[LowRank(row["rank"])] * 3)}
-        kept = row["rank"] * (hidden + intermediate) / (hidden * intermediate)
-        assert row["reached"] == pytest.approx(1 - kept, abs=5e-5)
-        whole, split = row["rank"] * hidden, row["rank"] * intermediate // tp
-        assert row["mlp_mib_per_core"] == pytest.approx(3 * (whole + split) * layers * 2 / MIB, rel=1e-5)
+    dense = 3 * hidden * intermediate
+    assert content["recipe"]["tp_degree"] == tp
+    assert content["expected"]["dense_mlp_mib_per_core"] == dense * layers * 2 / tp / MIB
+    assert [row["ratio"] for row in content["expected"][variant]] == [0.05, 0.10, 0.20]
+    for row in content["expected"][variant]:
+        asked = {"ratio": row["ratio"], "tp_degree": groups, "allocation": "uniform", **VARIANTS[variant]}
+        pivots = ((0, row["rank"]),) if variant == "interpolative" else ()
+        wanted = LowRank(groups * row["rank"], pivots, groups)
+        assert set(decide_ranks(config, from_dict(asked)).values()) == {Mlp(intermediate, *[wanted] * 3)}
+        part = intermediate // groups
+        stored = 3 * groups * row["rank"] * (hidden + part - sum(b - a for a, b in pivots))
+        assert row["reached"] == pytest.approx(1 - stored / dense, abs=5e-5)
+        near, far = row["rank"] * hidden, stored // 3 - groups * row["rank"] * hidden
+        core = 3 * (near + far // tp)
+        assert row["mlp_mib_per_core"] == pytest.approx(core * layers * 2 / MIB, rel=1e-5)
+        if variant != "paper_layout":
+            assert row["mlp_mib_per_core"] < content["expected"]["dense_mlp_mib_per_core"]
 
 
 def test_the_commands_parse(file):

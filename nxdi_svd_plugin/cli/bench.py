@@ -23,7 +23,7 @@ examples:
   nxdi-svd bench Llama-3.2-1B --ratio 0.05 --output rows.jsonl
   nxdi-svd bench out/llama-svd10 --json
 
-With --ratio a dense model is counted with pairs and with interpolative factors in blocks of 128 x tp.
+With --ratio a dense model is counted with pairs as in the paper and interpolative factors in as many groups as cores.
 Simulated: no device runs, also where one is present. HBM bytes and tensor-engine cycles are counted; microseconds are a
 model ({MODEL_BAND} in Trn1 profiles, docs/simulator.md). On a Trn1, integration/kernels measures.
 """

@@ -54,12 +54,12 @@ def ranks_of(directory: Path, ratio: float | None, tp: int) -> list[Ranks]:
 
 
 def _dense(config: SourceConfig, ratio: float, tp: int) -> list[Ranks]:
-    """Pairs as in the paper, and the default recipe's form with the block that its kernels need; one may not exist."""
+    """Pairs as in the paper, and the default recipe's form in as many groups as cores; one may not exist."""
     shard_width(config.intermediate, tp)
     found = []
-    for name, block in (("paper", PARTITIONS), ("default", PARTITIONS * tp)):
-        recipe = preset(name).with_changes({"ratio": ratio, "block": block})
-        origin = f"Eq. 5, {recipe.form}, ratio {ratio}, block {block}"
+    for name, groups in (("paper", 1), ("default", tp)):
+        recipe = preset(name).with_changes({"ratio": ratio, "block": PARTITIONS, "tp_degree": groups})
+        origin = f"Eq. 5, {recipe.form}, ratio {ratio}, {groups} group{'s' * (groups > 1)}"
         try:
             layers = decide_ranks(config, recipe)
         except RecipeError as error:

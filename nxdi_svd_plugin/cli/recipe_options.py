@@ -36,7 +36,7 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--recipe", metavar="FILE", help="YAML recipe, or default or paper (default: default)")
     group.add_argument("--ratio", type=float, help="share of the parameters to save, in (0, 1) (default: 0.10)")
     group.add_argument("--ratio-of", choices=("mlp", "model"), help="what the ratio is a share of (default: mlp)")
-    group.add_argument("--tp-degree", type=int, metavar="N", help="cores to serve on: groups of neurons (default: 1)")
+    group.add_argument("--tp-degree", type=int, metavar="N", help="cores to serve on: groups of neurons (2; paper: 1)")
     group.add_argument("--block", type=int, help="ranks are multiples of it in every group (default: 128)")
     group.add_argument("--tau", type=float, help="rounding of Eq. 5 (allocation uniform): 0.5 nearest, 1 down (0.5)")
     group.add_argument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nxdi_svd_plugin.stored.kernel_fit import DEGREES, kernel_degrees, kernel_fit
-from nxdi_svd_plugin.stored.layers import Layers
+from nxdi_svd_plugin.stored.layers import Layers, groups_of
 
 USUAL = 2
 """Degree where nothing speaks against it: the two NeuronCores of a Trainium chip."""
@@ -21,9 +21,12 @@ class Advice:
 
 
 def serving(layers: Layers) -> Advice:
-    """The fused kernels at a degree at which no pivots keep a projection from them, plain products where none is."""
-    degrees = kernel_degrees(layers)
-    tp = max((degree for degree in degrees if degree <= USUAL), default=1)
+    """The fused kernels at a degree at which no pivots keep a projection from them, plain products where none is.
+
+    As many cores as groups is what the model was compressed for.
+    """
+    degrees, most = kernel_degrees(layers), max(USUAL, groups_of(layers))
+    tp = max((degree for degree in degrees if degree <= most), default=1)
     fits = [kernel_fit(mlp, tp) for mlp in layers.values()]
     reason = next((fit.describe() for fit in fits if fit.refused), "")
     if not degrees:

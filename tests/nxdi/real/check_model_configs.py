@@ -14,12 +14,13 @@ from nxdi_svd_plugin.stored.layers import FORMAT_VERSION, Mlp, layers_to_json
 from nxdi_svd_plugin.stored.projection import LowRank
 
 FILES = sorted((Path(__file__).parents[3] / "model_configs").glob("*.yaml"))
+FAR = ("down_proj.u", "down_proj.c", "gate_proj.v", "up_proj.v", "gate_proj.c", "up_proj.c")
 ARCHITECTURES = {"llama": "SvdLlamaForCausalLM", "qwen3": "SvdQwen3ForCausalLM"}
 
 
-def write_config(folder, shape, rank):
+def write_config(folder, shape, stored):
     """The config.json that `nxdi-svd compress` would write, without weights."""
-    mlp = Mlp(shape["intermediate_size"], *[LowRank(rank)] * 3)
+    mlp = Mlp(shape["intermediate_size"], *[stored] * 3)
     layers = dict.fromkeys(range(shape["num_hidden_layers"]), mlp)
     svd_config = {"format_version": FORMAT_VERSION, **layers_to_json(layers)}
     family = shape["model_type"]
@@ -45,20 +46,29 @@ def shapes_of_a_core(family, folder, options):
     return {n: (tuple(p.shape), p.dtype) for n, p in model.named_parameters() if ".mlp." in n}
 
 
+def stored_as(variant, rank, tp):
+    """The projection of a key of `expected`, with the rank of a group."""
+    groups = 1 if variant == "paper_layout" else tp
+    return LowRank(groups * rank, ((0, rank),) if variant == "interpolative" else (), groups)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("row", [0, 1, 2], ids=["0.05", "0.10", "0.20"])
+@pytest.mark.parametrize("row", [0, 2], ids=["0.05", "0.20"])
+@pytest.mark.parametrize("variant", ["interpolative", "pair", "paper_layout"])
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
-def test_a_core_holds_what_the_config_says(file, row, tmp_path):
+def test_a_core_holds_what_the_config_says(file, variant, row, tmp_path):
     content = yaml.safe_load(file.read_text())
-    shape, expected = content["model"]["config"], content["expected"]["ratios"][row]
+    shape, expected = content["model"]["config"], content["expected"][variant][row]
     options = {**content["neuron"], "torch_dtype": torch.bfloat16}
-    folder = write_config(tmp_path, shape, expected["rank"])
+    stored = stored_as(variant, expected["rank"], options["tp_degree"])
+    folder = write_config(tmp_path, shape, stored)
     found = ranks.run(1, shapes_of_a_core, shape["model_type"], folder, options)[0]
     assert len(found) == 6 * shape["num_hidden_layers"]
     assert {dtype for _, dtype in found.values()} == {torch.bfloat16}
-    hidden, split = shape["hidden_size"], shape["intermediate_size"] // options["tp_degree"]
+    hidden, part = shape["hidden_size"], shape["intermediate_size"] // options["tp_degree"]
+    far = part - expected["rank"] if stored.pivots else part
     for name, (dims, _) in found.items():
-        wide = split if name.endswith(("down_proj.u", "gate_proj.v", "up_proj.v")) else hidden
+        wide = far if name.endswith(FAR) else hidden
         assert torch.Size(dims).numel() == wide * expected["rank"], name
     mib = sum(torch.Size(dims).numel() * 2 for dims, _ in found.values()) / 2**20
     assert mib == pytest.approx(expected["mlp_mib_per_core"], rel=1e-5)
