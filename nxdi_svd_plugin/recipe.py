@@ -2,7 +2,7 @@
 
     ratio: 0.10            # share of the parameters to save
     ratio_of: mlp          # of the MLP weights, or of the whole "model"
-    tp_degree: 2           # to serve at: the intermediate neurons are factored in so many equal groups; 1 in the paper's
+    tp_degree: 2           # to serve at: the intermediate neurons are factored in so many groups; 1 in the paper's
     block: 128             # ranks are multiples of it in every group (Eq. 5)
     tau: 0.5               # rounding threshold of Eq. 5, for allocation uniform
     ranks: {down_proj: 384, 0.gate_proj: 512}  # of all groups together
