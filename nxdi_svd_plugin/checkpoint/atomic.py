@@ -27,7 +27,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """`write_bytes` of indented JSON."""
-    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Indented JSON as the bytes of a file."""
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def sync_directory(directory: Path) -> None:

@@ -23,9 +23,10 @@ HEAD = "lm_head.weight"
 ROTARY_BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 """Buffers that old Llama checkpoints saved; every transformers version computes them anew."""
 
+TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -54,26 +55,6 @@ def mlp_weights(layer: int) -> Iterator[tuple[str, str]]:
 def shard_name(index: int, count: int) -> str:
     """File name of shard `index` (from 0) of `count`, as transformers names them."""
     return SINGLE_FILE if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
-
-
-def carried_files(directory: Path) -> list[str]:
-    """Files that go to the compressed directory as they are: tokenizer, generation config and chat template, nothing
-    else.
-
-    transformers writes the whole GGUF as `tokenizer.model` when it saves a tokenizer read from one; that is left
-    behind.
-    """
-    found = [name for name in (*TOKENIZER_FILES, *OTHER_FILES) if (directory / name).is_file()]
-    if "tokenizer.model" in found and not is_sentencepiece(directory / "tokenizer.model"):
-        found.remove("tokenizer.model")
-    return found
-
-
-def is_sentencepiece(path: Path) -> bool:
-    """Whether a file starts like a sentencepiece model: protobuf field 1 (a piece) that holds field 1 (its text)."""
-    with open(path, "rb") as file:
-        head = file.read(3)
-    return len(head) == 3 and head[0] == 0x0A and head[2] == 0x0A
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nxdi_svd_plugin.checkpoint.names import CONFIG, EMBEDDING, HEAD, UNFINISHED, layer_prefix, mlp_weights
+from nxdi_svd_plugin.checkpoint.spellings import config_for_both
 from nxdi_svd_plugin.errors import CheckpointError, SvdError
 from nxdi_svd_plugin.stored.layers import MODEL_TYPES, Layers, parse_layers
 from nxdi_svd_plugin.stored.projection import PROJECTIONS, READS
@@ -22,7 +24,7 @@ SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention
 class SourceConfig:
     """A dense Llama or Qwen3 model's config.json, checked.
 
-    raw: the JSON object as it was read. model_type: the dense one.
+    raw: the JSON object, as read_raw gives it. model_type: the dense one.
     """
 
     directory: Path
@@ -124,10 +126,11 @@ def read_compressed(directory: Path) -> CompressedConfig:
 
 
 def read_raw(directory: Path) -> dict[str, Any]:
-    """`directory`/config.json of a dense or compressed model as it is.
+    """`directory`/config.json of a dense or compressed model, in the spellings of transformers 4 and 5 (spellings.py).
 
     Raises:
-        CheckpointError: no directory, no config.json (an unfinished output has none), not a JSON object.
+        CheckpointError: no directory, no config.json (an unfinished output has none), not a JSON object, spellings that
+            contradict each other.
     """
     path = directory / CONFIG
     if not directory.is_dir():
@@ -144,7 +147,10 @@ def read_raw(directory: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not valid JSON ({error}); restore it from the source") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path} holds a {type(raw).__name__}; expected a JSON object")
-    return raw
+    try:
+        return config_for_both(raw)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def check_sizes(directory: Path, raw: dict[str, Any]) -> None:
@@ -184,12 +190,17 @@ def one_layer_config(config: SourceConfig) -> Any:
 
     Sliding windows are switched off: the samples are not longer than a window (checked by the caller).
     """
-    from transformers import AutoConfig
-
     raw = {key: value for key, value in config.raw.items() if key not in {"layer_types", "dtype", "torch_dtype"}}
     raw.update(num_hidden_layers=1, vocab_size=1, pad_token_id=None, use_sliding_window=False)
-    del raw["model_type"]
-    return AutoConfig.for_model(config.model_type, **raw)
+    return transformers_config({**raw, "model_type": config.model_type})
+
+
+def transformers_config(raw: Mapping[str, Any]) -> Any:
+    """The transformers config of what `read_raw` gave."""
+    from transformers import AutoConfig
+
+    values = copy.deepcopy({key: value for key, value in raw.items() if key != "model_type"})  # transformers 5 edits it
+    return AutoConfig.for_model(raw["model_type"], **values)
 
 
 def expected_tensors(config: SourceConfig) -> dict[str, tuple[int, ...]]:

@@ -91,7 +91,7 @@ def layers(args: argparse.Namespace) -> tuple[LayerLosses, str]:
     from nxdi_svd_plugin.errors import RecipeError
     from nxdi_svd_plugin.evaluate import layer_loss
     from nxdi_svd_plugin.evaluate.perplexity import token_ids
-    from nxdi_svd_plugin.modeling.load import load_tokenizer
+    from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
     from nxdi_svd_plugin.report.measured import TextName
     from nxdi_svd_plugin.texts import read_text
 
@@ -119,7 +119,8 @@ def perplexity(args: argparse.Namespace) -> tuple[Evaluation, str]:
 
     from nxdi_svd_plugin.errors import CheckpointError
     from nxdi_svd_plugin.evaluate.perplexity import WINDOW, measure, token_ids
-    from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+    from nxdi_svd_plugin.modeling.load import load_model
+    from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
     from nxdi_svd_plugin.report.measured import Evaluation, Score, TextName
     from nxdi_svd_plugin.texts import read_text
 

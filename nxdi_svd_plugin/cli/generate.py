@@ -48,7 +48,8 @@ def generate(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from nxdi_svd_plugin.errors import RecipeError
-    from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+    from nxdi_svd_plugin.modeling.load import load_model
+    from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 
     if args.temperature < 0:
         raise RecipeError(f"temperature is {args.temperature}; expected 0 (greedy) or more")

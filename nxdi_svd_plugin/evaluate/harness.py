@@ -19,7 +19,8 @@ import torch
 import yaml
 
 from nxdi_svd_plugin.errors import CalibrationError, RecipeError
-from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+from nxdi_svd_plugin.modeling.load import load_model
+from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 from nxdi_svd_plugin.report.measured import Row, Tasks
 from nxdi_svd_plugin.versions import import_extra
 

@@ -11,14 +11,17 @@ import torch
 import transformers
 from packaging.version import Version
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from nxdi_svd_plugin.checkpoint.source import check_sizes, config_errors, read_raw
+from nxdi_svd_plugin.checkpoint.source import check_sizes, config_errors, read_raw, transformers_config
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.modeling.auto import register
 from nxdi_svd_plugin.modeling.strict import check_loading_info, some
 from nxdi_svd_plugin.stored.layers import MODEL_TYPES
 
+CUSTOM_GENERATE = "custom_generate/generate.py"
+"""transformers 4.51 to 4.57 run this file of a local directory when they load the model, whatever trust_remote_code is
+(generation/utils.py, `load_custom_generate`)."""
 DTYPE_ARGUMENT = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
 
 
@@ -60,14 +63,17 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto") -> PreT
             f"{directory}/config.json has model_type {model_type!r}; expected one of {', '.join(known)}"
         )
     check_sizes(directory, config)
+    if (directory / CUSTOM_GENERATE).exists():
+        raise CheckpointError(
+            f"{directory} brings code of its own ({CUSTOM_GENERATE}), which transformers would run: use a copy without"
+        )
     register()
     options: dict[str, Any] = {DTYPE_ARGUMENT: dtype, "output_loading_info": True, "local_files_only": True}
-    options |= {
-        "use_safetensors": True,
-        "ignore_mismatched_sizes": True,
-    }  # the info has them, we raise
+    options |= {"use_safetensors": True, "trust_remote_code": False}
+    options["ignore_mismatched_sizes"] = True  # the info has them, we raise
     try:
         with config_errors(directory), transformers_errors_only():  # what it warns of, we raise
+            options["config"] = transformers_config(config)
             loaded = AutoModelForCausalLM.from_pretrained(directory, **options)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{directory} cannot be loaded: {error}") from error
@@ -86,25 +92,6 @@ def transformers_errors_only() -> Iterator[None]:
         yield
     finally:
         transformers.logging.set_verbosity(before)
-
-
-def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory.
-
-    Raises:
-        CheckpointError: no model directory, no tokenizer in it, or it cannot be read.
-    """
-    read_raw(Path(directory))
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(  # type: ignore[no-untyped-call]
-            directory, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{directory} has no tokenizer that transformers can read ({str(error).splitlines()[0]}); copy the model's "
-            "tokenizer files there"
-        ) from error
-    return tokenizer
 
 
 def check_finite(model: torch.nn.Module) -> None:

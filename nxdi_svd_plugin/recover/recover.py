@@ -20,7 +20,8 @@ from nxdi_svd_plugin.checkpoint.reader import Reader
 from nxdi_svd_plugin.checkpoint.writer import check_output, prepare_output
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
 from nxdi_svd_plugin.evaluate.perplexity import check_window
-from nxdi_svd_plugin.modeling.load import load_model, load_pretrained, load_tokenizer
+from nxdi_svd_plugin.modeling.load import load_model, load_pretrained
+from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 from nxdi_svd_plugin.recover import lora
 from nxdi_svd_plugin.recover.choose import as_stored, choose, copies, tell
 from nxdi_svd_plugin.recover.data import Windows, load_windows

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from nxdi_svd_plugin.cli.main import main
-from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+from nxdi_svd_plugin.modeling.load import load_model
+from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 
 
 def run_json(capsys, *argv):

@@ -11,7 +11,8 @@ from reports import RECOVERY, write_report
 from nxdi_svd_plugin.checkpoint.reader import file_sha256
 from nxdi_svd_plugin.cli.main import main
 from nxdi_svd_plugin.evaluate.perplexity import measure, token_ids
-from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+from nxdi_svd_plugin.modeling.load import load_model
+from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 
 
 def run_json(capsys, *argv):

@@ -22,7 +22,8 @@ from nxdi_svd_plugin.evaluate.harness import (
     rolling_error,
     to_text,
 )
-from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+from nxdi_svd_plugin.modeling.load import load_model
+from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 from nxdi_svd_plugin.report.measured import Row
 from nxdi_svd_plugin.report.record import Report
 

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 
 import nxdi_svd_plugin
 from nxdi_svd_plugin.errors import CheckpointError
-from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+from nxdi_svd_plugin.modeling.load import load_model
+from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 
 U = "model.layers.2.mlp.up_proj.u"
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from nxdi_svd_plugin.checkpoint.source import SourceConfig
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
+from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 from nxdi_svd_plugin.recipe import DEFAULT_SAMPLES, Calibration
 from nxdi_svd_plugin.texts import BUILTIN, Text
-
-VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def tokenize(directory: Path, text: Text) -> torch.Tensor:
@@ -21,16 +21,7 @@ def tokenize(directory: Path, text: Text) -> torch.Tensor:
     Raises:
         CheckpointError: the directory has no tokenizer that transformers can load.
     """
-    from transformers import AutoTokenizer
-
-    if not any((directory / name).is_file() for name in VOCABULARIES):
-        raise CheckpointError(
-            f"{directory} has no tokenizer (none of {', '.join(VOCABULARIES)}); copy the model's tokenizer files there"
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise CheckpointError(f"{directory} has no usable tokenizer ({error}); copy tokenizer.json into it") from error
+    tokenizer: Any = load_tokenizer(directory)
     ids = tokenizer(text.content, add_special_tokens=False, verbose=False)["input_ids"]
     return torch.tensor(ids, dtype=torch.int64)
 
