@@ -1,5 +1,6 @@
 """Model directories as they are downloaded, edited and mixed up."""
 
+import json
 import shutil
 
 from cases import Case
@@ -24,10 +25,84 @@ def pickle(folder):
     shutil.move(directory / "model.safetensors", directory / "pytorch_model.bin")
 
 
+def edited(model="llama", file="config.json", **changes):
+    """A builder: a model whose JSON file has other values; None removes a key."""
+
+    def build(folder):
+        edit_json(dense(folder, model) / file, **changes)
+
+    return build
+
+
+def edit_json(path, **changes):
+    """Other values in a JSON object; None removes a key."""
+    found = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in found.items() if value is not None}))
+
+
+def tokenizer_with_code(tokenizer_class):
+    """A builder: a tokenizer that names a class in a file of its own."""
+
+    def build(folder):
+        directory = dense(folder)
+        (directory / "evil.py").write_text(EVIL)
+        auto_map = {"AutoTokenizer": ["evil.Evil", None]}
+        edit_json(directory / "tokenizer_config.json", tokenizer_class=tokenizer_class, auto_map=auto_map)
+
+    return build
+
+
+def custom_generate(folder):
+    directory = dense(folder, "svd_llama")
+    (directory / "custom_generate").mkdir()
+    (directory / "custom_generate" / "generate.py").write_text(EVIL)
+
+
+EVIL = "open('executed', 'w')\nclass Evil:\n    pass\ndef generate(**kwargs):\n    pass\n"
+ROPE_5 = {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}, "rope_theta": None, "rope_scaling": None}
+TOKENIZER_5 = {"tokenizer_class": "TokenizersBackend", "backend": "tokenizers", "extra_special_tokens": []}
+
 CASES = [
     Case("a Llama or Qwen3 directory", COMPRESS, dense),
     Case("a directory without config.json", COMPRESS, no_config, "model has no config.json", 1),
     Case(
         "weights as a pickle", COMPRESS, pickle, "pytorch_model.bin is a pickle, which can run code when it is read", 1
+    ),
+    Case("config.json of transformers 5 (rope_parameters)", COMPRESS, edited(**ROPE_5)),
+    Case(
+        "a config.json whose RoPE differs between transformers 4 and 5",
+        EVALUATE,
+        edited(rope_theta=1e4, rope_parameters=ROPE_5["rope_parameters"]),
+        "rope_theta, which transformers 4 reads, is 10000.0, and rope_parameters.rope_theta, which transformers 5 "
+        "reads, 500000.0; remove the wrong one",
+        1,
+    ),
+    Case("a tokenizer saved by transformers 5", COMPRESS, edited(file="tokenizer_config.json", **TOKENIZER_5)),
+    Case(
+        "a tokenizer of transformers 5 that 4 has no class for",
+        EVALUATE,
+        edited(file="tokenizer_config.json", **{**TOKENIZER_5, "tokenizer_class": "MistralCommonBackend"}),
+        "was saved by transformers 5, and transformers 4",
+        1,
+    ),
+    Case(
+        "a tokenizer that is code (auto_map)",
+        COMPRESS,
+        tokenizer_with_code("Evil"),
+        "and no code of a checkpoint is run; put the tokenizer.json of the model there",
+        1,
+    ),
+    Case(
+        "code beside a tokenizer that needs none",
+        EVALUATE,
+        tokenizer_with_code("PreTrainedTokenizerFast"),
+        "names code of its own (auto_map), which is not run",
+    ),
+    Case(
+        "a directory with custom_generate/generate.py",
+        EVALUATE,
+        custom_generate,
+        "model brings code of its own (custom_generate/generate.py), which transformers would run: use a copy without",
+        1,
     ),
 ]
