@@ -99,16 +99,33 @@ def check_base(
     reader: Reader, base: Reader, expected: Mapping[str, tuple[int, ...]], order: torch.Tensor | None
 ) -> Check:
     """Tensors that are not factors are bit-equal to the base's, and the base has no other but the factored weights."""
-    factors = {name for name in expected if ".mlp." in name and not name.endswith(".weight")}
-    untouched = [name for name in reader.tensors if name not in factors]
+    untouched = [name for name in reader.tensors if name not in factors(expected)]
+    bad = differing(reader, base, expected, order, same_bits)
+    return answer("untouched tensors equal the base's", bad, f"{len(untouched)} tensors")
+
+
+def factors(expected: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """The names among those of a compressed directory that no dense one has."""
+    return {name for name in expected if ".mlp." in name and not name.endswith(".weight")}
+
+
+def differing(
+    reader: Reader,
+    base: Reader,
+    expected: Mapping[str, tuple[int, ...]],
+    order: torch.Tensor | None,
+    same: Callable[[torch.Tensor, torch.Tensor], bool],
+) -> list[str]:
+    """What is not a factor and not the `same` in the base, and what only the base has."""
+    low_rank = factors(expected)
     bad = [
         name
-        for name in untouched
-        if name not in base.tensors or not same_bits(reader.get(name), in_order(name, base.get(name), order))
+        for name in reader.tensors
+        if name not in low_rank
+        and (name not in base.tensors or not same(reader.get(name), in_order(name, base.get(name), order)))
     ]
-    replaced = {name.rsplit(".", 1)[0] + ".weight" for name in factors}
-    bad += [f"{n} (base only)" for n in base.tensors if n not in reader.tensors and n not in replaced]
-    return answer("untouched tensors equal the base's", bad, f"{len(untouched)} tensors")
+    replaced = {name.rsplit(".", 1)[0] + ".weight" for name in low_rank}
+    return bad + [f"{n} (base only)" for n in base.tensors if n not in reader.tensors and n not in replaced]
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -112,11 +112,12 @@ def perplexity(args: argparse.Namespace) -> tuple[Evaluation, str]:
     """The model's perplexity on a text, the dense model's beside it with --base, and both for a person.
 
     Raises:
-        CheckpointError: the two models do not read the text as the same tokens.
+        CheckpointError: the two models do not read the text as the same tokens, or are not of one dense model.
         SvdError: a bad directory, text or option.
     """
     import torch
 
+    from nxdi_svd_plugin.checkpoint.partner import check_partner
     from nxdi_svd_plugin.errors import CheckpointError
     from nxdi_svd_plugin.evaluate.perplexity import WINDOW, measure, token_ids
     from nxdi_svd_plugin.modeling.load import load_model
@@ -131,6 +132,8 @@ def perplexity(args: argparse.Namespace) -> tuple[Evaluation, str]:
         raise CheckpointError(
             f"{args.model} and {args.base} split the text into different tokens; their perplexities cannot be compared"
         )
+    if args.base:
+        check_partner(Path(args.model), Path(args.base))
     window = args.window or min(WINDOW, *(longest_window(directory) for directory in directories))
     scores = []
     for directory in directories:  # one at a time: two models need not fit in memory together

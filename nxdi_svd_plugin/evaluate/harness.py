@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import yaml
 
+from nxdi_svd_plugin.checkpoint.partner import check_partner
 from nxdi_svd_plugin.errors import CalibrationError, RecipeError
 from nxdi_svd_plugin.modeling.load import load_model
 from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
@@ -56,11 +57,12 @@ def evaluate_pair(base: Path, compressed: Path, options: Options, dtype: torch.d
 
     Raises:
         MissingExtraError: lm-eval is not installed. RecipeError: an unknown task. CalibrationError: data that cannot be
-        loaded. CheckpointError: a model that cannot.
+        loaded. CheckpointError: a model that cannot, or two of different models.
     """
     import_extra("lm_eval", "eval")
     with tempfile.TemporaryDirectory() as scratch:
         specs = task_specs(options, Path(scratch))
+        check_partner(compressed, base)
         sides = [run_tasks(directory, specs, options, dtype) for directory in (base, compressed)]
     settings = {"limit": options.limit or None, "fewshot": options.fewshot, "dtype": str(dtype), "batch": options.batch}
     settings["lm_eval"] = import_extra("lm_eval", "eval").__version__

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from nxdi_svd_plugin.checkpoint.partner import check_partner
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
 from nxdi_svd_plugin.evaluate.perplexity import check_window
 from nxdi_svd_plugin.modeling.load import load_model
@@ -54,12 +55,13 @@ def measure_layers(
     Args:
         ids: tokens of `text`; cut into whole windows of `window`.
     Raises:
-        CheckpointError: no predictions. CalibrationError: less text than a window. RecipeError: a window that the model
-            cannot take.
+        CheckpointError: no predictions, or two directories of different models. CalibrationError: less text than a
+            window. RecipeError: a window that the model cannot take.
     """
     predicted = predicted_losses(compressed)
     if len(ids) < window:
         raise CalibrationError(f"the text has {len(ids)} tokens, one window needs {window}; give more text or --window")
+    check_partner(compressed, dense)
     base, other = load_model(dense, dtype=torch.float32), load_model(compressed, dtype=torch.float32)
     check_window(base, window)
     windows = ids[: len(ids) // window * window].reshape(-1, window)

@@ -4,6 +4,9 @@ import json
 import shutil
 
 from cases import Case
+from safetensors.torch import load_file, save_file
+
+from nxdi_svd_plugin.checkpoint.reader import Reader
 
 COMPRESS = "compress --model model --output out --block 2 --ratio 0.2 --samples 2 --length 32 --calibration text.txt"
 EVALUATE = "evaluate --model model --text text.txt --window 32 --max-tokens 64"
@@ -58,6 +61,26 @@ def custom_generate(folder):
     (directory / "custom_generate" / "generate.py").write_text(EVIL)
 
 
+def pair(weights=None, **changes):
+    """A builder: a compressed model, and beside it a base whose config and first weight of this name are other ones."""
+
+    def build(folder):
+        dense(folder, "svd_llama")
+        base = folder.copy("llama", "base")
+        edit_json(base / "config.json", **changes)
+        fingerprint = Reader(folder.models["llama"]).fingerprint()
+        source = {"name": "tiny", "model_type": "llama", "fingerprint": fingerprint}
+        config = json.loads((folder.path / "model" / "config.json").read_text())
+        edit_json(folder.path / "model" / "config.json", svd_config={**config["svd_config"], "source": source})
+        if weights:
+            tensors = load_file(base / "model.safetensors")
+            tensors[weights].flatten()[0] += 1
+            save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+
+    return build
+
+
+WITH_BASE = EVALUATE + " --base base"
 EVIL = "open('executed', 'w')\nclass Evil:\n    pass\ndef generate(**kwargs):\n    pass\n"
 ROPE_5 = {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}, "rope_theta": None, "rope_scaling": None}
 TOKENIZER_5 = {"tokenizer_class": "TokenizersBackend", "backend": "tokenizers", "extra_special_tokens": []}
@@ -104,5 +127,20 @@ CASES = [
         custom_generate,
         "model brings code of its own (custom_generate/generate.py), which transformers would run: use a copy without",
         1,
+    ),
+    Case("`--base`: the model it was made from", WITH_BASE, pair()),
+    Case(
+        "`--base`: another model",
+        WITH_BASE,
+        pair("model.layers.1.self_attn.q_proj.weight"),
+        "base is not the model that model was made from (tiny): 1 of the tensors that were not compressed differ "
+        "(model.layers.1.self_attn.q_proj.weight); give the model it was made from",
+        1,
+    ),
+    Case(
+        "`--base`: the same weights with another config.json",
+        WITH_BASE,
+        pair(use_cache=False),
+        "base has another fingerprint than the model that model was made from (tiny)",
     ),
 ]
