@@ -59,7 +59,20 @@ def shard_name(index: int, count: int) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; errors are the caller's."""
-    loaded = json.loads(path.read_text(encoding="utf-8"))
+    loaded = parse_json(path.read_text(encoding="utf-8"))
     if not isinstance(loaded, dict):
         raise ValueError("not a JSON object")
     return loaded
+
+
+def parse_json(text: str) -> Any:
+    """A JSON value; Python would also take NaN and Infinity.
+
+    Raises:
+        ValueError: not JSON.
+    """
+    return json.loads(text, parse_constant=_refuse)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it holds {constant}, which is no JSON")

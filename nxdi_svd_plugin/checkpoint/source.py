@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nxdi_svd_plugin.checkpoint.names import CONFIG, EMBEDDING, HEAD, UNFINISHED, layer_prefix, mlp_weights
+from nxdi_svd_plugin.checkpoint.names import CONFIG, EMBEDDING, HEAD, UNFINISHED, layer_prefix, mlp_weights, parse_json
 from nxdi_svd_plugin.checkpoint.spellings import config_for_both
 from nxdi_svd_plugin.errors import CheckpointError, SvdError
 from nxdi_svd_plugin.stored.layers import MODEL_TYPES, Layers, parse_layers
@@ -140,7 +139,7 @@ def read_raw(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{directory} has no {CONFIG}; give a Hugging Face model directory")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
     except ValueError as error:
@@ -159,7 +158,7 @@ def check_sizes(directory: Path, raw: dict[str, Any]) -> None:
     Its longest context and its epsilon, which have defaults, are checked where they are given.
     """
     eps = raw.get("rms_norm_eps", 1e-6)
-    if not isinstance(eps, (int, float)) or isinstance(eps, bool) or eps <= 0:
+    if not isinstance(eps, (int, float)) or isinstance(eps, bool) or not 0 < eps < math.inf:
         raise CheckpointError(f"{directory / CONFIG} has rms_norm_eps = {eps!r}; expected a positive number")
     for key in (*SIZES, *(["max_position_embeddings"] if "max_position_embeddings" in raw else [])):
         if not isinstance(raw.get(key), int) or isinstance(raw[key], bool) or raw[key] < 1:

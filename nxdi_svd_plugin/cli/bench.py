@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -57,13 +56,13 @@ def run(args: argparse.Namespace) -> int:
         raise RecipeError(f"--tp {args.tp} and --tokens {args.tokens} must be 1 or more")
     versions.import_extra("ml_dtypes", "simulator")
     os.environ["NXDI_SVD_NKI"] = "simulator"  # before the kernels are imported: a Neuron SDK cannot count
-    from nxdi_svd_plugin.checkpoint.atomic import write_bytes
+    from nxdi_svd_plugin.checkpoint.atomic import json_text, write_bytes
     from nxdi_svd_plugin.cli.bench_layers import ranks_of
 
     found = ranks_of(Path(args.directory), args.ratio, args.tp)
     rows = [row for ranks in found for row in bench(ranks, args.tp, args.tokens)]
     if args.output:
-        write_bytes(args.output, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        write_bytes(args.output, "".join(json_text(row, indent=None) + "\n" for row in rows).encode())
     notes = notes_of(found)
     emit(args, {"rows": rows, "totals": totals(rows), "notes": notes}, "\n".join([to_text(rows), *notes]))
     return 0

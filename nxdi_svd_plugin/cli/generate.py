@@ -43,11 +43,12 @@ def generate(args: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         RecipeError: an empty prompt, a negative temperature, --chat without a chat template, or a context too long.
-        CheckpointError: a bad directory.
+        CheckpointError: a bad directory. NotFiniteError: logits that are no numbers.
     """
     import torch
 
     from nxdi_svd_plugin.errors import RecipeError
+    from nxdi_svd_plugin.modeling.finite import finite_logits
     from nxdi_svd_plugin.modeling.load import load_model
     from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 
@@ -66,9 +67,10 @@ def generate(args: argparse.Namespace) -> dict[str, Any]:
         sampling |= {"temperature": None, "top_p": None, "top_k": None}
     torch.manual_seed(args.seed)
     start = time.monotonic()
-    tokens = model.generate(  # type: ignore[operator]
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=args.max_new_tokens, **sampling
-    )
+    with finite_logits(model):
+        tokens = model.generate(  # type: ignore[operator]
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=args.max_new_tokens, **sampling
+        )
     new = tokens[0, ids.shape[1] :]
     return {
         "text": tokenizer.decode(new, skip_special_tokens=True),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from nxdi_svd_plugin.checkpoint.atomic import json_text
 from nxdi_svd_plugin.errors import RecipeError
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -25,8 +25,13 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
 
 
 def emit(args: argparse.Namespace, payload: Mapping[str, Any], text: str) -> None:
-    """Print the result of a command on stdout: `payload` as JSON with --json, else `text`."""
-    print(json.dumps(payload, indent=2) if args.json else text, file=args.stdout)
+    """Print the result of a command on stdout: `payload` as JSON with --json, else `text`.
+
+    Raises:
+        NotFiniteError: NaN or infinity in the result.
+    """
+    as_json = json_text(dict(payload))
+    print(as_json if args.json else text, file=args.stdout)
 
 
 @contextmanager

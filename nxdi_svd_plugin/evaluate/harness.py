@@ -20,6 +20,7 @@ import yaml
 
 from nxdi_svd_plugin.checkpoint.partner import check_partner
 from nxdi_svd_plugin.errors import CalibrationError, RecipeError
+from nxdi_svd_plugin.modeling.finite import finite_logits
 from nxdi_svd_plugin.modeling.load import load_model
 from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 from nxdi_svd_plugin.report.measured import Row, Tasks
@@ -128,20 +129,23 @@ def run_tasks(directory: Path, specs: list[str], options: Options, dtype: torch.
     """lm-eval's result object of one model, with standard errors of perplexities, which lm-eval does not compute.
 
     Raises:
-        CalibrationError: a data set cannot be loaded (no network, no such file).
+        CalibrationError: a data set cannot be loaded (no network, no such file). NotFiniteError: logits that are no
+        numbers.
     """
     logger.info("lm-eval: %s", directory)
     evaluator = import_extra("lm_eval", "eval")
+    lm = language_model(directory, dtype, options.batch)
     try:
-        results: dict[str, Any] = evaluator.simple_evaluate(
-            language_model(directory, dtype, options.batch),
-            tasks=specs,
-            num_fewshot=options.fewshot,
-            limit=options.limit or None,
-            task_manager=task_manager(options.include_path),
-            log_samples=True,
-            bootstrap_iters=1000,
-        )
+        with finite_logits(lm.model):
+            results: dict[str, Any] = evaluator.simple_evaluate(
+                lm,
+                tasks=specs,
+                num_fewshot=options.fewshot,
+                limit=options.limit or None,
+                task_manager=task_manager(options.include_path),
+                log_samples=True,
+                bootstrap_iters=1000,
+            )
     except OSError as error:
         raise CalibrationError(
             f"a task's data cannot be loaded ({error}); without a network give --task-data DIR with TASK.jsonl files"

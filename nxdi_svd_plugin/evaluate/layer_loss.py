@@ -17,6 +17,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from nxdi_svd_plugin.checkpoint.partner import check_partner
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
 from nxdi_svd_plugin.evaluate.perplexity import check_window
+from nxdi_svd_plugin.modeling.finite import check_logits
 from nxdi_svd_plugin.modeling.load import load_model
 from nxdi_svd_plugin.report.measured import LayerLosses, TextName
 from nxdi_svd_plugin.report.record import Report
@@ -56,7 +57,7 @@ def measure_layers(
         ids: tokens of `text`; cut into whole windows of `window`.
     Raises:
         CheckpointError: no predictions, or two directories of different models. CalibrationError: less text than a
-            window. RecipeError: a window that the model cannot take.
+            window. NotFiniteError: logits that are no numbers. RecipeError: a window that the model cannot take.
     """
     predicted = predicted_losses(compressed)
     if len(ids) < window:
@@ -98,4 +99,5 @@ def to_text(losses: LayerLosses) -> str:
 
 def _log_probabilities(model: Any, ids: torch.Tensor) -> torch.Tensor:
     logits: torch.Tensor = model(ids[None], use_cache=False).logits[0]
+    check_logits(model, logits)
     return logits.to(torch.float32).log_softmax(-1)

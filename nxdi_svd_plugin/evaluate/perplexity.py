@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -11,9 +12,11 @@ from typing import Any
 import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from nxdi_svd_plugin.errors import CalibrationError, RecipeError
+from nxdi_svd_plugin.errors import CalibrationError, NotFiniteError, RecipeError
+from nxdi_svd_plugin.modeling.finite import finite_logits
 
 WINDOW = 1024
+LARGEST = math.log(sys.float_info.max)
 
 
 @dataclass(frozen=True)
@@ -88,17 +91,24 @@ def measure(
         progress: show a progress bar on stderr.
     Raises:
         RecipeError: a window the model cannot take, or a stride outside 1 to window.
+        NotFiniteError: logits or a perplexity that are no numbers.
     """
     stride = window if stride is None else stride
     check_window(model, window)
     if not 1 <= stride <= window:
         raise RecipeError(f"stride is {stride}; expected 1 to the window, {window}")
     total, count, start = 0.0, 0, time.monotonic()
-    for begin, first, end in tqdm(list(spans(len(ids), window, stride)), desc="perplexity", disable=not progress):
-        logits = model(ids[None, begin:end].to(model.device), use_cache=False).logits[0, first - begin - 1 : -1]
-        targets = ids[first:end].to(logits.device)
-        total += torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum").item()
-        count += end - first
+    with finite_logits(model):
+        for begin, first, end in tqdm(list(spans(len(ids), window, stride)), desc="perplexity", disable=not progress):
+            logits = model(ids[None, begin:end].to(model.device), use_cache=False).logits[0, first - begin - 1 : -1]
+            targets = ids[first:end].to(logits.device)
+            total += torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum").item()
+            count += end - first
     nll = total / count
+    if nll > LARGEST:
+        raise NotFiniteError(
+            f"{model.name_or_path or 'the model'} predicts the text with {nll:.4g} nats a token; the perplexity, "
+            "e to that power, is no number: the weights are damaged or too large"
+        )
     dtype = str(model.dtype).removeprefix("torch.")
-    return Perplexity(math.exp(min(nll, 700)), nll, count, window, stride, dtype, time.monotonic() - start)
+    return Perplexity(math.exp(nll), nll, count, window, stride, dtype, time.monotonic() - start)

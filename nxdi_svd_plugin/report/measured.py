@@ -131,20 +131,21 @@ class TrainingText:
 
 @dataclass(frozen=True)
 class Change:
-    """Validation perplexities: of the input, of the trained factors, and of those that the output holds."""
+    """Validation perplexities: of the input, of the trained factors (None: no number), and of those that the output
+    holds."""
 
     input: float
-    trained: float
+    trained: float | None
     output: float
 
 
 @dataclass(frozen=True)
 class Step:
-    """One evaluation of a recovery; train_loss: mean since the one before, None where there is none or no number."""
+    """One evaluation of a recovery; train_loss: mean since the one before. None where there is none or no number."""
 
     step: int
     train_loss: float | None
-    validation_perplexity: float
+    validation_perplexity: float | None
     seconds: float
 
 

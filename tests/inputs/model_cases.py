@@ -4,6 +4,7 @@ import json
 import shutil
 
 from cases import Case
+from reports import write_report
 from safetensors.torch import load_file, save_file
 
 from nxdi_svd_plugin.checkpoint.reader import Reader
@@ -80,6 +81,28 @@ def pair(weights=None, **changes):
     return build
 
 
+def scaled(factor, *names, model="llama"):
+    """A builder: a model whose weights of these names are multiplied by a factor, nan too."""
+
+    def build(folder):
+        directory = dense(folder, model)
+        tensors = load_file(directory / "model.safetensors")
+        for name in names:
+            tensors[name] = tensors[name] * factor
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+    return build
+
+
+def report_with_nan(folder):
+    directory = dense(folder, "svd_llama")
+    write_report(directory)
+    path = directory / "report.json"
+    path.write_text(path.read_text().replace("0.125", "NaN"))
+
+
+GATE, UP = (f"model.layers.1.mlp.{name}_proj.weight" for name in ("gate", "up"))
+HEAD = "lm_head.weight"
 WITH_BASE = EVALUATE + " --base base"
 EVIL = "open('executed', 'w')\nclass Evil:\n    pass\ndef generate(**kwargs):\n    pass\n"
 ROPE_5 = {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}, "rope_theta": None, "rope_scaling": None}
@@ -142,5 +165,50 @@ CASES = [
         WITH_BASE,
         pair(use_cache=False),
         "base has another fingerprint than the model that model was made from (tiny)",
+    ),
+    Case("NaN among the weights", COMPRESS, scaled(float("nan"), UP), f"{UP} holds NaN or infinite values", 1),
+    Case("NaN among the weights", EVALUATE, scaled(float("nan"), UP), f"non-finite values in {UP}", 1),
+    Case(
+        "weights so large that the hidden states overflow",
+        COMPRESS,
+        scaled(1e25, GATE, UP),
+        "the calibration text gives NaN or infinite values in float32 (hidden at layer 2): weights of the model are "
+        "damaged or too large",
+        1,
+    ),
+    Case(
+        "weights so large that the logits overflow",
+        EVALUATE,
+        scaled(1e25, GATE, UP),
+        "the logits of model are NaN or infinite at 32 of 32 tokens in float32: its weights are damaged or too large",
+        1,
+    ),
+    Case(
+        "weights so large that the sampling has no probabilities",
+        "generate --model model --prompt a --temperature 1",
+        scaled(1e25, GATE, UP),
+        "the logits of model are NaN or infinite at 1 of 1 tokens in float32",
+        1,
+    ),
+    Case(
+        "logits so large that the perplexity is no number",
+        EVALUATE,
+        scaled(1e6, HEAD),
+        "nats a token; the perplexity, e to that power, is no number",
+        1,
+    ),
+    Case(
+        "a config.json with NaN",
+        EVALUATE,
+        edited(rms_norm_eps=float("nan")),
+        "config.json is not valid JSON (it holds NaN, which is no JSON)",
+        1,
+    ),
+    Case(
+        "a report.json with NaN",
+        "inspect model",
+        report_with_nan,
+        "report.json cannot be read (it holds NaN, which is no JSON)",
+        1,
     ),
 ]

@@ -19,7 +19,7 @@ def run(case):
         return stopped.code
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.kind)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.command.split()[0]}: {case.kind}")
 def test_an_input_gets_what_the_table_says(case, tiny_llama, tiny_qwen3, tiny_svd_llama, tmp_path, monkeypatch, capfd):
     case.build(Folder(tmp_path, {"llama": tiny_llama, "qwen3": tiny_qwen3, "svd_llama": tiny_svd_llama}))
     monkeypatch.chdir(tmp_path)
@@ -32,7 +32,7 @@ def test_an_input_gets_what_the_table_says(case, tiny_llama, tiny_qwen3, tiny_sv
 
 
 def test_no_two_cases_share_a_name():
-    assert len({case.kind for case in CASES}) == len(CASES)
+    assert len({(case.kind, case.command) for case in CASES}) == len(CASES)
 
 
 def test_the_page_is_what_the_list_says():
