@@ -48,10 +48,10 @@ FACTOR_DTYPES = ("source", *DTYPES)
 class Calibration:
     """The text whose activations decide what may be lost.
 
-    text: a text file, a JSON lines file with a "text" key, or "builtin" (nxdi_svd_plugin/texts.py).
+    text: a file of plain text or JSON records (docs/inputs.md), or "builtin" (nxdi_svd_plugin/texts).
     samples, length: number of windows and tokens in each; where a model's tokenizer makes fewer than the default number
         of windows out of the built-in text, all there are.
-    seed: which windows of a longer text are taken.
+    seed: which windows of a longer text are taken, out of its first eight times as many or its first 2^20 characters.
     """
 
     text: str = "builtin"

@@ -32,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
     models.add_argument("--base", metavar="DIR", help="the dense model, measured on the same tokens")
     add_dtype_option(models)
     text = parser.add_argument_group("text")
-    text.add_argument("--text", default="builtin-heldout", metavar="FILE", help="UTF-8 text or .jsonl file")
+    text.add_argument("--text", default="builtin-heldout", metavar="FILE", help="text, see docs/inputs.md")
     text.add_argument("--max-tokens", type=positive, metavar="N", help="use only the first N tokens (default: all)")
     text.add_argument(
         "--window", type=positive, metavar="N", help="tokens per window (default: 1024, at most its longest)"
@@ -102,7 +102,7 @@ def layers(args: argparse.Namespace) -> tuple[LayerLosses, str]:
             "--layers measures in float32 and in windows without overlap; leave --tasks, --dtype and --stride out"
         )
     text, base, window = read_text(args.text), Path(args.base), args.window or layer_loss.WINDOW
-    ids = token_ids(load_tokenizer(base), text.content, args.max_tokens or layer_loss.TOKENS)
+    ids = token_ids(load_tokenizer(base), text, args.max_tokens or layer_loss.TOKENS)
     name = TextName(text.name, text.sha256)
     losses = layer_loss.measure_layers(base, Path(args.model), ids, window, name, progress=not args.quiet)
     return losses, layer_loss.to_text(losses)
@@ -127,7 +127,7 @@ def perplexity(args: argparse.Namespace) -> tuple[Evaluation, str]:
 
     text = read_text(args.text)
     directories = [args.model, *([args.base] if args.base else [])]
-    ids = [token_ids(load_tokenizer(directory), text.content, args.max_tokens) for directory in directories]
+    ids = [token_ids(load_tokenizer(directory), text, args.max_tokens) for directory in directories]
     if args.base and not torch.equal(*ids):
         raise CheckpointError(
             f"{args.model} and {args.base} split the text into different tokens; their perplexities cannot be compared"

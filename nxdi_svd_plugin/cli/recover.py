@@ -17,9 +17,10 @@ examples:
   nxdi-svd recover --model OUT --data text.txt --validation other.txt --teacher DENSE --output OUT2
   nxdi-svd recover --model OUT --data text.txt --output OUT2 --resume
 
-DATA is plain text, or JSON lines with instruction, input, output (yahma/alpaca-cleaned) or text. Its first
-steps x batch windows are used, more than once if there are fewer. A result that is worse than the input on the
-validation text is thrown away: the output then holds the input's tensors, and says so.
+DATA is plain text, or JSON records with text, with instruction, input and output (yahma/alpaca-cleaned) or
+with messages, as lines or as one array; .gz and .zst too (docs/inputs.md). Its first steps x batch windows
+are used, more than once if there are fewer. A result that is worse than the input on the validation text is
+thrown away: the output then holds the input's tensors, and says so.
 """
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from nxdi_svd_plugin.errors import CalibrationError, NotFiniteError, RecipeError
 from nxdi_svd_plugin.modeling.finite import finite_logits
+from nxdi_svd_plugin.texts import Text
 
 WINDOW = 1024
 LARGEST = math.log(sys.float_info.max)
@@ -40,18 +41,17 @@ class Perplexity:
         return asdict(self)
 
 
-def token_ids(tokenizer: Any, text: str, max_tokens: int | None = None) -> torch.Tensor:
+def token_ids(tokenizer: Any, text: Text | str, max_tokens: int | None = None) -> torch.Tensor:
     """The text's token ids [tokens], without special tokens, cut after `max_tokens`.
 
     Raises:
         CalibrationError: fewer than two tokens.
     """
-    ids: torch.Tensor = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"][0][
-        :max_tokens
-    ]
+    source = Text("text", content=text) if isinstance(text, str) else text
+    ids = source.token_ids(tokenizer, max_tokens)[:max_tokens]
     if len(ids) < 2:
         raise CalibrationError(f"the text has {len(ids)} tokens; perplexity needs at least 2: give a longer text")
-    return ids.long()
+    return torch.tensor(ids, dtype=torch.long)
 
 
 def spans(tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:

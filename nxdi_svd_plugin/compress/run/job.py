@@ -17,7 +17,7 @@ from nxdi_svd_plugin.checkpoint.layout import Entries, tensor_bytes
 from nxdi_svd_plugin.checkpoint.names import layer_prefix, mlp_weights, projection_prefix
 from nxdi_svd_plugin.checkpoint.reader import Reader
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, read_config
-from nxdi_svd_plugin.compress.calibrate.samples import check_ids, tokenize, windows
+from nxdi_svd_plugin.compress.calibrate.samples import check_ids, tokenize, warn_of_few, windows
 from nxdi_svd_plugin.compress.plan.cost import disk_needs
 from nxdi_svd_plugin.compress.plan.ranks import decide_ranks
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
@@ -56,8 +56,9 @@ def prepare(model_dir: Path, recipe: Recipe) -> Job:
     reader.check_tensors(config)
     _check_length(config, recipe)
     text = read_text(recipe.calibration.text)
-    samples = windows(tokenize(config.directory, text), recipe.calibration)
+    samples = windows(tokenize(config.directory, text, recipe.calibration), recipe.calibration)
     check_ids(config, samples)
+    warn_of_few(config, samples)
     return Job(config, reader, recipe, layers, text, samples)
 
 
