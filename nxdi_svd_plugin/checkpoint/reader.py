@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,8 +95,8 @@ class Reader:
                     f"config.json says {list(shape)}"
                 )
 
-    def check_finite(self) -> None:
-        """Read every tensor once.
+    def finite_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor once, with its name.
 
         Raises:
             CheckpointError: a NaN or an infinity.
@@ -106,6 +107,7 @@ class Reader:
                 raise CheckpointError(
                     f"{self.directory / info.file}: {name} holds NaN or infinite values; download the file again"
                 )
+            yield name, tensor
 
     def fingerprint(self) -> str:
         """sha256 over the hashes of config.json and every weight file: changes when the source does."""

@@ -64,7 +64,8 @@ def interpolate(v: Tensor, classes: Sequence[Tensor], block: int, bound: float =
         label[members] = i
     pivots = _pivoted_qr(v, label, [rank] * len(classes))
     counts = torch.bincount(label[pivots], minlength=len(classes)).tolist()
-    quota = block_quotas(counts, [len(c) for c in classes], rank, block)
+    used = (v != 0).any(0)  # a column of zeros is no pivot
+    quota = block_quotas(counts, [int(used[c].sum()) for c in classes], rank, block)
     if quota != counts:
         pivots = _within_quota(v, pivots, label, quota)
     return _swap(v, pivots, label, bound)
@@ -193,14 +194,18 @@ def limit_growth(kept: Tensor, c: Tensor, limit: float) -> Tensor:
     wrong = torch.nonzero((c.abs() > limit).any(0)).flatten().tolist()
     if not wrong:
         return c
-    inverse = torch.linalg.inv(kept)
+    inverse, singular = torch.linalg.inv_ex(kept)
+    if int(singular):
+        raise SvdError("the columns that may be pivots do not span the matrix: it is rank-deficient")
     gram, result = inverse @ inverse.T, c.clone()
     for j in wrong:
         at: list[int] = []
         while float(result[:, j].abs().max()) > limit:
             at.append(int(result[:, j].abs().argmax()))
             target = result[at, j].clamp(-limit, limit)
-            step = torch.linalg.solve(gram[at][:, at], c[at, j] - target)
+            step, singular = torch.linalg.solve_ex(gram[at][:, at], c[at, j] - target)
+            if int(singular) or not torch.isfinite(step).all():
+                raise SvdError("the columns that may be pivots do not span the matrix: it is rank-deficient")
             result[:, j] = c[:, j] - gram[:, at] @ step
             result[at, j] = target
     return result

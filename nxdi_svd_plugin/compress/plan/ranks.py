@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, parameters, projections
 from nxdi_svd_plugin.compress.forms import named
+from nxdi_svd_plugin.compress.plan.degenerate import NO_LIMITS, Limits, within
 from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.factorize.rank import block_rank, ratio
 from nxdi_svd_plugin.recipe import Recipe, lookup
@@ -15,11 +16,13 @@ Key = tuple[int, str]
 """(layer, projection)."""
 
 
-def decide_ranks(config: SourceConfig, recipe: Recipe) -> Layers:
+def decide_ranks(config: SourceConfig, recipe: Recipe, limits: Limits = NO_LIMITS) -> Layers:
     """Form and rank of every projection: dense and explicit ranks first, Eq. 5 for the rest.
 
     The rest shares what is left of the budget: its ratio is larger than the one asked for when projections stay dense.
 
+    Args:
+        limits: of the weights' ranks; what is above them stays dense.
     Raises:
         RecipeError: an unknown form, selectors that fit nothing or contradict each other, a ratio or block that cannot
             be met.
@@ -36,7 +39,9 @@ def decide_ranks(config: SourceConfig, recipe: Recipe) -> Layers:
         wanted = _ratio_of_rest(config, recipe, found, len(rest))
         rank = block_rank(wanted, config.hidden, config.intermediate, recipe.block, recipe.tau, form.cost)
         found |= dict.fromkeys(rest, form.planned(rank))
-    return layers_of(config, found)
+    return layers_of(
+        config, {key: within(projection, limits.get(key), recipe.block) for key, projection in found.items()}
+    )
 
 
 def layers_of(config: SourceConfig, found: dict[Key, Projection]) -> Layers:

@@ -19,6 +19,7 @@ from nxdi_svd_plugin.checkpoint.reader import Reader
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, read_config
 from nxdi_svd_plugin.compress.calibrate.samples import check_ids, tokenize, warn_of_few, windows
 from nxdi_svd_plugin.compress.plan.cost import disk_needs
+from nxdi_svd_plugin.compress.plan.degenerate import Limits, survey, warn
 from nxdi_svd_plugin.compress.plan.ranks import decide_ranks
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
 from nxdi_svd_plugin.recipe import Recipe
@@ -32,26 +33,26 @@ from nxdi_svd_plugin.version import __version__
 class Job:
     """A checked compression: source, recipe, ranks and calibration samples.
 
-    samples: token ids [samples, length].
+    limits: of the weights' ranks (plan/degenerate.py). samples: token ids [samples, length].
     """
 
     config: SourceConfig
     reader: Reader
     recipe: Recipe
     layers: Layers
+    limits: Limits
     text: Text
     samples: torch.Tensor
 
 
 def prepare(model_dir: Path, recipe: Recipe) -> Job:
-    """Check source, recipe and calibration text against each other; the weights' values are
-    checked by `identity`.
+    """Check source, recipe and calibration text against each other; reads every weight once.
 
     Raises:
         SvdError: whatever is wrong with them.
     """
     config = read_config(model_dir)
-    layers = decide_ranks(config, recipe)
+    decide_ranks(config, recipe)
     reader = Reader(config.directory)
     reader.check_tensors(config)
     _check_length(config, recipe)
@@ -59,7 +60,9 @@ def prepare(model_dir: Path, recipe: Recipe) -> Job:
     samples = windows(tokenize(config.directory, text, recipe.calibration), recipe.calibration)
     check_ids(config, samples)
     warn_of_few(config, samples)
-    return Job(config, reader, recipe, layers, text, samples)
+    limits = survey(reader, config)
+    warn(limits)
+    return Job(config, reader, recipe, decide_ranks(config, recipe, limits), limits, text, samples)
 
 
 def _check_length(config: SourceConfig, recipe: Recipe) -> None:
@@ -126,14 +129,7 @@ def check_space(job: Job, output: Path, processes: int) -> None:
 
 
 def identity(job: Job, processes: int, device: torch.device) -> dict[str, Any]:
-    """Everything that decides the bytes of the result; reads every weight once, and refuses values that are not finite.
-
-    The source comes by content, so it may have moved.
-
-    Raises:
-        CheckpointError: NaN or infinite weights.
-    """
-    job.reader.check_finite()
+    """Everything that decides the bytes of the result. The source comes by content, so it may have moved."""
     return {
         "source": job.reader.fingerprint(),
         "recipe": job.recipe.to_dict(),

@@ -87,7 +87,6 @@ def check(model_dir: str | Path, output_dir: str | Path, recipe: Recipe, *, resu
     OutputLock(Path(output_dir)).check()
     check_output(Path(output_dir), job.config.directory, resume=resume, overwrite=overwrite)
     check_space(job, Path(output_dir), 1)
-    job.reader.check_finite()
 
 
 @contextmanager
