@@ -20,6 +20,7 @@ ORDER = "mlp_order.npy"
 """int32 [layers, I]: where each stored intermediate neuron was in the source; interpolative checkpoints only."""
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+FINAL_NORM = "model.norm.weight"
 ROTARY_BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 """Buffers that old Llama checkpoints saved; every transformers version computes them anew."""
 

@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 
 from nxdi_svd_plugin.checkpoint.layout import CODES
 from nxdi_svd_plugin.checkpoint.names import HEAD, INDEX, ROTARY_BUFFER, SINGLE_FILE
-from nxdi_svd_plugin.checkpoint.source import SourceConfig, expected_tensors
+from nxdi_svd_plugin.checkpoint.source import SourceConfig, check_buildable
+from nxdi_svd_plugin.checkpoint.tensors import expected_tensors
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.stored.dtypes import DTYPES
 
@@ -78,8 +79,9 @@ class Reader:
         """Compare names and shapes with what the config's architecture has.
 
         Raises:
-            CheckpointError: a missing, unexpected or wrongly shaped tensor.
+            CheckpointError: a missing, unexpected or wrongly shaped tensor, or a config that transformers cannot build.
         """
+        check_buildable(config)
         expected = expected_tensors(config)
         missing = [name for name in expected if name not in self.tensors]
         extra = [n for n in self.tensors if n not in expected and n != HEAD and not ROTARY_BUFFER.fullmatch(n)]

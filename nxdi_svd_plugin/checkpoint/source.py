@@ -1,4 +1,4 @@
-"""What config.json alone says about a model, dense or compressed: sizes and tensors. Unusable ones are refused here."""
+"""What config.json alone says about a model, dense or compressed. Unusable ones are refused here."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nxdi_svd_plugin.checkpoint.names import CONFIG, EMBEDDING, HEAD, UNFINISHED, layer_prefix, mlp_weights, parse_json
+from nxdi_svd_plugin.checkpoint.names import CONFIG, UNFINISHED, parse_json
 from nxdi_svd_plugin.checkpoint.spellings import config_for_both
 from nxdi_svd_plugin.errors import CheckpointError, SvdError
 from nxdi_svd_plugin.stored.layers import MODEL_TYPES, Layers, parse_layers
 from nxdi_svd_plugin.stored.projection import PROJECTIONS, READS
 
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+HEAD_SIZES = ("num_key_value_heads", "head_dim")
+"""Derived from the others where they are null or left out."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,6 @@ def read_config(directory: str | Path) -> SourceConfig:
             f"{directory / CONFIG} has intermediate_size {raw['intermediate_size']} below hidden_size "
             f"{raw['hidden_size']}; only MLPs that widen are supported"
         )
-    if (act := raw.get("hidden_act", "silu")) not in ("silu", "swish"):
-        raise CheckpointError(f"{directory / CONFIG} has hidden_act {act!r}; only SiLU MLPs (silu) are supported")
     if raw.get("mlp_bias"):
         raise CheckpointError(f"{directory} has MLP biases (mlp_bias: true); only MLPs without bias are supported")
     return SourceConfig(
@@ -153,14 +153,17 @@ def read_raw(directory: Path) -> dict[str, Any]:
 
 
 def check_sizes(directory: Path, raw: dict[str, Any]) -> None:
-    """Raises CheckpointError for a size in config.json that is no positive integer.
+    """Raises CheckpointError for a size in config.json that is no positive integer, or an activation that is not SiLU.
 
-    Its longest context and its epsilon, which have defaults, are checked where they are given.
+    Sizes that have defaults and its epsilon are checked where they are given.
     """
+    if (act := raw.get("hidden_act", "silu")) not in ("silu", "swish"):
+        raise CheckpointError(f"{directory / CONFIG} has hidden_act {act!r}; only SiLU MLPs (silu) are supported")
     eps = raw.get("rms_norm_eps", 1e-6)
     if not isinstance(eps, (int, float)) or isinstance(eps, bool) or not 0 < eps < math.inf:
         raise CheckpointError(f"{directory / CONFIG} has rms_norm_eps = {eps!r}; expected a positive number")
-    for key in (*SIZES, *(["max_position_embeddings"] if "max_position_embeddings" in raw else [])):
+    given = [key for key in HEAD_SIZES if raw.get(key) is not None]
+    for key in (*SIZES, *given, *(["max_position_embeddings"] if "max_position_embeddings" in raw else [])):
         if not isinstance(raw.get(key), int) or isinstance(raw[key], bool) or raw[key] < 1:
             raise CheckpointError(f"{directory / CONFIG} has {key} = {raw.get(key)!r}; expected a positive integer")
 
@@ -202,49 +205,17 @@ def transformers_config(raw: Mapping[str, Any]) -> Any:
     return AutoConfig.for_model(raw["model_type"], **values)
 
 
-def expected_tensors(config: SourceConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the dense model, `lm_head.weight` included when it is not tied."""
-    tied = {HEAD} if config.raw.get("tie_word_embeddings", False) else set()
-    return {name: shape for name, shape in all_tensors(config).items() if name not in tied}
+def check_buildable(config: SourceConfig) -> None:
+    """Let transformers build one layer of the model on the meta device.
 
-
-def stored_tensors(config: SourceConfig, layers: Layers) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a model with these MLPs, `lm_head.weight` included even when it is tied."""
-    shapes = all_tensors(config)
-    for i, mlp in layers.items():
-        for _, weight in mlp_weights(i):
-            del shapes[weight]
-        shapes |= {f"{layer_prefix(i)}mlp.{name}": shape for name, shape in mlp.tensors(config.hidden).items()}
-    return shapes
-
-
-def all_tensors(config: SourceConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the dense model, `lm_head.weight` included even when it is tied.
-
-    The names come from transformers' own classes, built on the meta device with one layer.
+    Raises:
+        CheckpointError: it cannot; says why.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     with config_errors(config.directory), torch.device("meta"):
-        state = AutoModelForCausalLM.from_config(one_layer_config(config)).state_dict()  # type: ignore[no-untyped-call]
-    first, shapes = layer_prefix(0), {}
-    vocab = config.raw["vocab_size"]
-    for name, tensor in state.items():
-        shape = tuple(tensor.shape)
-        if name in (EMBEDDING, HEAD):
-            shape = (vocab, config.hidden)
-        if not name.startswith(first):
-            shapes[name] = shape
-            continue
-        for layer in range(config.layers):
-            shapes[layer_prefix(layer) + name.removeprefix(first)] = shape
-    return shapes
-
-
-def parameters(config: SourceConfig) -> int:
-    """Numbers in the whole dense model, tied embeddings counted once."""
-    return sum(math.prod(shape) for shape in expected_tensors(config).values())
+        AutoModelForCausalLM.from_config(one_layer_config(config))  # type: ignore[no-untyped-call]
 
 
 def projections(config: SourceConfig) -> list[tuple[int, str]]:

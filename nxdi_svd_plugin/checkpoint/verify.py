@@ -11,7 +11,8 @@ import torch
 
 from nxdi_svd_plugin.checkpoint.names import HEAD, ORDER, ROTARY_BUFFER
 from nxdi_svd_plugin.checkpoint.reader import Reader, file_sha256
-from nxdi_svd_plugin.checkpoint.source import read_compressed, stored_tensors
+from nxdi_svd_plugin.checkpoint.source import check_buildable, read_compressed
+from nxdi_svd_plugin.checkpoint.tensors import stored_tensors
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.stored.projection import READS
 
@@ -35,6 +36,7 @@ def verify(directory: Path, hashes: Hashes, base: Path | None = None) -> list[Ch
         CheckpointError: the directory or a file cannot be read at all, or it is not a compressed one.
     """
     config = read_compressed(directory)
+    check_buildable(config.dense)
     expected = stored_tensors(config.dense, config.layers)
     reader = Reader(directory)
     tied = bool(config.dense.raw.get("tie_word_embeddings", False))

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import save_dense
 
 from nxdi_svd_plugin.checkpoint.reader import Reader, file_sha256
-from nxdi_svd_plugin.checkpoint.source import expected_tensors, parameters, read_config
+from nxdi_svd_plugin.checkpoint.source import read_config
+from nxdi_svd_plugin.checkpoint.tensors import expected_tensors, parameters
 from nxdi_svd_plugin.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from nxdi_svd_plugin.checkpoint.source import SourceConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 NEAR = {"gate_proj": "inputs", "up_proj": "inputs", "down_proj": "down_gradients"}
 PROJECTED = {"gate_proj": "gate_gradients", "up_proj": "up_gradients", "down_proj": "outputs"}
@@ -48,6 +50,8 @@ class Statistics:
     @classmethod
     def zero(cls, shapes: dict[str, tuple[int, ...]], device: torch.device) -> Statistics:
         """Nothing summed yet."""
+        import torch
+
         return cls({name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()})
 
     def per_token(self, tokens: int) -> Statistics:
@@ -64,7 +68,7 @@ class Statistics:
     def add(self, name: str, x: Tensor) -> None:
         """Add x^T x for x [..., H]; its products have the precision of x, the sum float64."""
         tokens = x.reshape(-1, x.shape[-1])
-        if x.dtype == torch.float64:
+        if x.dtype == self.sums[name].dtype:
             self.sums[name].addmm_(tokens.T, tokens)
         else:
             self.sums[name].add_(tokens.T @ tokens)

@@ -8,16 +8,17 @@ down's, each in whole blocks of the cells that the earlier ones have cut (stored
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from nxdi_svd_plugin.compress.forms import Form, Stored, Truncation
 from nxdi_svd_plugin.errors import SvdError
-from nxdi_svd_plugin.factorize.interpolative import Interpolation, interpolate
-from nxdi_svd_plugin.stored.order import cells, common_order, indices
 from nxdi_svd_plugin.stored.projection import PROJECTIONS, LowRank
 from nxdi_svd_plugin.stored.runs import Runs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nxdi_svd_plugin.factorize.interpolative import Interpolation
 
 
 class Interpolative:
@@ -37,6 +38,8 @@ class Interpolative:
 
     def store(self, truncated: Mapping[str, Truncation], width: int, block: int) -> Stored:
         """Choose the pivots of all three projections, and the order that makes each set a few runs."""
+        from nxdi_svd_plugin.stored.order import common_order
+
         found, sets = _choose_pivots(truncated, width, block)
         order, runs = common_order(sets, width)
         where = dict(zip(PROJECTIONS, runs, strict=True))
@@ -52,6 +55,11 @@ def _choose_pivots(
     truncated: Mapping[str, Truncation], width: int, block: int
 ) -> tuple[dict[str, Interpolation], list[Tensor]]:
     """Pivots of gate, then up, then down, each in whole blocks of the cells that the earlier ones have cut."""
+    import torch
+
+    from nxdi_svd_plugin.factorize.interpolative import interpolate
+    from nxdi_svd_plugin.stored.order import cells
+
     none = torch.empty(0, dtype=torch.long)
     sets, found = [none, none, none], {}
     for i, name in enumerate(PROJECTIONS):
@@ -67,6 +75,10 @@ def _choose_pivots(
 
 def _factors(t: Truncation, found: Interpolation, order: Tensor, runs: Runs) -> tuple[Tensor, Tensor]:
     """near at the pivots and C, with the neurons in the stored order."""
+    import torch
+
+    from nxdi_svd_plugin.stored.order import indices
+
     kept = torch.zeros(len(order), dtype=torch.bool)
     kept[indices(runs)] = True
     pivots, others = order[kept].to(t.far.device), order[~kept].to(t.far.device)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from nxdi_svd_plugin.compress.forms import Form, Stored, Truncation
 from nxdi_svd_plugin.stored.projection import LowRank
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Pair:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from nxdi_svd_plugin.checkpoint.source import SourceConfig, parameters, projections
+from nxdi_svd_plugin.checkpoint.source import SourceConfig, projections
+from nxdi_svd_plugin.checkpoint.tensors import parameters
 from nxdi_svd_plugin.compress.forms import choices, named
 from nxdi_svd_plugin.compress.plan.degenerate import NO_LIMITS, Limits, within
 from nxdi_svd_plugin.compress.plan.ranks import Key, fixed_projection, layers_of

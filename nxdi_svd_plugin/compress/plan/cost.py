@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from nxdi_svd_plugin.checkpoint.source import SourceConfig, expected_tensors
-from nxdi_svd_plugin.compress.calibrate.gradient import SLICE
+from nxdi_svd_plugin.checkpoint.source import SourceConfig
+from nxdi_svd_plugin.checkpoint.tensors import expected_tensors, layer_tensors
+from nxdi_svd_plugin.compress.calibrate.sizes import SLICE
 from nxdi_svd_plugin.compress.calibrate.statistics import KEPT, statistics_shapes
 from nxdi_svd_plugin.recipe import Recipe
 from nxdi_svd_plugin.stored.projection import PROJECTIONS
@@ -66,7 +67,7 @@ def peak_memory(config: SourceConfig, recipe: Recipe) -> Memory:
 
 def layer_numbers(config: SourceConfig) -> int:
     """Numbers in one decoder layer."""
-    return sum(math.prod(s) for name, s in expected_tensors(config).items() if name.startswith("model.layers.0."))
+    return sum(map(math.prod, layer_tensors(config).values()))
 
 
 def _head(config: SourceConfig, recipe: Recipe) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nxdi_svd_plugin.checkpoint.source import SourceConfig, parameters, projections
+from nxdi_svd_plugin.checkpoint.source import SourceConfig, projections
+from nxdi_svd_plugin.checkpoint.tensors import parameters
 from nxdi_svd_plugin.compress.forms import named
 from nxdi_svd_plugin.compress.plan.degenerate import NO_LIMITS, Limits, within
 from nxdi_svd_plugin.errors import RecipeError

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nxdi_svd_plugin.checkpoint.source import SourceConfig, parameters, read_config
+from nxdi_svd_plugin.checkpoint.source import SourceConfig, read_config
+from nxdi_svd_plugin.checkpoint.tensors import parameters
 from nxdi_svd_plugin.compress.plan.budget import budget
 from nxdi_svd_plugin.compress.plan.cost import calibration_work, disk_needs, peak_memory
 from nxdi_svd_plugin.compress.plan.ranks import decide_ranks, reached, stored_parameters

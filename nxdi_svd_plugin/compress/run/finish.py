@@ -11,7 +11,7 @@ import torch
 
 from nxdi_svd_plugin.checkpoint.carried import carried
 from nxdi_svd_plugin.checkpoint.names import CONFIG, REPORT
-from nxdi_svd_plugin.checkpoint.source import parameters
+from nxdi_svd_plugin.checkpoint.tensors import parameters
 from nxdi_svd_plugin.checkpoint.writer import Writer, remove_unfinished
 from nxdi_svd_plugin.compress.plan.ranks import reached
 from nxdi_svd_plugin.compress.run.job import Job, machine, versions
