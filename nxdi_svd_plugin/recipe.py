@@ -33,6 +33,7 @@ from typing import Any
 from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.stored.dtypes import DTYPES
 from nxdi_svd_plugin.stored.projection import PROJECTIONS
+from nxdi_svd_plugin.strict_yaml import read_yaml, size_of
 
 DEFAULT_RATIO = 0.10
 DEFAULT_TAU = 0.5
@@ -76,7 +77,7 @@ class Recipe:
 
     ratio: in (0, 1); 0.10 when not given. It is met by the projections that are neither dense nor given a rank.
     dtype: of the factors; "source" keeps the dtype of the weight they replace.
-    shard_size: largest size of one output file in bytes.
+    shard_size: largest size of one output file in bytes; `from_dict` takes "5GB" too.
     Raises:
         RecipeError: a value out of range, or keys that contradict each other.
     """
@@ -223,6 +224,7 @@ def from_dict(raw: Mapping[str, Any]) -> Recipe:
         raise RecipeError(f"ranks is {values['ranks']!r}; expected selector: rank, such as down_proj: 384")
     if not isinstance(values.get("dense", []), (list, tuple)):
         raise RecipeError(f"dense is {values['dense']!r}; expected a list of selectors, such as [0, 31.down_proj]")
+    values["shard_size"] = size_of(values.get("shard_size", Recipe.shard_size), "shard_size")
     values["ranks"] = {str(selector): rank for selector, rank in values.get("ranks", {}).items()}
     values["dense"] = tuple(str(selector) for selector in values.get("dense", ()))
     return Recipe(**values)
@@ -234,16 +236,9 @@ def from_yaml(path: str | Path) -> Recipe:
     Raises:
         RecipeError: the file is missing, no YAML, no mapping, or holds a bad recipe; the message names the file.
     """
-    import yaml
-
-    try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(
-            f"recipe {path} cannot be read ({error.strerror}); give a file, or one of {', '.join(PRESETS)}"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path} is not valid YAML: {error}") from error
+    if not Path(path).expanduser().exists():
+        raise RecipeError(f"recipe {path} cannot be read (not there); give a file, or one of {', '.join(PRESETS)}")
+    raw = read_yaml(Path(path).expanduser(), f"recipe {path}")
     if not isinstance(raw, Mapping):
         raise RecipeError(f"recipe {path} holds {type(raw).__name__}; expected keys such as ratio and block")
     if isinstance(raw.get("recipe"), Mapping):

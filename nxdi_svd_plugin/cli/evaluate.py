@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nxdi_svd_plugin.cli.options import add_dtype_option, not_negative, positive
+from nxdi_svd_plugin.cli.options import add_dtype_option, add_model_option, expanded, not_negative, path, positive
 from nxdi_svd_plugin.cli.output import emit
 
 if TYPE_CHECKING:
@@ -28,11 +28,13 @@ def add_parser(subparsers: Any) -> None:
     """Add the parser."""
     parser = subparsers.add_parser("evaluate", help="perplexity, dense and compressed side by side", epilog=EPILOG)
     models = parser.add_argument_group("models")
-    models.add_argument("--model", required=True, metavar="DIR", help="model directory, compressed or dense")
-    models.add_argument("--base", metavar="DIR", help="the dense model, measured on the same tokens")
+    add_model_option(models, "model directory, compressed or dense")
+    models.add_argument("--base", type=expanded, metavar="DIR", help="the dense model, measured on the same tokens")
     add_dtype_option(models)
     text = parser.add_argument_group("text")
-    text.add_argument("--text", default="builtin-heldout", metavar="FILE", help="text, see docs/inputs.md")
+    text.add_argument(
+        "--text", type=expanded, default="builtin-heldout", metavar="FILE", help="text, see docs/inputs.md"
+    )
     text.add_argument("--max-tokens", type=positive, metavar="N", help="use only the first N tokens (default: all)")
     text.add_argument(
         "--window", type=positive, metavar="N", help="tokens per window (default: 1024, at most its longest)"
@@ -51,8 +53,8 @@ def add_parser(subparsers: Any) -> None:
         "--fewshot", type=not_negative, default=0, metavar="N", help="examples in the prompt (default: 0)"
     )
     tasks.add_argument("--batch", type=positive, default=1, metavar="N", help="sequences at once (default: 1)")
-    tasks.add_argument("--include-path", type=Path, metavar="DIR", help="folder of further task YAML files")
-    tasks.add_argument("--task-data", type=Path, metavar="DIR", help="TASK.jsonl files instead of the hub's data sets")
+    tasks.add_argument("--include-path", type=path, metavar="DIR", help="folder of further task YAML files")
+    tasks.add_argument("--task-data", type=path, metavar="DIR", help="TASK.jsonl files instead of the hub's data sets")
     parser.add_argument("--record", action="store_true", help="write the result into DIR's report.json and model card")
 
 

@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import Any
 
-from nxdi_svd_plugin.cli.options import add_dtype_option, positive
+from nxdi_svd_plugin.cli.options import add_dtype_option, add_model_option, number, positive
 from nxdi_svd_plugin.cli.output import emit
 
 EPILOG = """\
@@ -21,13 +21,13 @@ def add_parser(subparsers: Any) -> None:
     """Add the parser."""
     parser = subparsers.add_parser("generate", help="continue a prompt on the CPU", epilog=EPILOG)
     model = parser.add_argument_group("model")
-    model.add_argument("--model", required=True, metavar="DIR", help="model directory, compressed or dense")
+    add_model_option(model, "model directory, compressed or dense")
     add_dtype_option(model)
     prompt = parser.add_argument_group("prompt and answer")
     prompt.add_argument("--prompt", required=True, metavar="TEXT", help="what to continue or, with --chat, to answer")
     prompt.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
     prompt.add_argument("--max-new-tokens", type=positive, default=64, metavar="N", help="longest answer (default: 64)")
-    prompt.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
+    prompt.add_argument("--temperature", type=number, default=0.0, metavar="T", help="0 is greedy (default)")
     prompt.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling (default: 0)")
 
 

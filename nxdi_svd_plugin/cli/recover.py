@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nxdi_svd_plugin.cli.options import add_model_option, number, path
 from nxdi_svd_plugin.cli.output import emit
 
 if TYPE_CHECKING:
@@ -28,11 +29,11 @@ def add_parser(subparsers: Any) -> None:
     """Add the parser."""
     parser = subparsers.add_parser("recover", help="regain accuracy by LoRA on the factors", epilog=EPILOG)
     files = parser.add_argument_group("files")
-    files.add_argument("--model", required=True, type=Path, metavar="DIR", help="compressed directory")
-    files.add_argument("--data", required=True, type=Path, metavar="FILE", help="training text")
-    files.add_argument("--output", required=True, type=Path, metavar="DIR", help="compressed directory to write")
-    files.add_argument("--validation", type=Path, metavar="FILE", help="text to choose by (default: end of the data)")
-    files.add_argument("--teacher", type=Path, metavar="DIR", help="dense model to distil from (default: next token)")
+    add_model_option(files, "compressed directory")
+    files.add_argument("--data", required=True, type=path, metavar="FILE", help="training text")
+    files.add_argument("--output", required=True, type=path, metavar="DIR", help="compressed directory to write")
+    files.add_argument("--validation", type=path, metavar="FILE", help="text to choose by (default: end of the data)")
+    files.add_argument("--teacher", type=path, metavar="DIR", help="dense model to distil from (default: next token)")
     files.add_argument("--resume", action="store_true", help="continue a killed run with the same options")
     files.add_argument("--overwrite", action="store_true", help="replace what --output holds")
     training = parser.add_argument_group("training (defaults in brackets)")
@@ -44,12 +45,12 @@ def add_parser(subparsers: Any) -> None:
 
 NUMBERS = (
     ("lora_rank", int, "rank of the adapters [64]"),
-    ("lora_alpha", float, "the adapters are scaled by alpha / rank [64]"),
+    ("lora_alpha", number, "the adapters are scaled by alpha / rank [64]"),
     ("steps", int, "optimizer steps [200]"),
     ("batch", int, "windows a step [4]"),
     ("micro_batch", int, "windows at once, for memory [2]"),
     ("window", int, "tokens a window [512]"),
-    ("learning_rate", float, "peak rate [lora 1e-3, full 1e-4]"),
+    ("learning_rate", number, "peak rate [lora 1e-3, full 1e-4]"),
     ("evaluate_every", int, "steps between evaluations [25]"),
     ("patience", int, "evaluations without progress until it stops [4]"),
     ("validation_windows", int, "validation windows at most [16]"),
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     names = [name for name, _, _ in NUMBERS] + ["method", "precision"]
     settings = Settings(**{name: getattr(args, name) for name in names if getattr(args, name) is not None})
     record = recover(
-        args.model,
+        Path(args.model),
         args.data,
         args.output,
         settings,

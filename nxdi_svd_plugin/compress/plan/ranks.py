@@ -11,7 +11,7 @@ from nxdi_svd_plugin.factorize.rank import block_rank, ratio
 from nxdi_svd_plugin.recipe import Recipe, lookup
 from nxdi_svd_plugin.report.record import Ratio
 from nxdi_svd_plugin.stored.layers import Layers, mlp_of
-from nxdi_svd_plugin.stored.projection import DENSE, PROJECTIONS, Projection
+from nxdi_svd_plugin.stored.projection import DENSE, PROJECTIONS, LowRank, Projection
 
 Key = tuple[int, str]
 """(layer, projection)."""
@@ -70,6 +70,25 @@ def fixed_projection(config: SourceConfig, recipe: Recipe, layer: int, name: str
             f"less than {min(sides)}"
         )
     return form.planned(rank)
+
+
+def larger(config: SourceConfig, layers: Layers) -> str:
+    """A sentence on the projections that store at least as many numbers as the dense weight, "" if there are none."""
+    dense = DENSE.parameters(config.hidden, config.intermediate)
+    found = {
+        f"{i}.{name}": projection.rank
+        for i, mlp in layers.items()
+        for name, projection in mlp.items()
+        if isinstance(projection, LowRank) and projection.parameters(config.hidden, mlp.width) >= dense
+    }
+    if not found:
+        return ""
+    name, rank = next(iter(found.items()))
+    return (
+        f"rank {rank} of {name}{f' (and of {len(found) - 1} more)' if len(found) > 1 else ''} saves nothing: the "
+        f"factors are not smaller than the dense weight of {config.intermediate} x {config.hidden}; lower the rank or "
+        "keep the projection dense"
+    )
 
 
 def _check_layers(config: SourceConfig, recipe: Recipe) -> None:

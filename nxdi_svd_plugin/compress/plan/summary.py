@@ -10,7 +10,7 @@ from nxdi_svd_plugin.checkpoint.source import SourceConfig, read_config
 from nxdi_svd_plugin.checkpoint.tensors import parameters
 from nxdi_svd_plugin.compress.plan.budget import budget
 from nxdi_svd_plugin.compress.plan.cost import calibration_work, disk_needs, peak_memory
-from nxdi_svd_plugin.compress.plan.ranks import decide_ranks, reached, stored_parameters
+from nxdi_svd_plugin.compress.plan.ranks import decide_ranks, larger, reached, stored_parameters
 from nxdi_svd_plugin.recipe import Recipe
 from nxdi_svd_plugin.stored.dtypes import DTYPES
 from nxdi_svd_plugin.stored.layers import Layers, Mlp, layers_to_json
@@ -53,7 +53,10 @@ def make_plan(model_dir: str | Path, recipe: Recipe) -> dict[str, Any]:
         },
         "peak_memory": {"bytes": memory.peak, **asdict(memory)},
         "calibration": _calibration(config, recipe),
-        "notes": _notes(config, recipe, layers, ratios.mlp if ratios.target == "mlp" else ratios.model),
+        "notes": [
+            *filter(None, [larger(config, layers)]),
+            *_notes(config, recipe, layers, ratios.mlp if ratios.target == "mlp" else ratios.model),
+        ],
         "recipe": recipe.to_dict(),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -20,13 +21,15 @@ from nxdi_svd_plugin.checkpoint.source import SourceConfig, read_config
 from nxdi_svd_plugin.compress.calibrate.samples import check_ids, tokenize, warn_of_few, windows
 from nxdi_svd_plugin.compress.plan.cost import disk_needs
 from nxdi_svd_plugin.compress.plan.degenerate import Limits, survey, warn
-from nxdi_svd_plugin.compress.plan.ranks import decide_ranks
+from nxdi_svd_plugin.compress.plan.ranks import decide_ranks, larger
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
 from nxdi_svd_plugin.recipe import Recipe
 from nxdi_svd_plugin.stored.layers import FORMAT_VERSION, Layers, Mlp
 from nxdi_svd_plugin.stored.projection import Dense
 from nxdi_svd_plugin.texts import Text, read_text
 from nxdi_svd_plugin.version import __version__
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ def prepare(model_dir: Path, recipe: Recipe) -> Job:
         SvdError: whatever is wrong with them.
     """
     config = read_config(model_dir)
-    decide_ranks(config, recipe)
+    if warning := larger(config, decide_ranks(config, recipe)):
+        logger.warning("%s", warning)
     reader = Reader(config.directory)
     reader.check_tensors(config)
     _check_length(config, recipe)
