@@ -1,13 +1,18 @@
-"""The files that go to the compressed directory beside weights and config: tokenizer, generation config, template."""
+"""The files that go to the compressed directory beside weights and config: tokenizer, generation config, template and
+licence."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from nxdi_svd_plugin.checkpoint.atomic import json_bytes
 from nxdi_svd_plugin.checkpoint.names import OTHER_FILES, TOKENIZER_CONFIG, TOKENIZER_FILES, read_json
 from nxdi_svd_plugin.checkpoint.spellings import tokenizer_config_for_both
 from nxdi_svd_plugin.errors import CheckpointError
+
+TERMS = re.compile(r"(licen[cs]e|notice|copying|use_policy)\b", re.IGNORECASE)
+"""Names of the files in which a model says on what terms it may be passed on."""
 
 
 def carried(directory: Path) -> dict[str, bytes]:
@@ -33,8 +38,8 @@ def _content(directory: Path, name: str) -> bytes:
 
 
 def carried_files(directory: Path) -> list[str]:
-    """Files that go to the compressed directory as they are: tokenizer, generation config and chat template, nothing
-    else.
+    """Files that go to the compressed directory: tokenizer, generation config, chat template, licence and notices,
+    nothing else.
 
     transformers writes the whole GGUF as `tokenizer.model` when it saves a tokenizer read from one; that is left
     behind.
@@ -42,7 +47,8 @@ def carried_files(directory: Path) -> list[str]:
     found = [name for name in (*TOKENIZER_FILES, *OTHER_FILES) if (directory / name).is_file()]
     if "tokenizer.model" in found and not is_sentencepiece(directory / "tokenizer.model"):
         found.remove("tokenizer.model")
-    return found
+    terms = (path.name for path in directory.iterdir() if TERMS.match(path.name) and path.is_file())
+    return [*found, *sorted(terms)]
 
 
 def is_sentencepiece(path: Path) -> bool:

@@ -37,6 +37,18 @@ TOKENIZER_FILES = (
 OTHER_FILES = ("generation_config.json", "chat_template.jinja", "chat_template.json")
 
 
+def model_name(directory: Path) -> str:
+    """The name of a model by its directory: `org/name` in a Hugging Face cache, else the directory's own.
+
+    A cache has models--org--name/snapshots/<commit>/ (huggingface_hub, "Understand caching").
+    """
+    place = directory.resolve()
+    repository = place.parent.parent.name
+    if place.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/")
+    return place.name
+
+
 def layer_prefix(layer: int) -> str:
     """Prefix of every tensor of a decoder layer."""
     return f"model.layers.{layer}."

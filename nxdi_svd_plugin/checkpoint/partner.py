@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from nxdi_svd_plugin.checkpoint.reader import Reader
-from nxdi_svd_plugin.checkpoint.source import read_compressed, read_raw, stored_tensors
+from nxdi_svd_plugin.checkpoint.source import read_compressed, read_raw
+from nxdi_svd_plugin.checkpoint.tensors import stored_tensors
 from nxdi_svd_plugin.checkpoint.verify import differing, neuron_order
 from nxdi_svd_plugin.errors import CheckpointError
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ from nxdi_svd_plugin.stored.projection import PROJECTIONS, READS
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 HEAD_SIZES = ("num_key_value_heads", "head_dim")
 """Derived from the others where they are null or left out."""
+
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""org/name."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,7 @@ def read_raw(directory: Path) -> dict[str, Any]:
     """
     path = directory / CONFIG
     if not directory.is_dir():
-        raise CheckpointError(f"{directory} is not a directory; give a local Hugging Face model directory")
+        raise CheckpointError(f"{directory} is not a directory; {_instead(directory)}")
     if not path.is_file() and (directory / UNFINISHED).is_dir():
         raise CheckpointError(f"{directory} is unfinished; run its command again with --resume")
     if not path.is_file():
@@ -150,6 +155,13 @@ def read_raw(directory: Path) -> dict[str, Any]:
         return config_for_both(raw)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def _instead(directory: Path) -> str:
+    """What to give in place of a directory that is not there: perhaps it is the name of a model on the hub."""
+    if HUB_ID.fullmatch(str(directory)):
+        return f"if it is a model on the Hugging Face hub: `hf download {directory} --local-dir {directory.name}`"
+    return "give a local Hugging Face model directory"
 
 
 def check_sizes(directory: Path, raw: dict[str, Any]) -> None:
@@ -193,7 +205,8 @@ def one_layer_config(config: SourceConfig) -> Any:
     Sliding windows are switched off: the samples are not longer than a window (checked by the caller).
     """
     raw = {key: value for key, value in config.raw.items() if key not in {"layer_types", "dtype", "torch_dtype"}}
-    raw.update(num_hidden_layers=1, vocab_size=1, pad_token_id=None, use_sliding_window=False)
+    raw.update(num_hidden_layers=1, vocab_size=1, use_sliding_window=False)
+    raw |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
     return transformers_config({**raw, "model_type": config.model_type})
 
 

@@ -32,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
     from nxdi_svd_plugin.report.record import recorded_hashes
 
     checks = verify(Path(args.model), recorded_hashes, Path(args.base) if args.base else None)
-    ok = all(check.ok for check in checks)
-    text = "\n".join(f"{'ok  ' if check.ok else 'FAIL'} {check.name} ({check.detail})" for check in checks)
+    ok = all(check.ok is not False for check in checks)
+    words = {True: "ok  ", False: "FAIL", None: "none"}
+    text = "\n".join(f"{words[check.ok]} {check.name} ({check.detail})" for check in checks)
     emit(args, {"ok": ok, "checks": [dataclasses.asdict(check) for check in checks]}, text)
     return 0 if ok else 1

@@ -85,13 +85,17 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto") -> PreT
 
 @contextmanager
 def transformers_errors_only() -> Iterator[None]:
-    """transformers logs errors only: its advice to train a model whose weights are missing is not ours."""
-    before = transformers.logging.get_verbosity()
+    """transformers logs errors only and shows no bars: its advice to train a model whose weights are missing is not
+    ours, and version 5 draws a bar for every model it loads."""
+    verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        transformers.logging.set_verbosity(before)
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def check_finite(model: torch.nn.Module) -> None:

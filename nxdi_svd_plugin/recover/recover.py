@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from nxdi_svd_plugin.checkpoint.lock import OutputLock
-from nxdi_svd_plugin.checkpoint.names import UNFINISHED
+from nxdi_svd_plugin.checkpoint.names import UNFINISHED, model_name
 from nxdi_svd_plugin.checkpoint.partner import check_partner
 from nxdi_svd_plugin.checkpoint.reader import Reader
 from nxdi_svd_plugin.checkpoint.writer import check_output, prepare_output
@@ -84,7 +84,7 @@ def recover(
         recovery = Recovery(
             settings=dataclasses.asdict(settings),
             loss="next token" if teacher is None else "distillation",
-            teacher=None if teacher_dir is None else teacher_dir.resolve().name,
+            teacher=None if teacher_dir is None else model_name(teacher_dir),
             data=describe(data, train),
             validation=describe(validation or data, held),
             perplexity=change,

@@ -160,6 +160,7 @@ def test_inspect_of_a_dense_directory_fails(tiny_llama, capsys):
 def test_verify_exits_1_when_a_check_fails(tiny_svd_llama, tiny_llama, tmp_path, capsys):
     directory = tmp_path / "svd"
     shutil.copytree(tiny_svd_llama, directory)
+    write_report(directory, files={})
     code, result = run_json(capsys, "verify", directory, "--base", tiny_llama)
     assert code == 1 and not result["ok"]
     write_report(directory)

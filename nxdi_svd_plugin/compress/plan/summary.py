@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nxdi_svd_plugin.checkpoint.names import model_name
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, read_config
 from nxdi_svd_plugin.checkpoint.tensors import parameters
 from nxdi_svd_plugin.compress.plan.budget import budget
@@ -35,7 +36,7 @@ def make_plan(model_dir: str | Path, recipe: Recipe) -> dict[str, Any]:
     low_rank = DTYPES[recipe.dtype].bytes if recipe.dtype in DTYPES else size
     memory = peak_memory(config, recipe)
     return {
-        "model": config.directory.resolve().name,
+        "model": model_name(config.directory),
         "model_type": config.model_type,
         **layers_to_json(layers),
         "ratio": asdict(ratios),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from nxdi_svd_plugin.checkpoint.carried import carried
-from nxdi_svd_plugin.checkpoint.names import CONFIG, REPORT
+from nxdi_svd_plugin.checkpoint.names import CONFIG, REPORT, model_name
 from nxdi_svd_plugin.checkpoint.tensors import parameters
 from nxdi_svd_plugin.checkpoint.writer import Writer, remove_unfinished
 from nxdi_svd_plugin.compress.plan.ranks import reached
@@ -95,7 +95,7 @@ def make_report(job: Job, state: Manifest, files: dict[str, str], device: torch.
     kept = sum(record.projection.parameters(config.hidden, record.width) for record in matrices)
     ratios, total = reached(config, job.recipe, kept), parameters(config)
     return Report(
-        source=Source(config.directory.resolve().name, config.model_type, state.identity["source"]),
+        source=Source(model_name(config.directory), config.model_type, state.identity["source"]),
         ratio=ratios,
         parameters=Parameters(
             mlp_dense=config.mlp_parameters,
