@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from nxdi_svd_plugin.checkpoint.layout import CODES
+from nxdi_svd_plugin.checkpoint.lfs import refuse_pointer
 from nxdi_svd_plugin.checkpoint.names import HEAD, INDEX, ROTARY_BUFFER, SINGLE_FILE
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, check_buildable
 from nxdi_svd_plugin.checkpoint.tensors import expected_tensors
@@ -129,6 +130,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _open(path: Path) -> safe_open:
+    refuse_pointer(path)
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:

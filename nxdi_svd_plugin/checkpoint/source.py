@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nxdi_svd_plugin.checkpoint.lfs import refuse_pointer
 from nxdi_svd_plugin.checkpoint.names import CONFIG, UNFINISHED, parse_json
 from nxdi_svd_plugin.checkpoint.spellings import config_for_both
 from nxdi_svd_plugin.errors import CheckpointError, SvdError
@@ -144,6 +145,7 @@ def read_raw(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{directory} has no {CONFIG}; give a Hugging Face model directory")
     try:
+        refuse_pointer(path)
         raw = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); check its permissions") from error

@@ -38,6 +38,8 @@ def config_for_both(raw: Mapping[str, Any]) -> dict[str, Any]:
             of a head, or sliding windows in layers where transformers 4 has none.
     """
     config = {key: copy.deepcopy(value) for key, value in raw.items() if key not in NOT_THE_MODELS}
+    if config.get("quantization_config", True) is None:  # not quantized, which transformers says by leaving it out
+        del config["quantization_config"]
     _check_windows(config)
     return {**config, **_rope(config), **_dtype(config)}
 

@@ -59,8 +59,9 @@ def dry_run(args: argparse.Namespace, recipe: Any) -> int:
     """Every check that compress makes before the first layer, and the plan; nothing is written."""
     from nxdi_svd_plugin.compress.plan.summary import make_plan, plan_text
     from nxdi_svd_plugin.compress.run.run import check
-    from nxdi_svd_plugin.compress.run.world import prints_results
+    from nxdi_svd_plugin.compress.run.world import pick_device, prints_results
 
+    pick_device(args.device)
     check(args.model, args.output, recipe, resume=args.resume, overwrite=args.overwrite)
     plan = make_plan(args.model, recipe)
     if prints_results():

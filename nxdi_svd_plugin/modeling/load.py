@@ -13,6 +13,7 @@ from packaging.version import Version
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from nxdi_svd_plugin.checkpoint.lfs import refuse_pointer
 from nxdi_svd_plugin.checkpoint.source import check_sizes, config_errors, read_raw, transformers_config
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.modeling.auto import register
@@ -35,7 +36,7 @@ def load_pretrained(directory: str | Path, dtype: torch.dtype | str = "auto") ->
         CheckpointError: no such directory, a dense model, another model_type, damaged or missing files, missing,
             unexpected, wrongly shaped or non-finite tensors.
     """
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     model_type = read_raw(directory).get("model_type")
     if model_type in tuple(MODEL_TYPES):
         raise CheckpointError(
@@ -55,7 +56,7 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto") -> PreT
     Raises:
         CheckpointError: as `load_pretrained`, and for a model type that the plugin does not compress.
     """
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     known = (*MODEL_TYPES, *MODEL_TYPES.values())
     config = read_raw(directory)
     if (model_type := config.get("model_type")) not in known:
@@ -67,6 +68,8 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto") -> PreT
         raise CheckpointError(
             f"{directory} brings code of its own ({CUSTOM_GENERATE}), which transformers would run: use a copy without"
         )
+    for path in directory.glob("*.safetensors*"):
+        refuse_pointer(path)
     register()
     options: dict[str, Any] = {DTYPE_ARGUMENT: dtype, "output_loading_info": True, "local_files_only": True}
     options |= {"use_safetensors": True, "trust_remote_code": False}

@@ -10,7 +10,8 @@ from typing import Any
 import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from nxdi_svd_plugin.checkpoint.names import TOKENIZER_CONFIG, read_json
+from nxdi_svd_plugin.checkpoint.lfs import refuse_pointer
+from nxdi_svd_plugin.checkpoint.names import TOKENIZER_CONFIG, TOKENIZER_FILES, read_json
 from nxdi_svd_plugin.checkpoint.source import read_raw
 from nxdi_svd_plugin.checkpoint.spellings import GENERIC, tokenizer_config_for_both
 from nxdi_svd_plugin.errors import CheckpointError
@@ -35,6 +36,8 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(
             f"{directory} has no tokenizer (none of {', '.join(VOCABULARIES)}); copy the model's tokenizer files there"
         )
+    for name in TOKENIZER_FILES:
+        refuse_pointer(directory / name)
     config = _config(directory)
     try:
         with transformers_errors_only():

@@ -60,12 +60,16 @@ class Case:
 
 def sections() -> dict[str, list[Case]]:
     """The cases by section, in the order of the page."""
+    import download_cases
     import model_cases
     import text_cases
+    import usage_cases
 
     return {
         "Model directories": model_cases.CASES,
+        "Downloads, caches and what other programs leave": download_cases.CASES,
         "Texts": text_cases.CASES,
+        "Command lines and recipes": usage_cases.CASES,
     }
 
 
