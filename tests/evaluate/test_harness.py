@@ -58,6 +58,22 @@ def test_all_tasks_of_the_paper_on_local_data(tiny_llama, tiny_svd_llama):
 
 
 @needs_lm_eval
+def test_lm_evals_own_command_loads_a_compressed_directory(tiny_svd_llama, monkeypatch, capsys, tmp_path):
+    """docs/evaluation.md: with the plugin imported, `lm_eval run --model hf --model_args pretrained=DIR`."""
+    from lm_eval.__main__ import cli_evaluate
+
+    monkeypatch.chdir(Path(__file__).parents[2])
+    model = ["--model", "hf", "--model_args", f"pretrained={tiny_svd_llama}", "--device", "cpu"]
+    tasks = ["--tasks", "tiny_choice", "--include_path", str(DATA), "--output_path", str(tmp_path / "results.json")]
+    monkeypatch.setattr("sys.argv", ["lm_eval", "run", *model, *tasks])
+    cli_evaluate()
+    [found] = tmp_path.glob("results*.json")
+    accuracy = json.loads(found.read_text())["results"]["tiny_choice"]["acc,none"]
+    ours = evaluate_pair(tiny_svd_llama, tiny_svd_llama, Options(["tiny_choice"], include_path=DATA))
+    assert accuracy == ours.rows[0].base
+
+
+@needs_lm_eval
 def test_a_score_computed_by_hand(tiny_llama, monkeypatch):
     """Accuracy is the share of questions whose right answer has the larger log-probability."""
     monkeypatch.chdir(Path(__file__).parents[2])
