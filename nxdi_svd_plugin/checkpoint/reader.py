@@ -130,8 +130,8 @@ def file_sha256(path: Path) -> str:
 
 
 def _open(path: Path) -> safe_open:
-    refuse_pointer(path)
     try:
+        refuse_pointer(path)
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors ({error}); it is missing or truncated") from error

@@ -49,7 +49,7 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-patterns", type=int, help="most different layers, 0: no limit (default: 0)")
     group.add_argument("--dtype", choices=FACTOR_DTYPES, help="of the factors (default: source)")
     group.add_argument("--shard-size", metavar="SIZE", help="of one output file: 5GB, 500MB, 5GiB (default: 5GB)")
-    group.add_argument("--calibration", type=expanded, metavar="FILE", help="text, see docs/inputs.md (default: builtin)")
+    group.add_argument("--calibration", type=expanded, metavar="FILE", help="text, see docs/inputs.md (builtin)")
     group.add_argument("--samples", type=int, help="calibration windows (default: 56)")
     group.add_argument("--length", type=int, help="tokens in each window (default: 512)")
     group.add_argument("--seed", type=int, help="which windows of a longer text (default: 0)")

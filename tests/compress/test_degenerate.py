@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from nxdi_svd_plugin import compress, load_pretrained
 from nxdi_svd_plugin.cli.main import main
-from nxdi_svd_plugin.compress.plan.degenerate import rank_limit, within
+from nxdi_svd_plugin.compress.plan.degenerate import rank_limit
+from nxdi_svd_plugin.compress.plan.limits import within
 from nxdi_svd_plugin.errors import SvdError
 from nxdi_svd_plugin.factorize.interpolative import interpolate, limit_growth
 from nxdi_svd_plugin.modeling.load import load_model

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, projections
 from nxdi_svd_plugin.checkpoint.tensors import parameters
 from nxdi_svd_plugin.compress.forms import choices, named
-from nxdi_svd_plugin.compress.plan.degenerate import NO_LIMITS, Limits, within
+from nxdi_svd_plugin.compress.plan.limits import NO_LIMITS, Limits, within
 from nxdi_svd_plugin.compress.plan.ranks import Key, fixed_projection, layers_of
 from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.factorize.allocate import Options, total

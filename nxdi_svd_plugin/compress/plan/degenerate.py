@@ -8,23 +8,18 @@ up to its rounding needs no such care: its spectrum says so, and the rounding le
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from types import MappingProxyType
 
 import torch
 
 from nxdi_svd_plugin.checkpoint.names import mlp_weights
 from nxdi_svd_plugin.checkpoint.reader import Reader
 from nxdi_svd_plugin.checkpoint.source import SourceConfig
-from nxdi_svd_plugin.stored.projection import DENSE, READS, Dense, Projection
+from nxdi_svd_plugin.compress.plan.limits import Limits
+from nxdi_svd_plugin.stored.projection import READS
 
 logger = logging.getLogger(__name__)
-Limits = Mapping[tuple[int, str], int]
-"""The largest rank that an MLP weight can have, by (layer, projection), where that is less than full."""
 SAMPLE = 256  # columns: of neurons that are repeated three times or more, two are among them nearly always
 EXACT = 1e-12  # what is smaller, relatively, is float64's rounding and no rank
-CELLS = 4  # into which the pivots of gate and up cut the neurons for those of down
-NO_LIMITS: Limits = MappingProxyType({})
 
 
 def survey(reader: Reader, config: SourceConfig) -> Limits:
@@ -75,17 +70,6 @@ def _independent(columns: torch.Tensor) -> bool:
     some = columns[:: max(1, len(columns) // (2 * SAMPLE))]
     sizes = some.norm(dim=0)
     return bool(sizes.all()) and bool(torch.linalg.qr(some / sizes).R.diagonal().abs().min() > EXACT)
-
-
-def within(planned: Projection, limit: int | None, block: int) -> Projection:
-    """What is planned, or dense where the weight cannot have that rank.
-
-    Pivots are chosen in whole blocks of up to CELLS cells, each of which may leave all but one column of a block over.
-    """
-    if limit is None or isinstance(planned, Dense):
-        return planned
-    over = CELLS * (block - 1) if planned.pivots else 0
-    return planned if planned.rank + over <= limit else DENSE
 
 
 def warn(limits: Limits) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, projections
 from nxdi_svd_plugin.checkpoint.tensors import parameters
 from nxdi_svd_plugin.compress.forms import named
-from nxdi_svd_plugin.compress.plan.degenerate import NO_LIMITS, Limits, within
+from nxdi_svd_plugin.compress.plan.limits import NO_LIMITS, Limits, within
 from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.factorize.rank import block_rank, ratio
 from nxdi_svd_plugin.recipe import Recipe, lookup

@@ -18,7 +18,7 @@ from nxdi_svd_plugin.compress.factor.rounding import stored_errors, warn
 from nxdi_svd_plugin.compress.factor.spectra import Decomposition, decompose, restore
 from nxdi_svd_plugin.compress.forms import named
 from nxdi_svd_plugin.compress.plan.budget import global_ranks
-from nxdi_svd_plugin.compress.plan.degenerate import Limits
+from nxdi_svd_plugin.compress.plan.limits import Limits
 from nxdi_svd_plugin.compress.plan.ranks import fixed_projection
 from nxdi_svd_plugin.compress.run.calibration import statistics
 from nxdi_svd_plugin.compress.run.job import stored_dtype

@@ -20,7 +20,8 @@ from nxdi_svd_plugin.checkpoint.reader import Reader
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, read_config
 from nxdi_svd_plugin.compress.calibrate.samples import check_ids, tokenize, warn_of_few, windows
 from nxdi_svd_plugin.compress.plan.cost import disk_needs
-from nxdi_svd_plugin.compress.plan.degenerate import Limits, survey, warn
+from nxdi_svd_plugin.compress.plan.degenerate import survey, warn
+from nxdi_svd_plugin.compress.plan.limits import Limits
 from nxdi_svd_plugin.compress.plan.ranks import decide_ranks, larger
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
 from nxdi_svd_plugin.recipe import Recipe
