@@ -220,3 +220,12 @@ def test_zstandard_files_of_several_frames(tmp_path):
     assert write(tmp_path / "a.jsonl.zst", packed).content == "\n\n".join(SAID)
     with pytest.raises(CalibrationError, match="cannot be read .*is it damaged"):
         write(tmp_path / "b.jsonl.zst", b"no frame" * 9).token_ids(Letters())
+
+
+def test_the_home_directory_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "text.txt").write_text("some words")
+    assert (read_text("~/text.txt").name, read_text("~/text.txt").sha256) == (
+        "text.txt",
+        read_text(str(tmp_path / "text.txt")).sha256,
+    )

@@ -142,14 +142,15 @@ def read_text(source: str) -> Text:
         return Text(source, content=SHIPPED.read_text(encoding="utf-8"))
     if source == HELDOUT:
         return Text(source, content=_topics())
+    path = Path(source).expanduser()
     try:
-        with open(source, "rb") as file:
+        with open(path, "rb") as file:
             file.read(1)
     except OSError as error:
         raise CalibrationError(
             f"text {source} cannot be read ({error.strerror}); give a text file, a .jsonl file, {BUILTIN} or {HELDOUT}"
         ) from error
-    return Text(Path(source).name, Path(source))
+    return Text(path.name, path)
 
 
 def _topics() -> str:
