@@ -69,7 +69,8 @@ def measured(directory: Path, contents: dict[str, str]) -> dict[str, dict]:
     """`scores` of a directory in bfloat16."""
     import torch
 
-    from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+    from nxdi_svd_plugin.modeling.load import load_model
+    from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 
     return scores(load_model(directory, dtype=torch.bfloat16).eval(), load_tokenizer(directory), contents)
 
@@ -98,7 +99,7 @@ def layer_losses(model: Path, directory: Path, content: str) -> dict:
     """Predicted and measured loss of every layer, one compressed at a time (float32, two windows of `pydoc`)."""
     from nxdi_svd_plugin.evaluate.layer_loss import measure_layers
     from nxdi_svd_plugin.evaluate.perplexity import token_ids
-    from nxdi_svd_plugin.modeling.load import load_tokenizer
+    from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
     from nxdi_svd_plugin.report.measured import TextName
 
     text = TextName("pydoc", hashlib.sha256(content.encode()).hexdigest())

@@ -25,7 +25,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from tiny_models import save_tokenizer  # noqa: E402
 
-from nxdi_svd_plugin.checkpoint.source import expected_tensors, read_config  # noqa: E402
+from nxdi_svd_plugin.checkpoint.source import read_config  # noqa: E402
+from nxdi_svd_plugin.checkpoint.tensors import expected_tensors  # noqa: E402
 from nxdi_svd_plugin.compress.plan.cost import peak_memory  # noqa: E402
 from nxdi_svd_plugin.recipe import PRESETS, from_dict  # noqa: E402
 

@@ -63,7 +63,8 @@ def measured(directory: Path, contents: dict[str, str]) -> dict[str, float]:
     import torch
 
     from nxdi_svd_plugin.evaluate.perplexity import measure, token_ids
-    from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+    from nxdi_svd_plugin.modeling.load import load_model
+    from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 
     model, tokenizer = load_model(directory, torch.float32), load_tokenizer(directory)
     tokens = {name: token_ids(tokenizer, content, WINDOW * WINDOWS) for name, content in contents.items()}

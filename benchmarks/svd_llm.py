@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> None:
     import transformers
 
     from nxdi_svd_plugin.compress.run.job import prepare
-    from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+    from nxdi_svd_plugin.modeling.load import load_model
+    from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
     from nxdi_svd_plugin.recipe import from_dict
     from nxdi_svd_plugin.report.peak import peak_memory
 

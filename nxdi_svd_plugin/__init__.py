@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from nxdi_svd_plugin.modeling.adapters import register_with_peft
 from nxdi_svd_plugin.modeling.auto import register_with_transformers
 from nxdi_svd_plugin.nxdi import guard
 from nxdi_svd_plugin.version import __version__
@@ -31,6 +32,7 @@ _WHERE = {
 }
 
 register_with_transformers()
+register_with_peft()
 guard.install()  # NxDI's own classes must not run a compressed directory, see nxdi/guard.py
 
 

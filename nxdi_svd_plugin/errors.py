@@ -17,6 +17,10 @@ class CheckpointError(SvdError):
     """A model directory is missing, damaged, unsupported or not what its config says."""
 
 
+class NotFiniteError(SvdError):
+    """A computation gave NaN or infinity, which no report ever holds."""
+
+
 class CalibrationError(SvdError):
     """A calibration or evaluation text cannot be used."""
 

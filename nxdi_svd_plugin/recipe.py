@@ -34,6 +34,7 @@ from typing import Any
 from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.stored.dtypes import DTYPES
 from nxdi_svd_plugin.stored.projection import PROJECTIONS
+from nxdi_svd_plugin.strict_yaml import read_yaml, size_of
 
 DEFAULT_RATIO = 0.10
 DEFAULT_TAU = 0.5
@@ -49,10 +50,10 @@ FACTOR_DTYPES = ("source", *DTYPES)
 class Calibration:
     """The text whose activations decide what may be lost.
 
-    text: a text file, a JSON lines file with a "text" key, or "builtin" (nxdi_svd_plugin/texts.py).
+    text: a file of plain text or JSON records (docs/inputs.md), or "builtin" (nxdi_svd_plugin/texts).
     samples, length: number of windows and tokens in each; where a model's tokenizer makes fewer than the default number
         of windows out of the built-in text, all there are.
-    seed: which windows of a longer text are taken.
+    seed: which windows of a longer text are taken, out of its first eight times as many or its first 2^20 characters.
     """
 
     text: str = "builtin"
@@ -79,7 +80,7 @@ class Recipe:
     tp_degree: NxDI's tensor-parallel degree at which a core holds, reads and computes its share and no more. Every
         group of a projection has the same rank and pivot places, so that all cores run one program.
     dtype: of the factors; "source" keeps the dtype of the weight they replace.
-    shard_size: largest size of one output file in bytes.
+    shard_size: largest size of one output file in bytes; `from_dict` takes "5GB" too.
     Raises:
         RecipeError: a value out of range, or keys that contradict each other.
     """
@@ -230,6 +231,7 @@ def from_dict(raw: Mapping[str, Any]) -> Recipe:
         raise RecipeError(f"ranks is {values['ranks']!r}; expected selector: rank, such as down_proj: 384")
     if not isinstance(values.get("dense", []), (list, tuple)):
         raise RecipeError(f"dense is {values['dense']!r}; expected a list of selectors, such as [0, 31.down_proj]")
+    values["shard_size"] = size_of(values.get("shard_size", Recipe.shard_size), "shard_size")
     values["ranks"] = {str(selector): rank for selector, rank in values.get("ranks", {}).items()}
     values["dense"] = tuple(str(selector) for selector in values.get("dense", ()))
     return Recipe(**values)
@@ -241,16 +243,9 @@ def from_yaml(path: str | Path) -> Recipe:
     Raises:
         RecipeError: the file is missing, no YAML, no mapping, or holds a bad recipe; the message names the file.
     """
-    import yaml
-
-    try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(
-            f"recipe {path} cannot be read ({error.strerror}); give a file, or one of {', '.join(PRESETS)}"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path} is not valid YAML: {error}") from error
+    if not Path(path).expanduser().exists():
+        raise RecipeError(f"recipe {path} cannot be read (not there); give a file, or one of {', '.join(PRESETS)}")
+    raw = read_yaml(Path(path).expanduser(), f"recipe {path}")
     if not isinstance(raw, Mapping):
         raise RecipeError(f"recipe {path} holds {type(raw).__name__}; expected keys such as ratio and block")
     if isinstance(raw.get("recipe"), Mapping):

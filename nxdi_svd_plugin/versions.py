@@ -1,8 +1,10 @@
 """Which Neuron SDKs the plugin supports, and what of its requirements and extras is installed. Reads metadata only.
 
-SDK rows: the release commits' `setup.py` of NxDI (pins) and aws-neuron-sdk `n2-manifest.json` (torch, Python). The
-fused kernels are for trn1 with SDK 2.26 to 2.28: from 2.29 on NxDI no longer supports NKI kernels on Trn1
-(aws-neuron-sdk `release-notes/components/nxd-inference.rst`, 2.29 "Breaking Changes").
+SDK rows to 2.29: the release commits' `setup.py` of NxDI (pins) and aws-neuron-sdk `n2-manifest.json` (torch, Python);
+later ones: the component tables of the release notes (release-notes/components/index of v2.30.0 and v2.31.0), since
+NxDI's source is public to 0.9 only. The fused kernels are for trn1 with SDK 2.26 to 2.28: from 2.29 on NxDI no longer
+supports NKI kernels on Trn1 (release-notes/components/nxd-inference.rst, 2.29 "Breaking Changes"), and from 2.30 on its
+compiler refuses our dialect of NKI. docs/versions.md says which path a user takes.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ PYTHON = ">=3.10"
 class Sdk:
     """One Neuron SDK: the NxDI it carries, what that pins, and the `mlp_impl` values that run there.
 
-    nxdi: NxDI version prefix, "0.8". nki: the NKI package, "" where it is part of neuronx-cc.
-    trn1: runs on a trn1 device. cpu: runs with NxDI on the CPU.
+    nxdi: NxDI version prefix, "0.8"; "" where an SDK has none. nki: the NKI package, "" where it is part of neuronx-cc.
+    trn1: meant to run on a trn1 device. cpu: runs with NxDI's source on the CPU, which the tests do; nothing where the
+    source is not public. What we do not know is "".
     """
 
     release: str
@@ -40,13 +43,22 @@ class Sdk:
     cpu: tuple[str, ...] = ("dense", "svd")
     note: str = ""
 
+    @property
+    def tested(self) -> bool:
+        """Whether the tests run this SDK's NxDI, on the CPU."""
+        return bool(self.cpu)
+
 
 ALL_IMPLS = ("dense", "svd", "svd_fused")
+PLAIN = ("dense", "svd")
 SDKS = (
     Sdk("2.26", "0.6", "4.51.*", "2.6-2.8", "", "3.9-3.11", ALL_IMPLS),
     Sdk("2.27", "0.7", "4.56.*", "2.7-2.9", "0.1.0", "3.10-3.12", ALL_IMPLS),
     Sdk("2.28", "0.8", "4.57.*", "2.7-2.9", "0.2.0", "3.10-3.12", ALL_IMPLS, note="primary target"),
-    Sdk("2.29", "0.9", "4.57.*", "2.9", "0.3", "3.10-3.12", ("dense", "svd"), note="no NKI kernels on trn1"),
+    Sdk("2.29", "0.9", "4.57.*", "2.9", "0.3", "3.10-3.12", PLAIN, note="no NKI kernels in NxDI on trn1"),
+    Sdk("2.30", "0.10.17970", "", "2.9", "0.4", "", PLAIN, (), note="untested, source not public; maintenance"),
+    Sdk("2.31", "0.10.18399", "", "2.9", "0.5", "", PLAIN, (), note="untested, source not public; the last NxDI"),
+    Sdk("2.32+", "", "", "", "0.6+", "", (), (), note="no NxDI; vLLM Neuron on trn2 and trn3"),
 )
 
 
@@ -59,8 +71,14 @@ def installed(distribution: str) -> str | None:
 
 
 def sdk_of(nxdi_version: str) -> Sdk | None:
-    """The supported SDK that carries this NxDI version, or None (an untested or a placeholder release)."""
-    return next((sdk for sdk in SDKS if nxdi_version.startswith(sdk.nxdi + ".")), None)
+    """The SDK that carries this NxDI version ("0.8.16251+hash"), or None (an unknown or a placeholder release)."""
+    numbers = nxdi_version.partition("+")[0] + "."
+    return next((sdk for sdk in SDKS if sdk.nxdi and numbers.startswith(sdk.nxdi + ".")), None)
+
+
+def known_nxdi() -> str:
+    """The versions of NxDI in the table, for a message."""
+    return ", ".join(f"{sdk.nxdi} (SDK {sdk.release})" for sdk in SDKS if sdk.nxdi)
 
 
 @dataclass(frozen=True)

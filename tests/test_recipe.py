@@ -133,7 +133,7 @@ def test_the_most_specific_selector_wins():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot be read .*; give a file, or one of .*paper"),
+        (None, "cannot be read .not there.; give a file, or one of .*paper"),
         (b"ratio: [", "is not valid YAML"),
         (b"\xff\xfe\x00", "is not valid YAML"),
         (b"- 0.1", "holds list; expected keys"),

@@ -20,12 +20,14 @@ ORDER = "mlp_order.npy"
 """int32 [layers, I]: where each stored intermediate neuron was in the source; interpolative checkpoints only."""
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+FINAL_NORM = "model.norm.weight"
 ROTARY_BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 """Buffers that old Llama checkpoints saved; every transformers version computes them anew."""
 
+TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -33,6 +35,18 @@ TOKENIZER_FILES = (
     "tokenizer.model",
 )
 OTHER_FILES = ("generation_config.json", "chat_template.jinja", "chat_template.json")
+
+
+def model_name(directory: Path) -> str:
+    """The name of a model by its directory: `org/name` in a Hugging Face cache, else the directory's own.
+
+    A cache has models--org--name/snapshots/<commit>/ (huggingface_hub, "Understand caching").
+    """
+    place = directory.resolve()
+    repository = place.parent.parent.name
+    if place.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/")
+    return place.name
 
 
 def layer_prefix(layer: int) -> str:
@@ -56,29 +70,22 @@ def shard_name(index: int, count: int) -> str:
     return SINGLE_FILE if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
 
 
-def carried_files(directory: Path) -> list[str]:
-    """Files that go to the compressed directory as they are: tokenizer, generation config and chat template, nothing
-    else.
-
-    transformers writes the whole GGUF as `tokenizer.model` when it saves a tokenizer read from one; that is left
-    behind.
-    """
-    found = [name for name in (*TOKENIZER_FILES, *OTHER_FILES) if (directory / name).is_file()]
-    if "tokenizer.model" in found and not is_sentencepiece(directory / "tokenizer.model"):
-        found.remove("tokenizer.model")
-    return found
-
-
-def is_sentencepiece(path: Path) -> bool:
-    """Whether a file starts like a sentencepiece model: protobuf field 1 (a piece) that holds field 1 (its text)."""
-    with open(path, "rb") as file:
-        head = file.read(3)
-    return len(head) == 3 and head[0] == 0x0A and head[2] == 0x0A
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; errors are the caller's."""
-    loaded = json.loads(path.read_text(encoding="utf-8"))
+    loaded = parse_json(path.read_text(encoding="utf-8"))
     if not isinstance(loaded, dict):
         raise ValueError("not a JSON object")
     return loaded
+
+
+def parse_json(text: str) -> Any:
+    """A JSON value; Python would also take NaN and Infinity.
+
+    Raises:
+        ValueError: not JSON.
+    """
+    return json.loads(text, parse_constant=_refuse)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it holds {constant}, which is no JSON")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from nxdi_svd_plugin.checkpoint.layout import CODES
+from nxdi_svd_plugin.checkpoint.lfs import refuse_pointer
 from nxdi_svd_plugin.checkpoint.names import HEAD, INDEX, ROTARY_BUFFER, SINGLE_FILE
-from nxdi_svd_plugin.checkpoint.source import SourceConfig, expected_tensors
+from nxdi_svd_plugin.checkpoint.source import SourceConfig, check_buildable
+from nxdi_svd_plugin.checkpoint.tensors import expected_tensors
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.stored.dtypes import DTYPES
 
@@ -77,8 +80,9 @@ class Reader:
         """Compare names and shapes with what the config's architecture has.
 
         Raises:
-            CheckpointError: a missing, unexpected or wrongly shaped tensor.
+            CheckpointError: a missing, unexpected or wrongly shaped tensor, or a config that transformers cannot build.
         """
+        check_buildable(config)
         expected = expected_tensors(config)
         missing = [name for name in expected if name not in self.tensors]
         extra = [n for n in self.tensors if n not in expected and n != HEAD and not ROTARY_BUFFER.fullmatch(n)]
@@ -94,8 +98,8 @@ class Reader:
                     f"config.json says {list(shape)}"
                 )
 
-    def check_finite(self) -> None:
-        """Read every tensor once.
+    def finite_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor once, with its name.
 
         Raises:
             CheckpointError: a NaN or an infinity.
@@ -106,6 +110,7 @@ class Reader:
                 raise CheckpointError(
                     f"{self.directory / info.file}: {name} holds NaN or infinite values; download the file again"
                 )
+            yield name, tensor
 
     def fingerprint(self) -> str:
         """sha256 over the hashes of config.json and every weight file: changes when the source does."""
@@ -126,6 +131,7 @@ def file_sha256(path: Path) -> str:
 
 def _open(path: Path) -> safe_open:
     try:
+        refuse_pointer(path)
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors ({error}); it is missing or truncated") from error

@@ -1,28 +1,37 @@
-"""What config.json alone says about a model, dense or compressed: sizes and tensors. Unusable ones are refused here."""
+"""What config.json alone says about a model, dense or compressed. Unusable ones are refused here."""
 
 from __future__ import annotations
 
-import json
+import copy
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nxdi_svd_plugin.checkpoint.names import CONFIG, EMBEDDING, HEAD, UNFINISHED, layer_prefix, mlp_weights
+from nxdi_svd_plugin.checkpoint.lfs import refuse_pointer
+from nxdi_svd_plugin.checkpoint.names import CONFIG, UNFINISHED, parse_json
+from nxdi_svd_plugin.checkpoint.spellings import config_for_both
 from nxdi_svd_plugin.errors import CheckpointError, SvdError
 from nxdi_svd_plugin.stored.layers import MODEL_TYPES, Layers, parse_layers
 from nxdi_svd_plugin.stored.projection import PROJECTIONS, READS
 
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+HEAD_SIZES = ("num_key_value_heads", "head_dim")
+"""Derived from the others where they are null or left out."""
+
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""org/name."""
 
 
 @dataclass(frozen=True)
 class SourceConfig:
     """A dense Llama or Qwen3 model's config.json, checked.
 
-    raw: the JSON object as it was read. model_type: the dense one.
+    raw: the JSON object, as read_raw gives it. model_type: the dense one.
     """
 
     directory: Path
@@ -71,8 +80,6 @@ def read_config(directory: str | Path) -> SourceConfig:
             f"{directory / CONFIG} has intermediate_size {raw['intermediate_size']} below hidden_size "
             f"{raw['hidden_size']}; only MLPs that widen are supported"
         )
-    if (act := raw.get("hidden_act", "silu")) not in ("silu", "swish"):
-        raise CheckpointError(f"{directory / CONFIG} has hidden_act {act!r}; only SiLU MLPs (silu) are supported")
     if raw.get("mlp_bias"):
         raise CheckpointError(f"{directory} has MLP biases (mlp_bias: true); only MLPs without bias are supported")
     return SourceConfig(
@@ -124,38 +131,53 @@ def read_compressed(directory: Path) -> CompressedConfig:
 
 
 def read_raw(directory: Path) -> dict[str, Any]:
-    """`directory`/config.json of a dense or compressed model as it is.
+    """`directory`/config.json of a dense or compressed model, in the spellings of transformers 4 and 5 (spellings.py).
 
     Raises:
-        CheckpointError: no directory, no config.json (an unfinished output has none), not a JSON object.
+        CheckpointError: no directory, no config.json (an unfinished output has none), not a JSON object, spellings that
+            contradict each other.
     """
     path = directory / CONFIG
     if not directory.is_dir():
-        raise CheckpointError(f"{directory} is not a directory; give a local Hugging Face model directory")
+        raise CheckpointError(f"{directory} is not a directory; {_instead(directory)}")
     if not path.is_file() and (directory / UNFINISHED).is_dir():
         raise CheckpointError(f"{directory} is unfinished; run its command again with --resume")
     if not path.is_file():
         raise CheckpointError(f"{directory} has no {CONFIG}; give a Hugging Face model directory")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        refuse_pointer(path)
+        raw = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); restore it from the source") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path} holds a {type(raw).__name__}; expected a JSON object")
-    return raw
+    try:
+        return config_for_both(raw)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _instead(directory: Path) -> str:
+    """What to give in place of a directory that is not there: perhaps it is the name of a model on the hub."""
+    if HUB_ID.fullmatch(str(directory)):
+        return f"if it is a model on the Hugging Face hub: `hf download {directory} --local-dir {directory.name}`"
+    return "give a local Hugging Face model directory"
 
 
 def check_sizes(directory: Path, raw: dict[str, Any]) -> None:
-    """Raises CheckpointError for a size in config.json that is no positive integer.
+    """Raises CheckpointError for a size in config.json that is no positive integer, or an activation that is not SiLU.
 
-    Its longest context and its epsilon, which have defaults, are checked where they are given.
+    Sizes that have defaults and its epsilon are checked where they are given.
     """
+    if (act := raw.get("hidden_act", "silu")) not in ("silu", "swish"):
+        raise CheckpointError(f"{directory / CONFIG} has hidden_act {act!r}; only SiLU MLPs (silu) are supported")
     eps = raw.get("rms_norm_eps", 1e-6)
-    if not isinstance(eps, (int, float)) or isinstance(eps, bool) or eps <= 0:
+    if not isinstance(eps, (int, float)) or isinstance(eps, bool) or not 0 < eps < math.inf:
         raise CheckpointError(f"{directory / CONFIG} has rms_norm_eps = {eps!r}; expected a positive number")
-    for key in (*SIZES, *(["max_position_embeddings"] if "max_position_embeddings" in raw else [])):
+    given = [key for key in HEAD_SIZES if raw.get(key) is not None]
+    for key in (*SIZES, *given, *(["max_position_embeddings"] if "max_position_embeddings" in raw else [])):
         if not isinstance(raw.get(key), int) or isinstance(raw[key], bool) or raw[key] < 1:
             raise CheckpointError(f"{directory / CONFIG} has {key} = {raw.get(key)!r}; expected a positive integer")
 
@@ -184,57 +206,31 @@ def one_layer_config(config: SourceConfig) -> Any:
 
     Sliding windows are switched off: the samples are not longer than a window (checked by the caller).
     """
+    raw = {key: value for key, value in config.raw.items() if key not in {"layer_types", "dtype", "torch_dtype"}}
+    raw.update(num_hidden_layers=1, vocab_size=1, use_sliding_window=False)
+    raw |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
+    return transformers_config({**raw, "model_type": config.model_type})
+
+
+def transformers_config(raw: Mapping[str, Any]) -> Any:
+    """The transformers config of what `read_raw` gave."""
     from transformers import AutoConfig
 
-    raw = {key: value for key, value in config.raw.items() if key not in {"layer_types", "dtype", "torch_dtype"}}
-    raw.update(num_hidden_layers=1, vocab_size=1, pad_token_id=None, use_sliding_window=False)
-    del raw["model_type"]
-    return AutoConfig.for_model(config.model_type, **raw)
+    values = copy.deepcopy({key: value for key, value in raw.items() if key != "model_type"})  # transformers 5 edits it
+    return AutoConfig.for_model(raw["model_type"], **values)
 
 
-def expected_tensors(config: SourceConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the dense model, `lm_head.weight` included when it is not tied."""
-    tied = {HEAD} if config.raw.get("tie_word_embeddings", False) else set()
-    return {name: shape for name, shape in all_tensors(config).items() if name not in tied}
+def check_buildable(config: SourceConfig) -> None:
+    """Let transformers build one layer of the model on the meta device.
 
-
-def stored_tensors(config: SourceConfig, layers: Layers) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a model with these MLPs, `lm_head.weight` included even when it is tied."""
-    shapes = all_tensors(config)
-    for i, mlp in layers.items():
-        for _, weight in mlp_weights(i):
-            del shapes[weight]
-        shapes |= {f"{layer_prefix(i)}mlp.{name}": shape for name, shape in mlp.tensors(config.hidden).items()}
-    return shapes
-
-
-def all_tensors(config: SourceConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the dense model, `lm_head.weight` included even when it is tied.
-
-    The names come from transformers' own classes, built on the meta device with one layer.
+    Raises:
+        CheckpointError: it cannot; says why.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     with config_errors(config.directory), torch.device("meta"):
-        state = AutoModelForCausalLM.from_config(one_layer_config(config)).state_dict()  # type: ignore[no-untyped-call]
-    first, shapes = layer_prefix(0), {}
-    vocab = config.raw["vocab_size"]
-    for name, tensor in state.items():
-        shape = tuple(tensor.shape)
-        if name in (EMBEDDING, HEAD):
-            shape = (vocab, config.hidden)
-        if not name.startswith(first):
-            shapes[name] = shape
-            continue
-        for layer in range(config.layers):
-            shapes[layer_prefix(layer) + name.removeprefix(first)] = shape
-    return shapes
-
-
-def parameters(config: SourceConfig) -> int:
-    """Numbers in the whole dense model, tied embeddings counted once."""
-    return sum(math.prod(shape) for shape in expected_tensors(config).values())
+        AutoModelForCausalLM.from_config(one_layer_config(config))  # type: ignore[no-untyped-call]
 
 
 def projections(config: SourceConfig) -> list[tuple[int, str]]:

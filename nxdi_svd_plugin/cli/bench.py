@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nxdi_svd_plugin import versions
+from nxdi_svd_plugin.cli.options import add_model_option, number, path
 from nxdi_svd_plugin.cli.output import emit
 from nxdi_svd_plugin.hardware import MODEL_BAND
 
@@ -41,13 +41,11 @@ SUMMED = ("hbm_bytes", *(key for key, _, _ in UNITS))
 def add_parser(subparsers: Any) -> None:
     """Add the parser."""
     parser = subparsers.add_parser("bench", help="fused, unfused and dense MLPs in the simulator", epilog=EPILOG)
-    parser.add_argument(
-        "directory", metavar="DIR", help="a compressed or, with --ratio, a dense directory; no weight is read"
-    )
-    parser.add_argument("--ratio", type=float, metavar="R", help="of a dense model: share of the MLP weights to save")
+    add_model_option(parser, "a compressed or, with --ratio, a dense directory; no weight is read")
+    parser.add_argument("--ratio", type=number, metavar="R", help="of a dense model: share of the MLP weights to save")
     parser.add_argument("--tp", type=int, default=1, metavar="N", help="tensor-parallel degree (default: 1)")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 2048], metavar="S", help="token counts (1 2048)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the rows there, as JSON lines")
+    parser.add_argument("--output", type=path, metavar="FILE", help="write the rows there, as JSON lines")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,13 +56,13 @@ def run(args: argparse.Namespace) -> int:
         raise RecipeError(f"--tp {args.tp} and --tokens {args.tokens} must be 1 or more")
     versions.import_extra("ml_dtypes", "simulator")
     os.environ["NXDI_SVD_NKI"] = "simulator"  # before the kernels are imported: a Neuron SDK cannot count
-    from nxdi_svd_plugin.checkpoint.atomic import write_bytes
+    from nxdi_svd_plugin.checkpoint.atomic import json_text, write_bytes
     from nxdi_svd_plugin.cli.bench_layers import ranks_of
 
-    found = ranks_of(Path(args.directory), args.ratio, args.tp)
+    found = ranks_of(Path(args.model), args.ratio, args.tp)
     rows = [row for ranks in found for row in bench(ranks, args.tp, args.tokens)]
     if args.output:
-        write_bytes(args.output, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        write_bytes(args.output, "".join(json_text(row, indent=None) + "\n" for row in rows).encode())
     notes = notes_of(found)
     emit(args, {"rows": rows, "totals": totals(rows), "notes": notes}, "\n".join([to_text(rows), *notes]))
     return 0

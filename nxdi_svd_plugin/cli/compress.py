@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from nxdi_svd_plugin.cli.options import add_model_option, expanded
 from nxdi_svd_plugin.cli.output import emit
 from nxdi_svd_plugin.cli.recipe_options import add_recipe_options, recipe_from
 
@@ -22,8 +23,8 @@ Flags override the recipe file. Killed at any moment, --resume continues. The so
 def add_parser(subparsers: Any) -> None:
     """Add the parser."""
     parser = subparsers.add_parser("compress", help="factor a model's MLP weights", epilog=EPILOG)
-    parser.add_argument("--model", required=True, metavar="DIR", help="dense Hugging Face directory (Llama or Qwen3)")
-    parser.add_argument("--output", required=True, metavar="DIR", help="directory to write")
+    add_model_option(parser, "dense Hugging Face directory (Llama or Qwen3)")
+    parser.add_argument("--output", required=True, type=expanded, metavar="DIR", help="directory to write")
     add_recipe_options(parser)
     run_group = parser.add_argument_group("run")
     run_group.add_argument("--resume", action="store_true", help="continue an unfinished output")
@@ -58,8 +59,9 @@ def dry_run(args: argparse.Namespace, recipe: Any) -> int:
     """Every check that compress makes before the first layer, and the plan; nothing is written."""
     from nxdi_svd_plugin.compress.plan.summary import make_plan, plan_text
     from nxdi_svd_plugin.compress.run.run import check
-    from nxdi_svd_plugin.compress.run.world import prints_results
+    from nxdi_svd_plugin.compress.run.world import pick_device, prints_results
 
+    pick_device(args.device)
     check(args.model, args.output, recipe, resume=args.resume, overwrite=args.overwrite)
     plan = make_plan(args.model, recipe)
     if prints_results():

@@ -30,6 +30,7 @@ Without --device it reads package metadata and /dev only; nothing is imported or
 
 BRINGS_ITS_OWN = {"neuron": "neuronx-distributed-inference", "vllm": "vllm"}
 """The extras that are empty, since pip must not touch what the Neuron DLAMI brings, and the distribution of each."""
+FUSED_NEEDS = "svd_fused needs SDK 2.26 to 2.28"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -123,8 +124,9 @@ def what_works(nxdi: str | None, sdk: versions.Sdk | None, devices: list[str]) -
     if nxdi is None:
         works["NxDI"] = "no: neuronx-distributed-inference is not installed (it comes with the Neuron DLAMI)"
     elif sdk is None:
-        supported = ", ".join(f"{row.nxdi} (SDK {row.release})" for row in versions.SDKS)
-        works["NxDI"] = f"no: version {nxdi} is not one of the supported {supported}"
+        works["NxDI"] = f"no: version {nxdi} is not one of {versions.known_nxdi()}"
+    elif not sdk.tested:
+        works["NxDI"] = f"untested: SDK {sdk.release}; on trn1 mlp_impl {', '.join(sdk.trn1)} should run, {FUSED_NEEDS}"
     elif devices:
         works["NxDI"] = f"yes: SDK {sdk.release}, mlp_impl on trn1: {', '.join(sdk.trn1)}"
     else:
@@ -133,8 +135,11 @@ def what_works(nxdi: str | None, sdk: versions.Sdk | None, devices: list[str]) -
 
 
 def to_text(findings: dict[str, Any]) -> str:
-    """The report for a person."""
-    lines = [f"nxdi-svd-plugin {findings['plugin']} on {findings['platform']}", "", "core"]
+    """The report for a person: what fails, what works, and then what that was concluded from."""
+    lines = [f"nxdi-svd-plugin {findings['plugin']} on {findings['platform']}", ""]
+    failed = [f"  {check['what']}" for check in findings["core"] if not check["ok"]]
+    lines += ["what has to be mended", *failed, ""] if failed else []
+    lines += ["what works here", *(f"  {what}: {how}" for what, how in findings["works"].items()), "", "core"]
     lines += [f"  {'ok  ' if check['ok'] else 'FAIL'} {check['what']}" for check in findings["core"]]
     lines += ["", "extras"]
     for extra, check in findings["extras"].items():
@@ -142,12 +147,11 @@ def to_text(findings: dict[str, Any]) -> str:
             f"  {'ok  ' if check['ok'] else 'none'} {extra}" + (f"  ->  {check['fix']}" if check["fix"] else "")
         )
         lines += [f"         {wrong}" for wrong in check["wrong"]]
-    lines += ["", "what works here"] + [f"  {what}: {how}" for what, how in findings["works"].items()]
-    return "\n".join([*lines, "", "support table", *support_table(), ""])
+    return "\n".join([*lines, "", "Neuron SDKs (docs/versions.md)", *support_table(), ""])
 
 
 def support_table() -> list[str]:
-    """The supported SDKs, one line each."""
+    """The known SDKs, one line each."""
     head = ("SDK", "NxDI", "transformers", "torch", "Python", "mlp_impl on trn1", "note")
     rows = [(s.release, s.nxdi, s.transformers, s.torch, s.python, ", ".join(s.trn1), s.note) for s in versions.SDKS]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nxdi_svd_plugin.cli.options import add_dtype_option, not_negative, positive
+from nxdi_svd_plugin.cli.options import add_dtype_option, add_model_option, expanded, not_negative, path, positive
 from nxdi_svd_plugin.cli.output import emit
 
 if TYPE_CHECKING:
@@ -28,11 +28,13 @@ def add_parser(subparsers: Any) -> None:
     """Add the parser."""
     parser = subparsers.add_parser("evaluate", help="perplexity, dense and compressed side by side", epilog=EPILOG)
     models = parser.add_argument_group("models")
-    models.add_argument("--model", required=True, metavar="DIR", help="model directory, compressed or dense")
-    models.add_argument("--base", metavar="DIR", help="the dense model, measured on the same tokens")
+    add_model_option(models, "model directory, compressed or dense")
+    models.add_argument("--base", type=expanded, metavar="DIR", help="the dense model, measured on the same tokens")
     add_dtype_option(models)
     text = parser.add_argument_group("text")
-    text.add_argument("--text", default="builtin-heldout", metavar="FILE", help="UTF-8 text or .jsonl file")
+    text.add_argument(
+        "--text", type=expanded, default="builtin-heldout", metavar="FILE", help="text, see docs/inputs.md"
+    )
     text.add_argument("--max-tokens", type=positive, metavar="N", help="use only the first N tokens (default: all)")
     text.add_argument(
         "--window", type=positive, metavar="N", help="tokens per window (default: 1024, at most its longest)"
@@ -51,8 +53,8 @@ def add_parser(subparsers: Any) -> None:
         "--fewshot", type=not_negative, default=0, metavar="N", help="examples in the prompt (default: 0)"
     )
     tasks.add_argument("--batch", type=positive, default=1, metavar="N", help="sequences at once (default: 1)")
-    tasks.add_argument("--include-path", type=Path, metavar="DIR", help="folder of further task YAML files")
-    tasks.add_argument("--task-data", type=Path, metavar="DIR", help="TASK.jsonl files instead of the hub's data sets")
+    tasks.add_argument("--include-path", type=path, metavar="DIR", help="folder of further task YAML files")
+    tasks.add_argument("--task-data", type=path, metavar="DIR", help="TASK.jsonl files instead of the hub's data sets")
     parser.add_argument("--record", action="store_true", help="write the result into DIR's report.json and model card")
 
 
@@ -91,7 +93,7 @@ def layers(args: argparse.Namespace) -> tuple[LayerLosses, str]:
     from nxdi_svd_plugin.errors import RecipeError
     from nxdi_svd_plugin.evaluate import layer_loss
     from nxdi_svd_plugin.evaluate.perplexity import token_ids
-    from nxdi_svd_plugin.modeling.load import load_tokenizer
+    from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
     from nxdi_svd_plugin.report.measured import TextName
     from nxdi_svd_plugin.texts import read_text
 
@@ -102,7 +104,7 @@ def layers(args: argparse.Namespace) -> tuple[LayerLosses, str]:
             "--layers measures in float32 and in windows without overlap; leave --tasks, --dtype and --stride out"
         )
     text, base, window = read_text(args.text), Path(args.base), args.window or layer_loss.WINDOW
-    ids = token_ids(load_tokenizer(base), text.content, args.max_tokens or layer_loss.TOKENS)
+    ids = token_ids(load_tokenizer(base), text, args.max_tokens or layer_loss.TOKENS)
     name = TextName(text.name, text.sha256)
     losses = layer_loss.measure_layers(base, Path(args.model), ids, window, name, progress=not args.quiet)
     return losses, layer_loss.to_text(losses)
@@ -112,24 +114,28 @@ def perplexity(args: argparse.Namespace) -> tuple[Evaluation, str]:
     """The model's perplexity on a text, the dense model's beside it with --base, and both for a person.
 
     Raises:
-        CheckpointError: the two models do not read the text as the same tokens.
+        CheckpointError: the two models do not read the text as the same tokens, or are not of one dense model.
         SvdError: a bad directory, text or option.
     """
     import torch
 
+    from nxdi_svd_plugin.checkpoint.partner import check_partner
     from nxdi_svd_plugin.errors import CheckpointError
     from nxdi_svd_plugin.evaluate.perplexity import WINDOW, measure, token_ids
-    from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+    from nxdi_svd_plugin.modeling.load import load_model
+    from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
     from nxdi_svd_plugin.report.measured import Evaluation, Score, TextName
     from nxdi_svd_plugin.texts import read_text
 
     text = read_text(args.text)
     directories = [args.model, *([args.base] if args.base else [])]
-    ids = [token_ids(load_tokenizer(directory), text.content, args.max_tokens) for directory in directories]
+    ids = [token_ids(load_tokenizer(directory), text, args.max_tokens) for directory in directories]
     if args.base and not torch.equal(*ids):
         raise CheckpointError(
             f"{args.model} and {args.base} split the text into different tokens; their perplexities cannot be compared"
         )
+    if args.base:
+        check_partner(Path(args.model), Path(args.base))
     window = args.window or min(WINDOW, *(longest_window(directory) for directory in directories))
     scores = []
     for directory in directories:  # one at a time: two models need not fit in memory together

@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import Any
 
-from nxdi_svd_plugin.cli.options import add_dtype_option, positive
+from nxdi_svd_plugin.cli.options import add_dtype_option, add_model_option, number, positive
 from nxdi_svd_plugin.cli.output import emit
 
 EPILOG = """\
@@ -21,13 +21,15 @@ def add_parser(subparsers: Any) -> None:
     """Add the parser."""
     parser = subparsers.add_parser("generate", help="continue a prompt on the CPU", epilog=EPILOG)
     model = parser.add_argument_group("model")
-    model.add_argument("--model", required=True, metavar="DIR", help="model directory, compressed or dense")
+    add_model_option(model, "model directory, compressed or dense")
     add_dtype_option(model)
     prompt = parser.add_argument_group("prompt and answer")
     prompt.add_argument("--prompt", required=True, metavar="TEXT", help="what to continue or, with --chat, to answer")
     prompt.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
     prompt.add_argument("--max-new-tokens", type=positive, default=64, metavar="N", help="longest answer (default: 64)")
-    prompt.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
+    prompt.add_argument(
+        "--temperature", type=number, default=0.0, metavar="T", help="0 is greedy (default); else samples of all tokens"
+    )
     prompt.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling (default: 0)")
 
 
@@ -42,13 +44,16 @@ def generate(args: argparse.Namespace) -> dict[str, Any]:
     """The answer as one JSON object.
 
     Raises:
-        RecipeError: an empty prompt, a negative temperature, --chat without a chat template, or a context too long.
-        CheckpointError: a bad directory.
+        RecipeError: an empty prompt or one that is no UTF-8, a negative temperature, --chat without a chat template, or
+            a context too long.
+        CheckpointError: a bad directory. NotFiniteError: logits that are no numbers.
     """
     import torch
 
     from nxdi_svd_plugin.errors import RecipeError
-    from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+    from nxdi_svd_plugin.modeling.finite import finite_logits
+    from nxdi_svd_plugin.modeling.load import load_model
+    from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 
     if args.temperature < 0:
         raise RecipeError(f"temperature is {args.temperature}; expected 0 (greedy) or more")
@@ -60,14 +65,13 @@ def generate(args: argparse.Namespace) -> dict[str, Any]:
         raise RecipeError(
             f"{ids.shape[1]} prompt tokens and {args.max_new_tokens} new ones exceed the model's {longest}"
         )
-    sampling = {"do_sample": True, "temperature": args.temperature} if args.temperature else {"do_sample": False}
-    if not args.temperature:  # a carried generation config may set these, and transformers warns when they are unused
-        sampling |= {"temperature": None, "top_p": None, "top_k": None}
+    model.generation_config = decoding(model.generation_config, args.temperature)
     torch.manual_seed(args.seed)
     start = time.monotonic()
-    tokens = model.generate(  # type: ignore[operator]
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=args.max_new_tokens, **sampling
-    )
+    with finite_logits(model):
+        tokens = model.generate(  # type: ignore[operator]
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=args.max_new_tokens
+        )
     new = tokens[0, ids.shape[1] :]
     return {
         "text": tokenizer.decode(new, skip_special_tokens=True),
@@ -78,14 +82,33 @@ def generate(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def decoding(carried: Any, temperature: float) -> Any:
+    """A generation config that is greedy, or samples from the whole distribution at a temperature.
+
+    Of the model's own only the special tokens are taken: beams, penalties and top-k would make it something else than
+    what the options say.
+    """
+    from transformers import GenerationConfig
+
+    tokens = {key: getattr(carried, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    end = tokens["eos_token_id"]
+    if tokens["pad_token_id"] is None:  # what transformers takes too, with a warning; one prompt has no padding
+        tokens["pad_token_id"] = end[0] if isinstance(end, list) else end
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    config: Any = GenerationConfig
+    return config(**tokens, **(sampling if temperature else {"do_sample": False}))
+
+
 def prompt_ids(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
     """Token ids of the prompt, as it is or as the user's turn of a chat.
 
     Raises:
-        RecipeError: an empty prompt, or --chat without a chat template.
+        RecipeError: an empty prompt, one that is no UTF-8, or --chat without a chat template.
     """
     from nxdi_svd_plugin.errors import RecipeError
 
+    if any(0xD800 <= ord(letter) < 0xE000 for letter in prompt):
+        raise RecipeError("the prompt is not valid UTF-8; check the encoding of the terminal")
     if chat:
         if not getattr(tokenizer, "chat_template", None):
             raise RecipeError("the model has no chat template; leave --chat away")

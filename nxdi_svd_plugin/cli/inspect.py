@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nxdi_svd_plugin.cli.options import add_model_option
 from nxdi_svd_plugin.cli.output import emit
 
 if TYPE_CHECKING:
@@ -26,12 +27,12 @@ ERRORS = ("relative_error", "bf16_error", "growth")
 def add_parser(subparsers: Any) -> None:
     """Add the parser."""
     parser = subparsers.add_parser("inspect", help="ranks, bytes and error of every layer", epilog=EPILOG)
-    parser.add_argument("directory", metavar="DIR", help="a compressed directory")
+    add_model_option(parser, "a compressed directory")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print what the directory holds."""
-    found = inspect(Path(args.directory))
+    found = inspect(Path(args.model))
     emit(args, found, to_text(found))
     return 0
 

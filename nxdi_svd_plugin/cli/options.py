@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
+from pathlib import Path
 
 from nxdi_svd_plugin.stored.dtypes import DTYPES
 
@@ -15,6 +18,49 @@ def add_dtype_option(group: argparse._ArgumentGroup) -> None:
         default="auto",
         help="data type to compute in; auto is the one in config.json (bfloat16 is slow on most CPUs)",
     )
+
+
+def add_model_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup, text: str) -> None:
+    """Add MODEL and --model MODEL, which are the same; `place_model` makes one of them."""
+    parser.add_argument("word", nargs="?", type=expanded, metavar="MODEL", help=text)
+    parser.add_argument("--model", type=expanded, metavar="MODEL", help="the same, by name")
+
+
+def place_model(args: argparse.Namespace, unknown: list[str], parser: argparse.ArgumentParser) -> list[str]:
+    """Put the one model directory that was given into `args.model`; exit 2 if it is none or two.
+
+    Returns what is left of `unknown`: before 3.13 argparse takes a MODEL that follows an option for unknown.
+    """
+    if not hasattr(args, "word"):
+        return unknown
+    found = [word for word in (args.word, args.model) if word is not None]
+    if not found and unknown and not unknown[0].startswith("-"):
+        found, unknown = [expanded(unknown[0])], unknown[1:]
+    if not found and not unknown:
+        parser.error(f"MODEL is missing: `{parser.prog} MODEL`, the directory of a model")
+    if len(found) == 2:
+        parser.error(f"two models are given, {found[0]} and {found[1]}; give one")
+    args.model = found[0] if found else None
+    del args.word
+    return unknown
+
+
+def expanded(text: str) -> str:
+    """A path with `~` replaced, for argparse: a shell leaves --model=~/x as it is."""
+    return os.path.expanduser(text)
+
+
+def path(text: str) -> Path:
+    """`expanded`, as a Path."""
+    return Path(expanded(text))
+
+
+def number(text: str) -> float:
+    """A finite number, for argparse."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value
 
 
 def positive(text: str) -> int:

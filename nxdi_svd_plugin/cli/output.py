@@ -3,30 +3,55 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
-from nxdi_svd_plugin.errors import RecipeError
+from nxdi_svd_plugin.checkpoint.atomic import json_text
+from nxdi_svd_plugin.errors import RecipeError, SvdError
 
 LEVELS = ("debug", "info", "warning", "error")
+FLAGS, VALUED = ("--json", "--quiet"), ("--log-level", "--log-file")
+"""The options that every command has and that may stand before it: without a value, and with one."""
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Add --json, --log-level, --log-file and --quiet."""
     group = parser.add_argument_group("output and logging")
     group.add_argument("--json", action="store_true", help="one JSON object on stdout; everything else on stderr")
-    group.add_argument("--log-level", choices=LEVELS, default="info", help="least severe message shown (default: info)")
+    group.add_argument(
+        "--log-level", choices=LEVELS, default="info", help="least severe message shown; debug: tracebacks too (info)"
+    )
     group.add_argument("--log-file", metavar="FILE", help="append the log to FILE too")
     group.add_argument("--quiet", action="store_true", help="no progress, and only errors in the log")
 
 
 def emit(args: argparse.Namespace, payload: Mapping[str, Any], text: str) -> None:
-    """Print the result of a command on stdout: `payload` as JSON with --json, else `text`."""
-    print(json.dumps(payload, indent=2) if args.json else text, file=args.stdout)
+    """Print the result of a command on stdout: `payload` as JSON with --json, else `text`.
+
+    Raises:
+        NotFiniteError: NaN or infinity in the result.
+        SvdError: stdout is closed or cannot be written to.
+        BrokenPipeError: its reader has gone.
+    """
+    as_json = json_text(dict(payload))
+    if args.stdout is None:
+        raise SvdError("the command is done, but its result cannot be printed: standard output is closed")
+    try:
+        print(as_json if args.json else text, file=args.stdout, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        silence(args.stdout)
+        raise SvdError(f"the command is done, but its result cannot be printed ({error.strerror})") from error
+
+
+def silence(stream: TextIO) -> None:
+    """Send what is left in a stream's buffer nowhere: Python would complain at exit once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager
@@ -41,7 +66,7 @@ def logging_to(args: argparse.Namespace) -> Iterator[None]:
     handlers[0].setFormatter(logging.Formatter("%(message)s"))
     if args.log_file:
         try:
-            handlers.append(logging.FileHandler(args.log_file))
+            handlers.append(logging.FileHandler(args.log_file, encoding="utf-8"))
         except OSError as error:
             raise RecipeError(f"--log-file {args.log_file} cannot be opened: {error.strerror}") from error
         handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))

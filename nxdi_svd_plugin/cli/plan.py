@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from nxdi_svd_plugin.cli.options import positive
+from nxdi_svd_plugin.cli.options import add_model_option, positive
 from nxdi_svd_plugin.cli.output import emit
 from nxdi_svd_plugin.cli.recipe_options import add_recipe_options, recipe_from
 
@@ -22,7 +22,7 @@ Reads config.json only: the weights need not be there.
 def add_parser(subparsers: Any) -> None:
     """Add the parser."""
     parser = subparsers.add_parser("plan", help="ranks, bytes and memory before any weight is read", epilog=EPILOG)
-    parser.add_argument("--model", required=True, metavar="DIR", help="directory with the dense model's config.json")
+    add_model_option(parser, "directory with the dense model's config.json")
     group = parser.add_argument_group("kernels and the host's memory (shown if --tp is given)")
     group.add_argument("--tp", type=positive, metavar="N", help="tensor-parallel degree")
     group.add_argument("--tokens", type=positive, nargs="+", default=[1, 2048], metavar="S", help="tokens (1 2048)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from nxdi_svd_plugin.cli.options import expanded, number
 from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.recipe import ALLOCATIONS, FACTOR_DTYPES, OBJECTIVES, PRESETS, Recipe, from_yaml, preset
 
@@ -33,12 +34,12 @@ KEYS = {
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     """Add --recipe and one flag for every recipe key."""
     group = parser.add_argument_group("recipe (flags override the file)")
-    group.add_argument("--recipe", metavar="FILE", help="YAML recipe, or default or paper (default: default)")
-    group.add_argument("--ratio", type=float, help="share of the parameters to save, in (0, 1) (default: 0.10)")
+    group.add_argument("--recipe", type=expanded, metavar="FILE", help="YAML file, default or paper (default: default)")
+    group.add_argument("--ratio", type=number, help="share of the parameters to save, in (0, 1) (default: 0.10)")
     group.add_argument("--ratio-of", choices=("mlp", "model"), help="what the ratio is a share of (default: mlp)")
     group.add_argument("--tp-degree", type=int, metavar="N", help="cores to serve on: groups of neurons (2; paper: 1)")
     group.add_argument("--block", type=int, help="ranks are multiples of it in every group (default: 128)")
-    group.add_argument("--tau", type=float, help="rounding of Eq. 5 (allocation uniform): 0.5 nearest, 1 down (0.5)")
+    group.add_argument("--tau", type=number, help="rounding of Eq. 5 (allocation uniform): 0.5 nearest, 1 down (0.5)")
     group.add_argument(
         "--rank",
         action="append",
@@ -49,11 +50,11 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--form", help="of a low-rank projection: pair or interpolative (default: interpolative)")
     group.add_argument("--objective", choices=OBJECTIVES, help="what changes least (default: two_sided)")
     group.add_argument("--allocation", choices=ALLOCATIONS, help="of the ranks (default: global)")
-    group.add_argument("--damping", type=float, help="relative ridge of the two-sided objectives (default: 0.1)")
+    group.add_argument("--damping", type=number, help="relative ridge of the two-sided objectives (default: 0.1)")
     group.add_argument("--max-patterns", type=int, help="most different layers, 0: no limit (default: 0)")
     group.add_argument("--dtype", choices=FACTOR_DTYPES, help="of the factors (default: source)")
-    group.add_argument("--shard-size", type=int, metavar="BYTES", help="largest output file (default: 5000000000)")
-    group.add_argument("--calibration", metavar="FILE", help="text or .jsonl file (default: builtin)")
+    group.add_argument("--shard-size", metavar="SIZE", help="of one output file: 5GB, 500MB, 5GiB (default: 5GB)")
+    group.add_argument("--calibration", type=expanded, metavar="FILE", help="text, see docs/inputs.md (builtin)")
     group.add_argument("--samples", type=int, help="calibration windows (default: 56)")
     group.add_argument("--length", type=int, help="tokens in each window (default: 512)")
     group.add_argument("--seed", type=int, help="which windows of a longer text (default: 0)")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nxdi_svd_plugin.cli.options import add_model_option, number, path
 from nxdi_svd_plugin.cli.output import emit
 
 if TYPE_CHECKING:
@@ -17,9 +18,10 @@ examples:
   nxdi-svd recover --model OUT --data text.txt --validation other.txt --teacher DENSE --output OUT2
   nxdi-svd recover --model OUT --data text.txt --output OUT2 --resume
 
-DATA is plain text, or JSON lines with instruction, input, output (yahma/alpaca-cleaned) or text. Its first
-steps x batch windows are used, more than once if there are fewer. A result that is worse than the input on the
-validation text is thrown away: the output then holds the input's tensors, and says so.
+DATA is plain text, or JSON records with text, with instruction, input and output (yahma/alpaca-cleaned) or
+with messages, as lines or as one array; .gz and .zst too (docs/inputs.md). Its first steps x batch windows
+are used, more than once if there are fewer. A result that is worse than the input on the validation text is
+thrown away: the output then holds the input's tensors, and says so.
 """
 
 
@@ -27,11 +29,11 @@ def add_parser(subparsers: Any) -> None:
     """Add the parser."""
     parser = subparsers.add_parser("recover", help="regain accuracy by LoRA on the factors", epilog=EPILOG)
     files = parser.add_argument_group("files")
-    files.add_argument("--model", required=True, type=Path, metavar="DIR", help="compressed directory")
-    files.add_argument("--data", required=True, type=Path, metavar="FILE", help="training text")
-    files.add_argument("--output", required=True, type=Path, metavar="DIR", help="compressed directory to write")
-    files.add_argument("--validation", type=Path, metavar="FILE", help="text to choose by (default: end of the data)")
-    files.add_argument("--teacher", type=Path, metavar="DIR", help="dense model to distil from (default: next token)")
+    add_model_option(files, "compressed directory")
+    files.add_argument("--data", required=True, type=path, metavar="FILE", help="training text")
+    files.add_argument("--output", required=True, type=path, metavar="DIR", help="compressed directory to write")
+    files.add_argument("--validation", type=path, metavar="FILE", help="text to choose by (default: end of the data)")
+    files.add_argument("--teacher", type=path, metavar="DIR", help="dense model to distil from (default: next token)")
     files.add_argument("--resume", action="store_true", help="continue a killed run with the same options")
     files.add_argument("--overwrite", action="store_true", help="replace what --output holds")
     training = parser.add_argument_group("training (defaults in brackets)")
@@ -43,12 +45,12 @@ def add_parser(subparsers: Any) -> None:
 
 NUMBERS = (
     ("lora_rank", int, "rank of the adapters [64]"),
-    ("lora_alpha", float, "the adapters are scaled by alpha / rank [64]"),
+    ("lora_alpha", number, "the adapters are scaled by alpha / rank [64]"),
     ("steps", int, "optimizer steps [200]"),
     ("batch", int, "windows a step [4]"),
     ("micro_batch", int, "windows at once, for memory [2]"),
     ("window", int, "tokens a window [512]"),
-    ("learning_rate", float, "peak rate [lora 1e-3, full 1e-4]"),
+    ("learning_rate", number, "peak rate [lora 1e-3, full 1e-4]"),
     ("evaluate_every", int, "steps between evaluations [25]"),
     ("patience", int, "evaluations without progress until it stops [4]"),
     ("validation_windows", int, "validation windows at most [16]"),
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     names = [name for name, _, _ in NUMBERS] + ["method", "precision"]
     settings = Settings(**{name: getattr(args, name) for name in names if getattr(args, name) is not None})
     record = recover(
-        args.model,
+        Path(args.model),
         args.data,
         args.output,
         settings,

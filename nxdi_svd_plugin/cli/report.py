@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from nxdi_svd_plugin.cli.options import path
 from nxdi_svd_plugin.cli.output import emit
 from nxdi_svd_plugin.errors import RecipeError
 
@@ -22,11 +22,11 @@ With several directories, the evaluations are dealt out in order, equally many t
 def add_parser(subparsers: Any) -> None:
     """Add the parser."""
     parser = subparsers.add_parser("report", help="tables and figures of compressed models", epilog=EPILOG)
-    parser.add_argument("models", nargs="+", type=Path, metavar="DIR", help="compressed directories")
+    parser.add_argument("models", nargs="+", type=path, metavar="DIR", help="compressed directories")
     parser.add_argument(
-        "--evaluation", action="append", default=[], type=Path, metavar="FILE", help="what `evaluate --json` printed"
+        "--evaluation", action="append", default=[], type=path, metavar="FILE", help="what `evaluate --json` printed"
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where report.md goes (default: the first DIR)")
+    parser.add_argument("--output", type=path, metavar="DIR", help="where report.md goes (default: the first DIR)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from nxdi_svd_plugin.cli.options import add_model_option, expanded
 from nxdi_svd_plugin.cli.output import emit
 
 EPILOG = """\
@@ -21,8 +22,8 @@ Exit code 1 when a check fails.
 def add_parser(subparsers: Any) -> None:
     """Add the parser."""
     parser = subparsers.add_parser("verify", help="check a compressed directory", epilog=EPILOG)
-    parser.add_argument("directory", metavar="DIR", help="a compressed directory")
-    parser.add_argument("--base", metavar="DIR", help="the dense directory it was made from")
+    add_model_option(parser, "a compressed directory")
+    parser.add_argument("--base", type=expanded, metavar="DIR", help="the dense directory it was made from")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,8 +31,9 @@ def run(args: argparse.Namespace) -> int:
     from nxdi_svd_plugin.checkpoint.verify import verify
     from nxdi_svd_plugin.report.record import recorded_hashes
 
-    checks = verify(Path(args.directory), recorded_hashes, Path(args.base) if args.base else None)
-    ok = all(check.ok for check in checks)
-    text = "\n".join(f"{'ok  ' if check.ok else 'FAIL'} {check.name} ({check.detail})" for check in checks)
+    checks = verify(Path(args.model), recorded_hashes, Path(args.base) if args.base else None)
+    ok = all(check.ok is not False for check in checks)
+    words = {True: "ok  ", False: "FAIL", None: "none"}
+    text = "\n".join(f"{words[check.ok]} {check.name} ({check.detail})" for check in checks)
     emit(args, {"ok": ok, "checks": [dataclasses.asdict(check) for check in checks]}, text)
     return 0 if ok else 1

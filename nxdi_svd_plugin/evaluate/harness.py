@@ -18,8 +18,11 @@ from typing import Any
 import torch
 import yaml
 
+from nxdi_svd_plugin.checkpoint.partner import check_partner
 from nxdi_svd_plugin.errors import CalibrationError, RecipeError
-from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+from nxdi_svd_plugin.modeling.finite import finite_logits
+from nxdi_svd_plugin.modeling.load import load_model
+from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 from nxdi_svd_plugin.report.measured import Row, Tasks
 from nxdi_svd_plugin.versions import import_extra
 
@@ -55,11 +58,12 @@ def evaluate_pair(base: Path, compressed: Path, options: Options, dtype: torch.d
 
     Raises:
         MissingExtraError: lm-eval is not installed. RecipeError: an unknown task. CalibrationError: data that cannot be
-        loaded. CheckpointError: a model that cannot.
+        loaded. CheckpointError: a model that cannot, or two of different models.
     """
     import_extra("lm_eval", "eval")
     with tempfile.TemporaryDirectory() as scratch:
         specs = task_specs(options, Path(scratch))
+        check_partner(compressed, base)
         sides = [run_tasks(directory, specs, options, dtype) for directory in (base, compressed)]
     settings = {"limit": options.limit or None, "fewshot": options.fewshot, "dtype": str(dtype), "batch": options.batch}
     settings["lm_eval"] = import_extra("lm_eval", "eval").__version__
@@ -125,20 +129,23 @@ def run_tasks(directory: Path, specs: list[str], options: Options, dtype: torch.
     """lm-eval's result object of one model, with standard errors of perplexities, which lm-eval does not compute.
 
     Raises:
-        CalibrationError: a data set cannot be loaded (no network, no such file).
+        CalibrationError: a data set cannot be loaded (no network, no such file). NotFiniteError: logits that are no
+        numbers.
     """
     logger.info("lm-eval: %s", directory)
     evaluator = import_extra("lm_eval", "eval")
+    lm = language_model(directory, dtype, options.batch)
     try:
-        results: dict[str, Any] = evaluator.simple_evaluate(
-            language_model(directory, dtype, options.batch),
-            tasks=specs,
-            num_fewshot=options.fewshot,
-            limit=options.limit or None,
-            task_manager=task_manager(options.include_path),
-            log_samples=True,
-            bootstrap_iters=1000,
-        )
+        with finite_logits(lm.model):
+            results: dict[str, Any] = evaluator.simple_evaluate(
+                lm,
+                tasks=specs,
+                num_fewshot=options.fewshot,
+                limit=options.limit or None,
+                task_manager=task_manager(options.include_path),
+                log_samples=True,
+                bootstrap_iters=1000,
+            )
     except OSError as error:
         raise CalibrationError(
             f"a task's data cannot be loaded ({error}); without a network give --task-data DIR with TASK.jsonl files"

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from nxdi_svd_plugin.checkpoint.partner import check_partner
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
 from nxdi_svd_plugin.evaluate.perplexity import check_window
+from nxdi_svd_plugin.modeling.finite import check_logits
 from nxdi_svd_plugin.modeling.load import load_model
 from nxdi_svd_plugin.report.measured import LayerLosses, TextName
 from nxdi_svd_plugin.report.record import Report
@@ -54,12 +56,13 @@ def measure_layers(
     Args:
         ids: tokens of `text`; cut into whole windows of `window`.
     Raises:
-        CheckpointError: no predictions. CalibrationError: less text than a window. RecipeError: a window that the model
-            cannot take.
+        CheckpointError: no predictions, or two directories of different models. CalibrationError: less text than a
+            window. NotFiniteError: logits that are no numbers. RecipeError: a window that the model cannot take.
     """
     predicted = predicted_losses(compressed)
     if len(ids) < window:
         raise CalibrationError(f"the text has {len(ids)} tokens, one window needs {window}; give more text or --window")
+    check_partner(compressed, dense)
     base, other = load_model(dense, dtype=torch.float32), load_model(compressed, dtype=torch.float32)
     check_window(base, window)
     windows = ids[: len(ids) // window * window].reshape(-1, window)
@@ -96,4 +99,5 @@ def to_text(losses: LayerLosses) -> str:
 
 def _log_probabilities(model: Any, ids: torch.Tensor) -> torch.Tensor:
     logits: torch.Tensor = model(ids[None], use_cache=False).logits[0]
+    check_logits(model, logits)
     return logits.to(torch.float32).log_softmax(-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -11,9 +12,12 @@ from typing import Any
 import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from nxdi_svd_plugin.errors import CalibrationError, RecipeError
+from nxdi_svd_plugin.errors import CalibrationError, NotFiniteError, RecipeError
+from nxdi_svd_plugin.modeling.finite import finite_logits
+from nxdi_svd_plugin.texts import Text
 
 WINDOW = 1024
+LARGEST = math.log(sys.float_info.max)
 
 
 @dataclass(frozen=True)
@@ -37,18 +41,17 @@ class Perplexity:
         return asdict(self)
 
 
-def token_ids(tokenizer: Any, text: str, max_tokens: int | None = None) -> torch.Tensor:
+def token_ids(tokenizer: Any, text: Text | str, max_tokens: int | None = None) -> torch.Tensor:
     """The text's token ids [tokens], without special tokens, cut after `max_tokens`.
 
     Raises:
         CalibrationError: fewer than two tokens.
     """
-    ids: torch.Tensor = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"][0][
-        :max_tokens
-    ]
+    source = Text("text", content=text) if isinstance(text, str) else text
+    ids = source.token_ids(tokenizer, max_tokens)[:max_tokens]
     if len(ids) < 2:
         raise CalibrationError(f"the text has {len(ids)} tokens; perplexity needs at least 2: give a longer text")
-    return ids.long()
+    return torch.tensor(ids, dtype=torch.long)
 
 
 def spans(tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
@@ -88,17 +91,24 @@ def measure(
         progress: show a progress bar on stderr.
     Raises:
         RecipeError: a window the model cannot take, or a stride outside 1 to window.
+        NotFiniteError: logits or a perplexity that are no numbers.
     """
     stride = window if stride is None else stride
     check_window(model, window)
     if not 1 <= stride <= window:
         raise RecipeError(f"stride is {stride}; expected 1 to the window, {window}")
     total, count, start = 0.0, 0, time.monotonic()
-    for begin, first, end in tqdm(list(spans(len(ids), window, stride)), desc="perplexity", disable=not progress):
-        logits = model(ids[None, begin:end].to(model.device), use_cache=False).logits[0, first - begin - 1 : -1]
-        targets = ids[first:end].to(logits.device)
-        total += torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum").item()
-        count += end - first
+    with finite_logits(model):
+        for begin, first, end in tqdm(list(spans(len(ids), window, stride)), desc="perplexity", disable=not progress):
+            logits = model(ids[None, begin:end].to(model.device), use_cache=False).logits[0, first - begin - 1 : -1]
+            targets = ids[first:end].to(logits.device)
+            total += torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum").item()
+            count += end - first
     nll = total / count
+    if nll > LARGEST:
+        raise NotFiniteError(
+            f"{model.name_or_path or 'the model'} predicts the text with {nll:.4g} nats a token; the perplexity, "
+            "e to that power, is no number: the weights are damaged or too large"
+        )
     dtype = str(model.dtype).removeprefix("torch.")
-    return Perplexity(math.exp(min(nll, 700)), nll, count, window, stride, dtype, time.monotonic() - start)
+    return Perplexity(math.exp(nll), nll, count, window, stride, dtype, time.monotonic() - start)

@@ -64,12 +64,12 @@ def interpolate(
     Raises:
         SvdError: r is no multiple of the block, the classes have no room, or a matrix is rank-deficient.
     """
-    (rank, _), sizes = matrices[0].shape, [len(members) for members in classes[0]]
+    rank, cells = len(matrices[0]), len(classes[0])
     labels = [_labels(v, own) for v, own in zip(matrices, classes, strict=True)]
-    free = [_pivoted_qr(v, label, [rank] * len(sizes)) for v, label in zip(matrices, labels, strict=True)]
-    counts = [torch.bincount(label[j], minlength=len(sizes)) for label, j in zip(labels, free, strict=True)]
+    free = [_pivoted_qr(v, label, [rank] * cells) for v, label in zip(matrices, labels, strict=True)]
+    counts = [torch.bincount(label[j], minlength=cells) for label, j in zip(labels, free, strict=True)]
     mean = [total / len(matrices) for total in torch.stack(counts).sum(0).tolist()]
-    quota = block_quotas(mean, sizes, rank, block)
+    quota = block_quotas(mean, _usable(matrices, labels, cells), rank, block)
     found = []
     for v, label, pivots, own in zip(matrices, labels, free, counts, strict=True):
         chosen = pivots if own.tolist() == quota else _within_quota(v, pivots, label, quota)
@@ -83,6 +83,13 @@ def _labels(v: Tensor, classes: Sequence[Tensor]) -> Tensor:
     for i, members in enumerate(classes):
         label[members] = i
     return label
+
+
+def _usable(matrices: Sequence[Tensor], labels: Sequence[Tensor], cells: int) -> list[int]:
+    """How many columns of every class may be pivots in all matrices: none of zeros."""
+    used = [torch.bincount(label[(v != 0).any(0)], minlength=cells) for v, label in zip(matrices, labels, strict=True)]
+    fewest: list[int] = torch.stack(used).amin(0).tolist()
+    return fewest
 
 
 def block_quotas(wanted: Sequence[float], sizes: Sequence[int], rank: int, block: int) -> list[int]:
@@ -208,14 +215,18 @@ def limit_growth(kept: Tensor, c: Tensor, limit: float) -> Tensor:
     wrong = torch.nonzero((c.abs() > limit).any(0)).flatten().tolist()
     if not wrong:
         return c
-    inverse = torch.linalg.inv(kept)
+    inverse, singular = torch.linalg.inv_ex(kept)
+    if int(singular):
+        raise SvdError("the columns that may be pivots do not span the matrix: it is rank-deficient")
     gram, result = inverse @ inverse.T, c.clone()
     for j in wrong:
         at: list[int] = []
         while float(result[:, j].abs().max()) > limit:
             at.append(int(result[:, j].abs().argmax()))
             target = result[at, j].clamp(-limit, limit)
-            step = torch.linalg.solve(gram[at][:, at], c[at, j] - target)
+            step, singular = torch.linalg.solve_ex(gram[at][:, at], c[at, j] - target)
+            if int(singular) or not torch.isfinite(step).all():
+                raise SvdError("the columns that may be pivots do not span the matrix: it is rank-deficient")
             result[:, j] = c[:, j] - gram[:, at] @ step
             result[at, j] = target
     return result

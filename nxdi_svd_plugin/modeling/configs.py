@@ -5,19 +5,35 @@ transformers keeps an unknown key of config.json as an attribute, so `svd_config
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
 
+from nxdi_svd_plugin.checkpoint.spellings import config_for_both
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.stored.layers import Layers, parse_layers
 
 
-class SvdLlamaConfig(LlamaConfig):
+class BothSpellings:
+    """Mixin before a config of transformers: config.json may be that of transformers 4 or of 5 (spellings.py)."""
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers.
+
+        Raises:
+            CheckpointError: the spellings contradict each other.
+        """
+        return super().from_dict(config_for_both(config_dict), **kwargs)  # type: ignore[misc]
+
+
+class SvdLlamaConfig(BothSpellings, LlamaConfig):
     """LlamaConfig with `svd_config`, see docs/format.md."""
 
     model_type = "svd_llama"
 
 
-class SvdQwen3Config(Qwen3Config):
+class SvdQwen3Config(BothSpellings, Qwen3Config):
     """Qwen3Config with `svd_config`, see docs/format.md."""
 
     model_type = "svd_qwen3"

@@ -11,14 +11,18 @@ import torch
 import transformers
 from packaging.version import Version
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from nxdi_svd_plugin.checkpoint.source import check_sizes, config_errors, read_raw
+from nxdi_svd_plugin.checkpoint.lfs import refuse_pointer
+from nxdi_svd_plugin.checkpoint.source import check_sizes, config_errors, read_raw, transformers_config
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.modeling.auto import register
 from nxdi_svd_plugin.modeling.strict import check_loading_info, some
 from nxdi_svd_plugin.stored.layers import MODEL_TYPES
 
+CUSTOM_GENERATE = "custom_generate/generate.py"
+"""transformers 4.51 to 4.57 run this file of a local directory when they load the model, whatever trust_remote_code is
+(generation/utils.py, `load_custom_generate`)."""
 DTYPE_ARGUMENT = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
 
 
@@ -32,7 +36,7 @@ def load_pretrained(directory: str | Path, dtype: torch.dtype | str = "auto") ->
         CheckpointError: no such directory, a dense model, another model_type, damaged or missing files, missing,
             unexpected, wrongly shaped or non-finite tensors.
     """
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     model_type = read_raw(directory).get("model_type")
     if model_type in tuple(MODEL_TYPES):
         raise CheckpointError(
@@ -52,7 +56,7 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto") -> PreT
     Raises:
         CheckpointError: as `load_pretrained`, and for a model type that the plugin does not compress.
     """
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     known = (*MODEL_TYPES, *MODEL_TYPES.values())
     config = read_raw(directory)
     if (model_type := config.get("model_type")) not in known:
@@ -60,14 +64,19 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto") -> PreT
             f"{directory}/config.json has model_type {model_type!r}; expected one of {', '.join(known)}"
         )
     check_sizes(directory, config)
+    if (directory / CUSTOM_GENERATE).exists():
+        raise CheckpointError(
+            f"{directory} brings code of its own ({CUSTOM_GENERATE}), which transformers would run: use a copy without"
+        )
+    for path in directory.glob("*.safetensors*"):
+        refuse_pointer(path)
     register()
     options: dict[str, Any] = {DTYPE_ARGUMENT: dtype, "output_loading_info": True, "local_files_only": True}
-    options |= {
-        "use_safetensors": True,
-        "ignore_mismatched_sizes": True,
-    }  # the info has them, we raise
+    options |= {"use_safetensors": True, "trust_remote_code": False}
+    options["ignore_mismatched_sizes"] = True  # the info has them, we raise
     try:
         with config_errors(directory), transformers_errors_only():  # what it warns of, we raise
+            options["config"] = transformers_config(config)
             loaded = AutoModelForCausalLM.from_pretrained(directory, **options)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{directory} cannot be loaded: {error}") from error
@@ -79,32 +88,17 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto") -> PreT
 
 @contextmanager
 def transformers_errors_only() -> Iterator[None]:
-    """transformers logs errors only: its advice to train a model whose weights are missing is not ours."""
-    before = transformers.logging.get_verbosity()
+    """transformers logs errors only and shows no bars: its advice to train a model whose weights are missing is not
+    ours, and version 5 draws a bar for every model it loads."""
+    verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        transformers.logging.set_verbosity(before)
-
-
-def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory.
-
-    Raises:
-        CheckpointError: no model directory, no tokenizer in it, or it cannot be read.
-    """
-    read_raw(Path(directory))
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(  # type: ignore[no-untyped-call]
-            directory, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{directory} has no tokenizer that transformers can read ({str(error).splitlines()[0]}); copy the model's "
-            "tokenizer files there"
-        ) from error
-    return tokenizer
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def check_finite(model: torch.nn.Module) -> None:

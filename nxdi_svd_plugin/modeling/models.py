@@ -27,6 +27,10 @@ class StoredMlps(StrictLoading):
         install_low_rank({i: layer.mlp for i, layer in enumerate(model.model.layers)}, layers, config.hidden_size)
         model.post_init()
 
+    def load_custom_generate(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers runs custom_generate/generate.py of a directory when it loads the model; here there is none."""
+        raise OSError("code that a checkpoint brings is not run")
+
 
 class SvdLlamaForCausalLM(StoredMlps, LlamaForCausalLM):  # type: ignore[misc, no-untyped-call]
     """LlamaForCausalLM with stored MLPs."""

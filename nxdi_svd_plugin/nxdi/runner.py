@@ -21,6 +21,7 @@ from nxdi_svd_plugin.errors import NxdiError
 from nxdi_svd_plugin.nxdi import upstream
 from nxdi_svd_plugin.nxdi.mlp_impl import MLP_IMPLS
 from nxdi_svd_plugin.nxdi.registration import register
+from nxdi_svd_plugin.stored.layers import MODEL_TYPES
 
 PROGRAM = "inference_demo"
 
@@ -51,19 +52,30 @@ def command_line(arguments: Sequence[str]) -> list[str]:
 
 
 def model_type_of(arguments: Sequence[str]) -> str:
-    """`model_type` of the config.json in --model-path; any known one where there is no path to read (--help)."""
+    """`model_type` of the config.json in --model-path; any known one where there is no path to read (--help).
+
+    Raises:
+        NxdiError: no readable config.json, or a dense one that stock NxDI would misread.
+    """
     options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     options.add_argument("--model-path")
     path = options.parse_known_args(list(arguments))[0].model_path
     if path is None:
         return "svd_llama"
     try:
-        return str(json.loads((Path(path) / "config.json").read_text())["model_type"])
+        config = json.loads((Path(path) / "config.json").read_text())
+        model_type = str(config["model_type"])
     except (OSError, ValueError, KeyError) as error:
         raise NxdiError(
             f"--model-path {path} has no readable config.json with a model_type ({error}); give a local model "
             "directory, or --model-type"
         ) from error
+    if model_type in MODEL_TYPES and "rope_parameters" in config and "rope_theta" not in config:
+        raise NxdiError(
+            f"{path}/config.json was written by transformers 5 (rope_parameters, no rope_theta), and NxDI's "
+            "transformers 4 would run the model with RoPE base 10000; save it with transformers 4"
+        )
+    return model_type
 
 
 @contextmanager

@@ -32,6 +32,5 @@ def sdk() -> versions.Sdk:
     version = str(import_module(PACKAGE).__version__)
     row = versions.sdk_of(version)
     if row is None:
-        supported = ", ".join(f"{entry.nxdi} (SDK {entry.release})" for entry in versions.SDKS)
-        raise NxdiError(f"NxD Inference {version} is installed; this plugin supports {supported}")
+        raise NxdiError(f"NxD Inference {version} is installed; this plugin supports {versions.known_nxdi()}")
     return row

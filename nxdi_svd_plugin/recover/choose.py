@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nxdi_svd_plugin.checkpoint.names import projection_prefix
 from nxdi_svd_plugin.checkpoint.reader import Reader
+from nxdi_svd_plugin.errors import NotFiniteError
 from nxdi_svd_plugin.recover.train import validation_perplexity
 from nxdi_svd_plugin.report.measured import Change
 from nxdi_svd_plugin.stored.layers import Layers
@@ -44,10 +45,14 @@ def choose(model: Any, factors: Mapping[str, Tensor], before: Mapping[str, Tenso
     Args:
         validation: token ids [windows, length].
     """
-    trained, candidate = validation_perplexity(model, validation), copies(factors)
+    try:
+        trained = validation_perplexity(model, validation)
+    except NotFiniteError:
+        trained = None
+    candidate = copies(factors)
     restore(factors, before)
     original = validation_perplexity(model, validation)
-    if trained >= original:
+    if trained is None or trained >= original:
         return Change(original, trained, original)
     restore(factors, candidate)
     return Change(original, trained, trained)
@@ -59,9 +64,9 @@ def tell(change: Change, best_step: int) -> None:
         logger.info("validation perplexity %.3f, was %.3f (best step %d)", change.output, change.input, best_step)
         return
     logger.warning(
-        "recovery did not help: validation perplexity %.3f, the input has %.3f; the output keeps the input. "
+        "recovery did not help: validation perplexity %s, the input has %.3f; the output keeps the input. "
         "Try more or other text, or a smaller learning rate",
-        change.trained,
+        "no number" if change.trained is None else f"{change.trained:.3f}",
         change.input,
     )
 

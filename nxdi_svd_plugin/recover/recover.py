@@ -15,12 +15,14 @@ from typing import Any
 import torch
 
 from nxdi_svd_plugin.checkpoint.lock import OutputLock
-from nxdi_svd_plugin.checkpoint.names import UNFINISHED
+from nxdi_svd_plugin.checkpoint.names import UNFINISHED, model_name
+from nxdi_svd_plugin.checkpoint.partner import check_partner
 from nxdi_svd_plugin.checkpoint.reader import Reader
 from nxdi_svd_plugin.checkpoint.writer import check_output, prepare_output
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
 from nxdi_svd_plugin.evaluate.perplexity import check_window
-from nxdi_svd_plugin.modeling.load import load_model, load_pretrained, load_tokenizer
+from nxdi_svd_plugin.modeling.load import load_model, load_pretrained
+from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 from nxdi_svd_plugin.recover import lora
 from nxdi_svd_plugin.recover.choose import as_stored, choose, copies, tell
 from nxdi_svd_plugin.recover.data import Windows, load_windows
@@ -50,7 +52,7 @@ def recover(
         data, validation: text files (recover/data.py); without `validation` the end of the data is held out.
         teacher_dir: the dense model to distil from; None trains on the next token.
     Raises:
-        CheckpointError: no compressed directory with its report.json, a teacher of another vocabulary, an output
+        CheckpointError: no compressed directory with its report.json, a teacher that is another model, an output
             that is refused.
         CalibrationError: unusable text. RecipeError: a window longer than the model takes. MissingExtraError: peft is
             not installed (method "lora").
@@ -59,6 +61,8 @@ def recover(
     train, held = texts(data, validation, load_tokenizer(model_dir), settings)
     model = load_student(model_dir, settings)
     teacher = None if teacher_dir is None else load_teacher(teacher_dir, model).to(model.device)
+    if teacher_dir is not None:
+        check_partner(model_dir, teacher_dir)
     reader, report = Reader(model_dir), Report.read(model_dir)
     factors = lora.factor_parameters(model)
     before = copies(factors)
@@ -80,7 +84,7 @@ def recover(
         recovery = Recovery(
             settings=dataclasses.asdict(settings),
             loss="next token" if teacher is None else "distillation",
-            teacher=None if teacher_dir is None else teacher_dir.resolve().name,
+            teacher=None if teacher_dir is None else model_name(teacher_dir),
             data=describe(data, train),
             validation=describe(validation or data, held),
             perplexity=change,

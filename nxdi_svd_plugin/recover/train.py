@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from nxdi_svd_plugin.checkpoint.atomic import disk_errors
-from nxdi_svd_plugin.errors import CheckpointError
+from nxdi_svd_plugin.errors import CheckpointError, NotFiniteError
 from nxdi_svd_plugin.evaluate.perplexity import measure
 from nxdi_svd_plugin.recover.settings import Settings
 
@@ -28,13 +28,13 @@ logger = logging.getLogger(__name__)
 CLIP = 1.0  # largest gradient norm
 WARMUP = 0.05  # share of the steps in which the learning rate rises
 FLOOR = 0.1  # share of the learning rate that is left at the last step
-WORST = math.exp(700)  # perplexity of a run that diverged
 Tensors = dict[str, torch.Tensor]
 
 
 @dataclass
 class State:
-    """A run at an evaluation. history: one object each with step, train_loss, validation_perplexity, seconds."""
+    """A run at an evaluation. history: one object each with step, train_loss, validation_perplexity (None: no
+    number), seconds."""
 
     step: int = 0
     best_step: int = 0
@@ -44,7 +44,8 @@ class State:
     @property
     def best_perplexity(self) -> float:
         """The lowest validation perplexity so far, of step `best_step`."""
-        return min((row["validation_perplexity"] for row in self.history), default=math.inf)
+        found = [row["validation_perplexity"] for row in self.history]
+        return min((perplexity for perplexity in found if perplexity is not None), default=math.inf)
 
 
 class Trainer:
@@ -126,15 +127,25 @@ class Trainer:
         return logits.float()
 
     def evaluate(self, state: State, validation: torch.Tensor, loss: float, seconds: float) -> None:
-        """Measure the validation perplexity, keep the parameters if they are the best, save the state."""
-        perplexity = validation_perplexity(self.model, validation, self.mixed)
-        if perplexity < state.best_perplexity:
+        """Measure the validation perplexity, keep the parameters if they are the best, save the state.
+
+        Raises:
+            NotFiniteError: the model gives no numbers before the first step; later, the training has diverged.
+        """
+        try:
+            perplexity = validation_perplexity(self.model, validation, self.mixed)
+        except NotFiniteError:
+            if state.step == 0:
+                raise
+            perplexity = None
+        if perplexity is not None and perplexity < state.best_perplexity:
             state.best_step = state.step
             state.best = {name: p.detach().clone() for name, p in self.trained.items()}
         row = {"step": state.step, "train_loss": loss, "validation_perplexity": perplexity, "seconds": seconds}
         state.history.append(row | {"train_loss": loss if math.isfinite(loss) else None})
         trained = "" if math.isnan(loss) else f"loss {loss:.4f}, "
-        logger.info("step %d of %d: %svalidation perplexity %.3f", state.step, self.settings.steps, trained, perplexity)
+        found = "no number: the training diverged" if perplexity is None else f"{perplexity:.3f}"
+        logger.info("step %d of %d: %svalidation perplexity %s", state.step, self.settings.steps, trained, found)
         self.save(state)
 
     def stale(self, state: State) -> bool:
@@ -205,9 +216,9 @@ def next_token_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 def validation_perplexity(model: Any, windows: torch.Tensor, mixed: bool = False) -> float:
     """Perplexity over windows [count, length], each without outside context, as `nxdi-svd evaluate --window` has it.
 
-    WORST where the model's logits are no numbers any more.
+    Raises:
+        NotFiniteError: the model's logits are no numbers.
     """
     model.eval()
     with torch.autocast(model.device.type, torch.bfloat16, enabled=mixed):
-        perplexity = measure(model, windows.flatten(), windows.shape[1]).perplexity
-    return perplexity if math.isfinite(perplexity) else WORST
+        return measure(model, windows.flatten(), windows.shape[1]).perplexity

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from nxdi_svd_plugin.checkpoint.names import CONFIG, ORDER, REPORT, UNFINISHED, carried_files, read_json
+from nxdi_svd_plugin.checkpoint.carried import carried
+from nxdi_svd_plugin.checkpoint.names import ORDER, REPORT, UNFINISHED
 from nxdi_svd_plugin.checkpoint.reader import Reader, file_sha256
+from nxdi_svd_plugin.checkpoint.source import read_raw
 from nxdi_svd_plugin.checkpoint.writer import Writer
 from nxdi_svd_plugin.recover.choose import coefficients
 from nxdi_svd_plugin.report.card import model_card
@@ -36,14 +38,15 @@ def write(output: Path, reader: Reader, factors: Mapping[str, Tensor], report: R
     writer.sync(entries)
     files = {shard.name: file_sha256(output / UNFINISHED / shard.name) for shard in writer.shards}
     source = reader.directory
-    config = read_json(source / CONFIG)
+    config = read_raw(source)
     config["svd_config"] = {**config["svd_config"], "recovery": recovery.summary()}
     made = recovered(report, recovery, factors, files)
-    order = [ORDER] if (source / ORDER).is_file() else []
-    carried = {name: (source / name).read_bytes() for name in (*carried_files(source), *order)}
-    carried[REPORT] = made.to_bytes()
-    carried[CARD] = model_card(made, config, read_card(source)).encode()
-    writer.finish(carried, config)
+    beside = carried(source)
+    if (source / ORDER).is_file():
+        beside[ORDER] = (source / ORDER).read_bytes()
+    beside[REPORT] = made.to_bytes()
+    beside[CARD] = model_card(made, config, read_card(source)).encode()
+    writer.finish(beside, config)
 
 
 def recovered(report: Report, recovery: Recovery, factors: Mapping[str, Tensor], files: dict[str, str]) -> Report:

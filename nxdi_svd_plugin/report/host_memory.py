@@ -17,7 +17,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from nxdi_svd_plugin.checkpoint.source import SourceConfig, all_tensors
+from nxdi_svd_plugin.checkpoint.source import SourceConfig
+from nxdi_svd_plugin.checkpoint.tensors import all_tensors, heads
 from nxdi_svd_plugin.stored.layers import Layers, Mlp
 from nxdi_svd_plugin.stored.projection import Dense
 
@@ -67,8 +68,7 @@ def _repeats(config: SourceConfig, name: str, tp: int) -> int:
     divide over the cores, until there are as many as cores or, where that is no multiple, as Q heads."""
     if not any(f".{kind}_proj." in name for kind in "kv"):
         return 1
-    heads = int(config.raw["num_attention_heads"])
-    stored = int(config.raw.get("num_key_value_heads") or heads)
+    queries, stored, _ = heads(config)
     if stored % tp == 0:
         return 1
-    return (heads if tp % stored else tp) // stored
+    return (queries if tp % stored else tp) // stored

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nxdi_svd_plugin.checkpoint.names import read_json
+from nxdi_svd_plugin.checkpoint.names import model_name, read_json
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.report import figures
 from nxdi_svd_plugin.report.cells import layer_rows, rounding_lines
@@ -61,7 +61,7 @@ def read_entry(directory: Path, evaluations: Iterable[Path] = ()) -> Entry:
             losses = found
         else:
             rows += found.rows() if isinstance(found, Evaluation) else found.rows
-    return Entry(directory.resolve().name, report, rows, losses)
+    return Entry(model_name(directory), report, rows, losses)
 
 
 def read_measured(path: Path) -> Evaluation | Tasks | LayerLosses:

@@ -21,7 +21,9 @@ class MatrixRecord:
     and in all. relative_ridge: added to the covariance, in units of its mean diagonal; None too where that is zero.
     predicted_loss: nats per token that the two-sided objective expects. bf16_error: relative output error of the stored
     factors in bfloat16 against the same factors in float64. growth: largest coefficient of an interpolative far matrix;
-    limited: how far the limit of that has changed the matrix, 0 as a rule. seconds: of factoring.
+    limited: how far the limit of that has changed the matrix, 0 as a rule. seconds: of factoring. weight_rank: the
+    largest rank of all groups, each alike, that zeros or repeated neurons of the dense weight leave, where that is less
+    than full.
     Raises:
         CheckpointError: no projection of this name, a negative layer.
     """
@@ -39,6 +41,7 @@ class MatrixRecord:
     growth: float | None = None
     limited: float | None = None
     seconds: float | None = None
+    weight_rank: int | None = None
 
     def __post_init__(self) -> None:
         if self.name not in PROJECTIONS or self.layer < 0:
@@ -50,9 +53,12 @@ class MatrixRecord:
         return self.projection.rank if isinstance(self.projection, LowRank) else None
 
     def cell(self) -> str:
-        """The cell of a table: rank, and in brackets the output error and what bfloat16 adds, if measured."""
+        """The cell of a table: rank, and in brackets the output error and what bfloat16 adds, if measured.
+
+        Of a dense one with zeros or repeated neurons, the rank that these leave.
+        """
         if self.rank is None:
-            return DENSE_FORM
+            return DENSE_FORM if self.weight_rank is None else f"{DENSE_FORM} (rank {self.weight_rank})"
         errors = [percent(error) for error in (self.relative_error, self.bf16_error) if error is not None]
         return f"{self.rank} ({' + '.join(errors)})" if errors else str(self.rank)
 

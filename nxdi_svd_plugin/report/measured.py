@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nxdi_svd_plugin.checkpoint.names import model_name
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.report.json_object import to_json
 
@@ -67,8 +68,8 @@ class Evaluation(Score):
 
     def by_name(self) -> Evaluation:
         """The same with the names of the model directories in place of their paths."""
-        base = self.base and replace(self.base, model=Path(self.base.model).resolve().name)
-        return replace(self, model=Path(self.model).resolve().name, base=base)
+        base = self.base and replace(self.base, model=model_name(Path(self.base.model)))
+        return replace(self, model=model_name(Path(self.model)), base=base)
 
     def rows(self) -> list[Row]:
         """The pair of both models; nothing without the base."""
@@ -131,20 +132,21 @@ class TrainingText:
 
 @dataclass(frozen=True)
 class Change:
-    """Validation perplexities: of the input, of the trained factors, and of those that the output holds."""
+    """Validation perplexities: of the input, of the trained factors (None: no number), and of those that the output
+    holds."""
 
     input: float
-    trained: float
+    trained: float | None
     output: float
 
 
 @dataclass(frozen=True)
 class Step:
-    """One evaluation of a recovery; train_loss: mean since the one before, None where there is none or no number."""
+    """One evaluation of a recovery; train_loss: mean since the one before. None where there is none or no number."""
 
     step: int
     train_loss: float | None
-    validation_perplexity: float
+    validation_perplexity: float | None
     seconds: float
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nxdi_svd_plugin.checkpoint.atomic import write_bytes
+from nxdi_svd_plugin.checkpoint.atomic import json_bytes, write_bytes
 from nxdi_svd_plugin.checkpoint.names import REPORT, read_json
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.report.cells import layer_table, rounding_lines
@@ -165,7 +164,7 @@ class Report:
 
     def to_bytes(self) -> bytes:
         """The content of report.json."""
-        return (json.dumps(self.to_dict(), indent=2) + "\n").encode()
+        return json_bytes(self.to_dict())
 
     def write(self, directory: Path) -> None:
         """Write report.json atomically."""

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from nxdi_svd_plugin.checkpoint.carried import carried_files
 from nxdi_svd_plugin.checkpoint.layout import index_json, plan_shards, tensor_bytes
-from nxdi_svd_plugin.checkpoint.names import UNFINISHED, carried_files
+from nxdi_svd_plugin.checkpoint.names import UNFINISHED
 from nxdi_svd_plugin.checkpoint.writer import Writer, prepare_output
 from nxdi_svd_plugin.errors import CheckpointError
 

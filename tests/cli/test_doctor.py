@@ -69,6 +69,15 @@ def test_a_wrong_version_fails(machine, name, version, message):
     assert not findings["ok"] and failures(findings) == [message]
 
 
+def test_what_matters_comes_first(machine):
+    machine({**GOOD, "torch": ("2.1.0", [])})
+    lines = doctor.to_text(doctor.examine()).splitlines()
+    assert lines[2:4] == ["what has to be mended", "  torch 2.1.0 (nxdi-svd-plugin needs torch>=2.5)"]
+    assert lines.index("what works here") < lines.index("core") < lines.index("extras")
+    machine(GOOD)
+    assert doctor.to_text(doctor.examine()).splitlines()[2] == "what works here"
+
+
 def test_running_from_a_source_tree_is_said(machine):
     machine({name: found for name, found in GOOD.items() if name != "nxdi-svd-plugin"})
     assert failures(doctor.examine()) == ["nxdi-svd-plugin is not installed: run `pip install .` in its source"]
@@ -101,10 +110,14 @@ def test_an_empty_extra_is_no_proof_of_what_it_is_for(machine, monkeypatch):
     ("nxdi", "device", "message"),
     [
         (None, False, "no: neuronx-distributed-inference is not installed"),
-        ("0.1.0", False, "no: version 0.1.0 is not one of the supported 0.6 (SDK 2.26)"),
+        ("0.1.0", False, "no: version 0.1.0 is not one of 0.6 (SDK 2.26), 0.7 (SDK 2.27)"),
         ("0.8.16251", False, "on the CPU only, no Neuron device here: SDK 2.28, mlp_impl dense, svd"),
         ("0.8.16251", True, "yes: SDK 2.28, mlp_impl on trn1: dense, svd, svd_fused"),
         ("0.9.17334", True, "yes: SDK 2.29, mlp_impl on trn1: dense, svd"),
+        ("0.10.17970", True, "untested: SDK 2.30; on trn1 mlp_impl dense, svd should run, svd_fused needs SDK 2.26 to"),
+        ("0.10.18399+a1b2c3", False, "untested: SDK 2.31; on trn1 mlp_impl dense, svd should run"),
+        ("0.10.20000", True, "no: version 0.10.20000 is not one of 0.6"),
+        ("0.60.1", True, "no: version 0.60.1 is not one of"),
     ],
 )
 def test_where_the_user_stands_with_nxdi(machine, tmp_path, nxdi, device, message):
@@ -125,7 +138,7 @@ def test_command_prints_the_table_and_json(capsys):
     findings = json.loads(capsys.readouterr().out)
     assert codes == {0 if findings["ok"] else 1}
     for sdk in versions.SDKS:
-        assert any(line.split()[:2] == [sdk.release, sdk.nxdi] for line in text.splitlines())
+        assert any(f"{line} ".startswith(f"  {sdk.release:<5}  {sdk.nxdi} ") for line in text.splitlines())
 
 
 def test_import_extra_names_the_pip_line():

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from nxdi_svd_plugin.cli.main import main
-from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+from nxdi_svd_plugin.modeling.load import load_model
+from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 
 
 def run_json(capsys, *argv):
@@ -29,6 +30,45 @@ def test_generate_is_greedy_by_default(tiny_svd_qwen3, capsys):
     assert result["text"] == tokenizer.decode(ids[0, 3:], skip_special_tokens=True)
     assert main([*map(str, argv), "--quiet"]) == 0
     assert capsys.readouterr().out == result["text"] + "\n"
+
+
+OTHERWISE = {
+    "num_beams": 3,
+    "repetition_penalty": 9.0,
+    "no_repeat_ngram_size": 1,
+    "do_sample": True,
+    "temperature": 0.1,
+    "top_k": 1,
+    "num_return_sequences": 2,
+    "max_length": 4,
+    "suppress_tokens": list(range(3, 200)),
+    "forced_eos_token_id": 1,
+    "min_new_tokens": 3,
+}
+
+
+@pytest.mark.parametrize("temperature", ["0", "1.5"])
+def test_the_models_generation_config_changes_no_decoding(temperature, tiny_svd_llama, tmp_path, capsys):
+    """Neither what is called greedy nor what is sampled; its end tokens stay."""
+
+    def answer(directory):
+        argv = ["--prompt", "abc", "--max-new-tokens", "12", "--temperature", temperature]
+        return run_json(capsys, "generate", directory, *argv)[1]
+
+    directory = shutil.copytree(tiny_svd_llama, tmp_path / "model")
+    path = directory / "generation_config.json"
+    (directory / "generation_config.json").write_text(json.dumps({**json.loads(path.read_text()), **OTHERWISE}))
+    expected, found = answer(tiny_svd_llama), answer(directory)
+    assert (found["text"], found["new_tokens"]) == (expected["text"], expected["new_tokens"])
+    assert found["new_tokens"] == 12
+
+
+def test_the_models_end_tokens_end_an_answer(tiny_svd_llama, tmp_path, capsys):
+    directory = shutil.copytree(tiny_svd_llama, tmp_path / "model")
+    ids = torch.tensor([load_tokenizer(directory)("abc")["input_ids"]])
+    first = int(load_model(directory)(ids).logits[0, -1].argmax())
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, first]}))
+    assert run_json(capsys, "generate", directory, "--prompt", "abc")[1]["new_tokens"] == 1
 
 
 def test_generate_samples_by_seed(tiny_svd_llama, capsys):
@@ -58,6 +98,7 @@ def test_generate_uses_the_chat_template(tiny_svd_llama, tiny_llama, tmp_path, c
     [
         (["--prompt", ""], "prompt is empty"),
         (["--prompt", "a", "--temperature", "-1"], "temperature is -1"),
+        (["--prompt", "a\udcff"], "not valid UTF-8"),
         (["--prompt", "a", "--max-new-tokens", "512"], "exceed the model's 512"),
     ],
 )

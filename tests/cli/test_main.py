@@ -56,12 +56,6 @@ def test_an_interrupted_command_says_how_to_continue(monkeypatch, tmp_path, caps
     assert capsys.readouterr().err == error
 
 
-def test_a_bug_is_not_hidden(fake):
-    fake(raising(ZeroDivisionError()))
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["fake"])
-
-
 def test_json_error_is_one_object_on_stdout(fake, capsys):
     fake(raising(CheckpointError("broken")))
     cli.main(["fake", "--json"])

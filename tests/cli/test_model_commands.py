@@ -11,7 +11,8 @@ from reports import RECOVERY, write_report
 from nxdi_svd_plugin.checkpoint.reader import file_sha256
 from nxdi_svd_plugin.cli.main import main
 from nxdi_svd_plugin.evaluate.perplexity import measure, token_ids
-from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+from nxdi_svd_plugin.modeling.load import load_model
+from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 
 
 def run_json(capsys, *argv):
@@ -159,6 +160,7 @@ def test_inspect_of_a_dense_directory_fails(tiny_llama, capsys):
 def test_verify_exits_1_when_a_check_fails(tiny_svd_llama, tiny_llama, tmp_path, capsys):
     directory = tmp_path / "svd"
     shutil.copytree(tiny_svd_llama, directory)
+    write_report(directory, files={})
     code, result = run_json(capsys, "verify", directory, "--base", tiny_llama)
     assert code == 1 and not result["ok"]
     write_report(directory)

@@ -13,6 +13,7 @@ from nxdi_svd_plugin.cli.main import main
 from nxdi_svd_plugin.compress.plan.cost import peak_memory
 from nxdi_svd_plugin.compress.plan.ranks import decide_ranks, stored_parameters
 from nxdi_svd_plugin.compress.plan.summary import make_plan, plan_text
+from nxdi_svd_plugin.compress.run.job import prepare
 from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.recipe import Calibration, Recipe
 from nxdi_svd_plugin.stored.projection import DENSE, PROJECTIONS, LowRank
@@ -148,3 +149,15 @@ def test_the_memory_model_counts_one_layer(tiny_llama):
 
     memory = peak_memory(read_config(tiny_llama), Recipe(calibration=SMALL))
     assert memory.peak > max(memory.load, memory.calibrate, memory.factor) > 0
+
+
+@pytest.mark.parametrize(
+    ("rank", "form", "said"), [(30, "pair", True), (28, "pair", False), (42, "interpolative", False)]
+)
+def test_a_rank_that_makes_the_model_larger_is_said(rank, form, said, tiny_llama, caplog):
+    """44 x 90 numbers: a pair saves below rank 44 x 90 / 134 = 29.6, interpolative factors at every rank below 44."""
+    recipe = Recipe(form=form, block=2, ranks={"0.up_proj": rank}, calibration=SMALL)
+    notes = [note for note in make_plan(tiny_llama, recipe)["notes"] if "saves nothing" in note]
+    prepare(tiny_llama, recipe)
+    logged = [record.message for record in caplog.records if "saves nothing" in record.message]
+    assert notes == logged and [note[:20] for note in notes] == ["rank 30 of 0.up_proj"] * said

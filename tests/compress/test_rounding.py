@@ -14,7 +14,8 @@ from nxdi_svd_plugin.compress.forms import named
 from nxdi_svd_plugin.compress.run.run import compress
 from nxdi_svd_plugin.evaluate.perplexity import token_ids
 from nxdi_svd_plugin.factorize.interpolative import interpolate
-from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+from nxdi_svd_plugin.modeling.load import load_model
+from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 from nxdi_svd_plugin.recipe import from_dict
 from nxdi_svd_plugin.stored.layers import Mlp
 from nxdi_svd_plugin.stored.projection import DENSE, LowRank

@@ -67,7 +67,7 @@ def dense_activations(directory, samples):
 def test_reported_error_is_the_error_on_the_dense_models_activations(dense, tmp_path):
     """The layer-by-layer run sees what the whole model sees; the discarded spectrum is the measured output error."""
     report = nxdi_svd_plugin.compress(dense, tmp_path / "out", recipe())
-    samples = windows(tokenize(dense, read_text("builtin")), CALIBRATION)
+    samples = windows(tokenize(dense, read_text("builtin"), CALIBRATION), CALIBRATION)
     inputs = dense_activations(dense, samples)
     before, after = load_file(dense / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     for record in report.matrices:

@@ -22,7 +22,8 @@ from nxdi_svd_plugin.evaluate.harness import (
     rolling_error,
     to_text,
 )
-from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+from nxdi_svd_plugin.modeling.load import load_model
+from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 from nxdi_svd_plugin.report.measured import Row
 from nxdi_svd_plugin.report.record import Report
 
@@ -54,6 +55,22 @@ def test_all_tasks_of_the_paper_on_local_data(tiny_llama, tiny_svd_llama):
     accuracies = [row for row in rows if row.metric == "acc"]
     assert all(0 <= row.base <= 1 for row in accuracies)
     assert all(getattr(row, f"{side}_stderr") is not None for row in rows for side in ("base", "compressed"))
+
+
+@needs_lm_eval
+def test_lm_evals_own_command_loads_a_compressed_directory(tiny_svd_llama, monkeypatch, capsys, tmp_path):
+    """docs/evaluation.md: with the plugin imported, `lm_eval run --model hf --model_args pretrained=DIR`."""
+    from lm_eval.__main__ import cli_evaluate
+
+    monkeypatch.chdir(Path(__file__).parents[2])
+    model = ["--model", "hf", "--model_args", f"pretrained={tiny_svd_llama}", "--device", "cpu"]
+    tasks = ["--tasks", "tiny_choice", "--include_path", str(DATA), "--output_path", str(tmp_path / "results.json")]
+    monkeypatch.setattr("sys.argv", ["lm_eval", "run", *model, *tasks])
+    cli_evaluate()
+    [found] = tmp_path.glob("results*.json")
+    accuracy = json.loads(found.read_text())["results"]["tiny_choice"]["acc,none"]
+    ours = evaluate_pair(tiny_svd_llama, tiny_svd_llama, Options(["tiny_choice"], include_path=DATA))
+    assert accuracy == ours.rows[0].base
 
 
 @needs_lm_eval

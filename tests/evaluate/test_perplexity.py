@@ -8,7 +8,8 @@ import torch
 
 from nxdi_svd_plugin.errors import CalibrationError, RecipeError
 from nxdi_svd_plugin.evaluate.perplexity import measure, spans, token_ids
-from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+from nxdi_svd_plugin.modeling.load import load_model
+from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")

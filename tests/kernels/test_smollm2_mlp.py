@@ -18,7 +18,8 @@ from nxdi_svd_plugin.kernels.fused_down import down
 from nxdi_svd_plugin.kernels.fused_up_gate import up_gate
 from nxdi_svd_plugin.kernels.fused_xuv import xuv
 from nxdi_svd_plugin.kernels.packing import from_kernel_order, pack
-from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+from nxdi_svd_plugin.modeling.load import load_model
+from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 from nxdi_svd_plugin.recipe import Recipe
 from nxdi_svd_plugin.simulator import simulate
 from nxdi_svd_plugin.stored.kernel_fit import kernel_fit

@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+from nxdi_svd_plugin.errors import CheckpointError
+from nxdi_svd_plugin.modeling.auto import OTHER_TASKS
+
 USE = """
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 directory = sys.argv[1]
@@ -69,3 +72,17 @@ def test_attributes_of_the_package():
     assert nxdi_svd_plugin.register is auto.register
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = nxdi_svd_plugin.nonsense
+
+
+@pytest.mark.parametrize("task", [*OTHER_TASKS, "AutoModelForCausalLM"])
+def test_there_is_no_compressed_model_for_another_task(task, tiny_svd_llama, tiny_svd_qwen3):
+    import transformers
+
+    for directory in (tiny_svd_llama, tiny_svd_qwen3):
+        config = transformers.AutoConfig.from_pretrained(directory)
+        if task == "AutoModelForCausalLM":
+            assert type(transformers.AutoModelForCausalLM.from_config(config)).__name__ == config.architectures[0]
+            continue
+        for make, source in (("from_pretrained", directory), ("from_config", config)):
+            with pytest.raises(CheckpointError, match="is a causal language model: load it with AutoModelForCausalLM"):
+                getattr(getattr(transformers, task), make)(source)

@@ -5,12 +5,14 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import nxdi_svd_plugin
 from nxdi_svd_plugin.errors import CheckpointError
-from nxdi_svd_plugin.modeling.load import load_model, load_tokenizer
+from nxdi_svd_plugin.modeling.load import load_model
+from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 
 U = "model.layers.2.mlp.up_proj.u"
 
@@ -126,3 +128,11 @@ def test_tokenizer(tiny_svd_llama, tmp_path):
     shutil.copy(tiny_svd_llama / "config.json", tmp_path)
     with pytest.raises(CheckpointError, match="no tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_loading_draws_no_bar_and_leaves_transformers_as_it_was(tiny_svd_llama, capfd):
+    """transformers 5 draws one for every model that it loads."""
+    before = transformers.logging.is_progress_bar_enabled(), transformers.logging.get_verbosity()
+    load_model(tiny_svd_llama)
+    assert "%" not in capfd.readouterr().err
+    assert before == (transformers.logging.is_progress_bar_enabled(), transformers.logging.get_verbosity())

@@ -1,5 +1,6 @@
 """`nxdi-svd neuron run` end to end on the CPU: inference_demo with --mlp-impl; and its command line."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -79,3 +80,12 @@ def test_model_type_comes_from_the_directory(directory):
 def test_a_directory_without_config(tmp_path):
     with pytest.raises(NxdiError, match="no readable config.json"):
         command_line(["--model-path", str(tmp_path)])
+
+
+def test_a_dense_config_that_stock_nxdi_would_misread(tmp_path):
+    config = {"model_type": "llama", "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(NxdiError, match="written by transformers 5 .* RoPE base 10000"):
+        command_line(["--model-path", str(tmp_path)])
+    (tmp_path / "config.json").write_text(json.dumps({**config, "rope_theta": 5e5}))
+    assert command_line(["--model-path", str(tmp_path)])[1] == "llama"

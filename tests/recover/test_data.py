@@ -7,7 +7,8 @@ import torch
 
 from nxdi_svd_plugin.checkpoint.reader import file_sha256
 from nxdi_svd_plugin.errors import CalibrationError
-from nxdi_svd_plugin.recover.data import alpaca, load_windows
+from nxdi_svd_plugin.recover.data import load_windows
+from nxdi_svd_plugin.texts.records import alpaca
 
 
 class Letters:
@@ -82,10 +83,10 @@ def test_records_without_an_answer_are_left_out_and_counted(tmp_path):
         (
             "keys.jsonl",
             '{"prompt": "a", "completion": "b"}\n',
-            "the columns: completion, prompt; expected instr",
+            "the columns: completion, prompt; expected text; instr",
         ),
-        ("list.jsonl", "3\n", "record 1 has the columns: no columns but int"),
-        ("type.jsonl", '{"text": 3}\n', "record 1: text is not a string"),
+        ("list.jsonl", "3\n", "line 1 has the columns: no columns but int"),
+        ("type.jsonl", '{"text": 3}\n', "line 1: text is not a string"),
         ("bad.jsonl", '{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
     ],
 )
@@ -96,7 +97,7 @@ def test_bad_data_is_refused(tmp_path, name, content, message):
 
 
 def test_unreadable_files_are_refused(tmp_path):
-    with pytest.raises(CalibrationError, match="cannot be read: No such file"):
+    with pytest.raises(CalibrationError, match="cannot be read .No such file"):
         load_windows(tmp_path / "none.txt", Letters(), 16)
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 20)
     with pytest.raises(CalibrationError, match="not UTF-8"):

@@ -17,16 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nxdi_svd_plugin.checkpoint.names import EMBEDDING, HEAD
+from nxdi_svd_plugin.checkpoint.names import EMBEDDING, FINAL_NORM, HEAD
 from nxdi_svd_plugin.checkpoint.reader import Reader
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, one_layer_config
 from nxdi_svd_plugin.compress.calibrate.groups import Groups
 from nxdi_svd_plugin.compress.calibrate.layer import decode
+from nxdi_svd_plugin.compress.calibrate.sizes import SLICE
 from nxdi_svd_plugin.compress.calibrate.statistics import FAR, SQUARES, Statistics, parts
 from nxdi_svd_plugin.stored.projection import PROJECTIONS
-
-NORM = "model.norm.weight"
-SLICE = 512  # tokens whose logits are in memory at a time
 
 
 class Head:
@@ -38,7 +36,7 @@ class Head:
         with torch.device("meta"):
             model: Any = AutoModel.from_config(one_layer_config(config))  # type: ignore[no-untyped-call]
         self.norm = model.norm
-        self.norm.load_state_dict({"weight": reader.get(NORM).to(torch.float32)}, assign=True)
+        self.norm.load_state_dict({"weight": reader.get(FINAL_NORM).to(torch.float32)}, assign=True)
         self.norm.to(device).requires_grad_(False)
         name = HEAD if HEAD in reader.tensors else EMBEDDING
         self.weight = reader.get(name).to(device=device, dtype=torch.float32)

@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import torch
 
 from nxdi_svd_plugin.checkpoint.source import SourceConfig
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
+from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 from nxdi_svd_plugin.recipe import DEFAULT_SAMPLES, Calibration
 from nxdi_svd_plugin.texts import BUILTIN, Text
 
-VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+POOL = 8  # of a longer text, so many times the tokens that are needed are read to choose from
+FEW = 4  # times the hidden size: fewer tokens do not say much about a covariance of H x H
+
+logger = logging.getLogger(__name__)
 
 
-def tokenize(directory: Path, text: Text) -> torch.Tensor:
-    """Token ids [tokens] of a text with the directory's own tokenizer, no special tokens added.
+def tokenize(directory: Path, text: Text, calibration: Calibration) -> torch.Tensor:
+    """Token ids [tokens] of a text, or of its start if it is long, by the directory's own tokenizer, no special tokens.
 
     Raises:
-        CheckpointError: the directory has no tokenizer that transformers can load.
+        CheckpointError: the directory has no tokenizer that transformers can load. CalibrationError: no usable text.
     """
-    from transformers import AutoTokenizer
-
-    if not any((directory / name).is_file() for name in VOCABULARIES):
-        raise CheckpointError(
-            f"{directory} has no tokenizer (none of {', '.join(VOCABULARIES)}); copy the model's tokenizer files there"
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise CheckpointError(f"{directory} has no usable tokenizer ({error}); copy tokenizer.json into it") from error
-    ids = tokenizer(text.content, add_special_tokens=False, verbose=False)["input_ids"]
-    return torch.tensor(ids, dtype=torch.int64)
+    enough = POOL * calibration.samples * calibration.length
+    return torch.tensor(text.token_ids(load_tokenizer(directory), enough), dtype=torch.int64)
 
 
 def windows(ids: torch.Tensor, calibration: Calibration) -> torch.Tensor:
@@ -66,4 +61,16 @@ def check_ids(config: SourceConfig, ids: torch.Tensor) -> None:
         raise CheckpointError(
             f"the tokenizer of {config.directory} gives id {largest}, the model has "
             f"{config.raw['vocab_size']} embeddings; copy the model's own tokenizer into the directory"
+        )
+
+
+def warn_of_few(config: SourceConfig, samples: torch.Tensor) -> None:
+    """Warn of too few calibration tokens: the statistics of a layer are matrices of H x H."""
+    if (tokens := samples.numel()) < FEW * config.hidden:
+        logger.warning(
+            "%d calibration tokens are few for hidden size %d, and the model may be damaged on other text; give at "
+            "least %d, better ten times as many (--samples, --length)",
+            tokens,
+            config.hidden,
+            FEW * config.hidden,
         )

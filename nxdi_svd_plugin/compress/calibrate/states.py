@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from nxdi_svd_plugin.checkpoint.working import WorkingFiles
+from nxdi_svd_plugin.errors import NotFiniteError
 
 
 def hidden(layer: int) -> str:
@@ -25,8 +26,34 @@ def gradient(layer: int) -> str:
 
 
 def write_samples(files: WorkingFiles, name: str, samples: Iterable[torch.Tensor]) -> None:
-    """Store samples [length, hidden] in float32."""
-    files.write(name, (s.to(device="cpu", dtype=torch.float32).contiguous().numpy().tobytes() for s in samples))
+    """Store samples [length, hidden] in float32.
+
+    Raises:
+        NotFiniteError: a sample holds NaN or infinity.
+    """
+    files.write(name, (_bytes(name, sample) for sample in samples))
+
+
+def _bytes(name: str, sample: torch.Tensor) -> bytes:
+    stored = sample.to(device="cpu", dtype=torch.float32).contiguous()
+    check_finite(name, stored)
+    return stored.numpy().tobytes()
+
+
+def check_finite(name: str, *tensors: torch.Tensor) -> None:
+    """Refuse what the calibration makes of a model whose numbers are too large for float32.
+
+    Args:
+        name: of the working file, its kind and the layer.
+    Raises:
+        NotFiniteError: a tensor holds NaN or infinity.
+    """
+    if any(tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all() for tensor in tensors):
+        kind, _, layer = name.partition("-")
+        raise NotFiniteError(
+            f"the calibration text gives NaN or infinite values in float32 ({kind} at layer {int(layer)}): weights of "
+            "the model are damaged or too large; see what `nxdi-svd evaluate` says of it"
+        )
 
 
 def read_samples(files: WorkingFiles, name: str, shape: tuple[int, int]) -> Iterator[torch.Tensor]:

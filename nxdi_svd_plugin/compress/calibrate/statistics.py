@@ -15,11 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from nxdi_svd_plugin.compress.calibrate.groups import Groups
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 NEAR = {"gate_proj": "inputs", "up_proj": "inputs", "down_proj": "down_gradients"}
 FAR = {"gate_proj": "gate_gradients", "up_proj": "up_gradients", "down_proj": "outputs"}
@@ -61,6 +63,8 @@ class Statistics:
     @classmethod
     def zero(cls, shapes: dict[str, tuple[int, ...]], device: torch.device) -> Statistics:
         """Nothing summed yet."""
+        import torch
+
         return cls({name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()})
 
     def per_token(self, tokens: int) -> Statistics:
@@ -80,7 +84,7 @@ class Statistics:
         float64."""
         tokens, total = x.reshape(-1, x.shape[-1]), self.sums[name]
         total = total if group is None else total[group]
-        if x.dtype == torch.float64:
+        if x.dtype == total.dtype:
             total.addmm_(tokens.T, tokens)
         else:
             total.add_(tokens.T @ tokens)

@@ -16,11 +16,13 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from nxdi_svd_plugin.compress.factor.layer import LayerFactors
+from nxdi_svd_plugin.errors import SvdError
 from nxdi_svd_plugin.factorize.spectrum import PRECISION, damp
 from nxdi_svd_plugin.modeling.low_rank_linear import LowRankLinear
 from nxdi_svd_plugin.stored.projection import READS, LowRank, Side
 
 logger = logging.getLogger(__name__)
+TINY = torch.finfo(torch.float32).tiny
 PROBES = 256  # inputs; the error is a mean over PROBES x out numbers
 DAMPING = 1e-5  # so that a Cholesky root exists, of fewer tokens than H too; every try that fails costs one
 LIMIT = 0.04
@@ -52,14 +54,23 @@ def stored_errors(made: LayerFactors, weights: Callable[[str], Tensor], inputs: 
         if made.measured[name].get("limited"):
             weight = weights(name).to(x)
             dense = (x @ weight.T)[:, order] if reads is Side.HIDDEN else inner @ weight.T
-            found[name]["relative_error"] = float((layer(read).detach() - dense).norm() / dense.norm())
+            found[name]["relative_error"] = float((layer(read).detach() - dense).norm() / dense.norm().clamp_min(TINY))
         found[name]["bf16_error"] = bf16_error(layer, read)
     return found
 
 
 def warn(layer: int, records: Mapping[str, Mapping[str, Any]]) -> None:
-    """Say which projections lose more than LIMIT in bfloat16 or have had their growth limited, and what to do."""
+    """Say which projections lose more than LIMIT in bfloat16 or have had their growth limited, and what to do.
+
+    Raises:
+        SvdError: a stored projection is further from its weight than zero is.
+    """
     for name, record in records.items():
+        if record.get("limited") and record["relative_error"] > 1:
+            raise SvdError(
+                f"layer {layer} {name}: the limit of max abs C changes its outputs by {record['relative_error']:.0%}: "
+                f"the weight has a smaller rank. Keep it dense (--dense {layer}.{name}) or use --form pair"
+            )
         error, limited = record.get("bf16_error", 0.0), record.get("limited", 0.0)
         found = []
         if error > LIMIT:

@@ -1,7 +1,7 @@
 """How a projection may be stored low rank: one file a form, found by its name.
 
 A file of this folder that has FORM is a form. What is stored is always a `LowRank` (stored/projection.py), so nothing
-outside the file asks which form it is.
+outside the file asks which form it is. A form imports torch when it stores: plans do without.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.recipe import suggestion
 from nxdi_svd_plugin.stored.projection import LowRank
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,17 @@ pivots of its own, in cells of the same sizes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from nxdi_svd_plugin.compress.forms import Form, Stored, Truncation
 from nxdi_svd_plugin.errors import SvdError
-from nxdi_svd_plugin.factorize.interpolative import Interpolation, interpolate
-from nxdi_svd_plugin.stored.order import cells, common_order, indices
 from nxdi_svd_plugin.stored.projection import PROJECTIONS, LowRank
 from nxdi_svd_plugin.stored.runs import Runs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nxdi_svd_plugin.factorize.interpolative import Interpolation
 
 
 class Interpolative:
@@ -38,6 +39,10 @@ class Interpolative:
 
     def store(self, truncated: Mapping[str, Sequence[Truncation]], part: int, block: int) -> Stored:
         """Choose the pivots of all three projections, and the order that makes each set a few runs."""
+        import torch
+
+        from nxdi_svd_plugin.stored.order import common_order
+
         found, sets = _choose_pivots(truncated, part, block)
         orders, (runs, *_) = zip(*(common_order(own, part) for own in sets), strict=True)  # runs alike in all groups
         where = dict(zip(PROJECTIONS, runs, strict=True))
@@ -59,6 +64,11 @@ def _choose_pivots(
 ) -> tuple[dict[str, list[Interpolation]], list[list[Tensor]]]:
     """Pivots of gate, then up, then down, each in whole blocks of the cells that the earlier ones have cut, and the
     three sets of every group."""
+    import torch
+
+    from nxdi_svd_plugin.factorize.interpolative import interpolate
+    from nxdi_svd_plugin.stored.order import cells
+
     none = torch.empty(0, dtype=torch.long)
     sets = [[none, none, none] for _ in next(iter(truncated.values()))]
     found = {}
@@ -78,6 +88,10 @@ def _factors(
     groups: Sequence[Truncation], found: Sequence[Interpolation], orders: Sequence[Tensor], runs: Runs
 ) -> tuple[Tensor, Tensor]:
     """near at the pivots and C, with the neurons in the stored order, group beside group."""
+    import torch
+
+    from nxdi_svd_plugin.stored.order import indices
+
     near, far = [], []
     for t, one, order in zip(groups, found, orders, strict=True):
         kept = torch.zeros(len(order), dtype=torch.bool)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from nxdi_svd_plugin.compress.forms import Form, Stored, Truncation
 from nxdi_svd_plugin.stored.projection import LowRank
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Pair:
@@ -37,6 +38,8 @@ class Pair:
 
 
 def _split(groups: Sequence[Truncation]) -> tuple[Tensor, Tensor]:
+    import torch
+
     near, far = zip(*(_one(t) for t in groups), strict=True)
     return torch.cat(near, 1), torch.cat(far, 1)
 

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from nxdi_svd_plugin.checkpoint.source import SourceConfig, parameters, projections
+from nxdi_svd_plugin.checkpoint.source import SourceConfig, projections
+from nxdi_svd_plugin.checkpoint.tensors import parameters
 from nxdi_svd_plugin.compress.calibrate.groups import Groups
 from nxdi_svd_plugin.compress.forms import choices, named
+from nxdi_svd_plugin.compress.plan.limits import NO_LIMITS, Limits, within
 from nxdi_svd_plugin.compress.plan.ranks import Key, fixed_projection, layers_of
 from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.factorize.allocate import Options, total
@@ -24,7 +26,7 @@ Energies = Mapping[Key, NDArray[np.float64]]
 NOTHING: NDArray[np.float64] = np.zeros(0)
 
 
-def global_ranks(config: SourceConfig, recipe: Recipe, energies: Energies) -> Layers:
+def global_ranks(config: SourceConfig, recipe: Recipe, energies: Energies, limits: Limits = NO_LIMITS) -> Layers:
     """Form and rank of every projection within the parameters that the recipe's ratio leaves.
 
     Dense and explicitly ranked projections stay what they are; all others may have any multiple of the block that saves
@@ -33,10 +35,11 @@ def global_ranks(config: SourceConfig, recipe: Recipe, energies: Energies) -> La
     Args:
         energies: squared singular values of every projection that is not fixed dense, the i-th of all its groups
             together: twice the nats per token that a rank of i more in every group saves.
+        limits: of the weights' ranks; no larger one is chosen.
     Raises:
         RecipeError: the budget is smaller than the smallest ranks need, or `max_patterns` than what is fixed needs.
     """
-    allowed = {key: _choices(config, recipe, *key) for key in projections(config)}
+    allowed = {key: _choices(config, recipe, *key, limits.get(key)) for key in projections(config)}
     offered = _common(allowed) if recipe.max_patterns else allowed
     penalty = 1.0 + sum(float(energy.sum()) for energy in energies.values())
     options = [
@@ -81,14 +84,14 @@ def budget(config: SourceConfig, recipe: Recipe) -> int:
     return int(config.mlp_parameters - recipe.asked * target)
 
 
-def _choices(config: SourceConfig, recipe: Recipe, layer: int, name: str) -> list[Projection]:
+def _choices(config: SourceConfig, recipe: Recipe, layer: int, name: str, limit: int | None) -> list[Projection]:
     fixed = fixed_projection(config, recipe, layer, name)
     if fixed is not None:
-        return [fixed]
+        return [within(fixed, limit, recipe.block)]
     form = named(recipe.form)
     groups = Groups.of(config, recipe)
-    ranks = choices(form, groups.hidden, groups.part, recipe.block)
-    return [*(form.planned(rank, groups.count) for rank in ranks), DENSE]
+    planned = [form.planned(rank, groups.count) for rank in choices(form, groups.hidden, groups.part, recipe.block)]
+    return [*(p for p in planned if within(p, limit, recipe.block) == p), DENSE]
 
 
 def _options(

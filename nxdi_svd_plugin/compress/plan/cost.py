@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from nxdi_svd_plugin.checkpoint.source import SourceConfig, expected_tensors
-from nxdi_svd_plugin.compress.calibrate.gradient import SLICE
+from nxdi_svd_plugin.checkpoint.source import SourceConfig
+from nxdi_svd_plugin.checkpoint.tensors import expected_tensors, layer_tensors
 from nxdi_svd_plugin.compress.calibrate.groups import Groups
+from nxdi_svd_plugin.compress.calibrate.sizes import SLICE
 from nxdi_svd_plugin.compress.calibrate.statistics import kept_names, statistics_shapes
 from nxdi_svd_plugin.recipe import Recipe
 from nxdi_svd_plugin.stored.layers import Layers
@@ -86,7 +87,7 @@ def kept_bytes(groups: Groups, recipe: Recipe) -> int:
 
 def layer_numbers(config: SourceConfig) -> int:
     """Numbers in one decoder layer."""
-    return sum(math.prod(s) for name, s in expected_tensors(config).items() if name.startswith("model.layers.0."))
+    return sum(map(math.prod, layer_tensors(config).values()))
 
 
 def _head(config: SourceConfig, recipe: Recipe) -> int:

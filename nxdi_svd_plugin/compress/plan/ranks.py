@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from nxdi_svd_plugin.checkpoint.source import SourceConfig, parameters, projections
+from nxdi_svd_plugin.checkpoint.source import SourceConfig, projections
+from nxdi_svd_plugin.checkpoint.tensors import parameters
 from nxdi_svd_plugin.compress.calibrate.groups import Groups
 from nxdi_svd_plugin.compress.forms import named
+from nxdi_svd_plugin.compress.plan.limits import NO_LIMITS, Limits, within
 from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.factorize.rank import block_rank, ratio
 from nxdi_svd_plugin.recipe import Recipe, lookup
 from nxdi_svd_plugin.report.record import Ratio
 from nxdi_svd_plugin.stored.layers import Layers, mlp_of
-from nxdi_svd_plugin.stored.projection import DENSE, PROJECTIONS, Projection
+from nxdi_svd_plugin.stored.projection import DENSE, PROJECTIONS, LowRank, Projection
 
 Key = tuple[int, str]
 """(layer, projection)."""
 
 
-def decide_ranks(config: SourceConfig, recipe: Recipe) -> Layers:
+def decide_ranks(config: SourceConfig, recipe: Recipe, limits: Limits = NO_LIMITS) -> Layers:
     """Form and rank of every projection: dense and explicit ranks first, Eq. 5 for the rest.
 
     The rest shares what is left of the budget: its ratio is larger than the one asked for when projections stay dense.
 
+    Args:
+        limits: of the weights' ranks; what is above them stays dense.
     Raises:
         RecipeError: groups that do not divide the neurons, an unknown form, selectors that fit nothing or contradict
             each other, a ratio or block that cannot be met.
@@ -38,7 +42,9 @@ def decide_ranks(config: SourceConfig, recipe: Recipe) -> Layers:
         wanted = _ratio_of_rest(config, recipe, found, len(rest))
         rank = block_rank(wanted, groups.hidden, groups.part, recipe.block, recipe.tau, form.cost)
         found |= dict.fromkeys(rest, form.planned(rank, groups.count))
-    return layers_of(config, found)
+    return layers_of(
+        config, {key: within(projection, limits.get(key), recipe.block) for key, projection in found.items()}
+    )
 
 
 def layers_of(config: SourceConfig, found: dict[Key, Projection]) -> Layers:
@@ -82,6 +88,25 @@ def _check_groups(groups: Groups) -> None:
             f"tp_degree {groups.count} does not divide the model's {groups.intermediate} intermediate neurons into "
             f"equal groups; use one that does, such as {', '.join(fit[-4:])}"
         )
+
+
+def larger(config: SourceConfig, layers: Layers) -> str:
+    """A sentence on the projections that store at least as many numbers as the dense weight, "" if there are none."""
+    dense = DENSE.parameters(config.hidden, config.intermediate)
+    found = {
+        f"{i}.{name}": projection.rank
+        for i, mlp in layers.items()
+        for name, projection in mlp.items()
+        if isinstance(projection, LowRank) and projection.parameters(config.hidden, mlp.width) >= dense
+    }
+    if not found:
+        return ""
+    name, rank = next(iter(found.items()))
+    return (
+        f"rank {rank} of {name}{f' (and of {len(found) - 1} more)' if len(found) > 1 else ''} saves nothing: the "
+        f"factors are not smaller than the dense weight of {config.intermediate} x {config.hidden}; lower the rank or "
+        "keep the projection dense"
+    )
 
 
 def _check_layers(config: SourceConfig, recipe: Recipe) -> None:

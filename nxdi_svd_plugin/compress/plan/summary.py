@@ -6,10 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nxdi_svd_plugin.checkpoint.source import SourceConfig, parameters, read_config
+from nxdi_svd_plugin.checkpoint.names import model_name
+from nxdi_svd_plugin.checkpoint.source import SourceConfig, read_config
+from nxdi_svd_plugin.checkpoint.tensors import parameters
 from nxdi_svd_plugin.compress.plan.budget import budget
 from nxdi_svd_plugin.compress.plan.cost import calibration_work, disk_needs, eigendecompositions, peak_memory
-from nxdi_svd_plugin.compress.plan.ranks import decide_ranks, reached, stored_parameters
+from nxdi_svd_plugin.compress.plan.ranks import decide_ranks, larger, reached, stored_parameters
 from nxdi_svd_plugin.recipe import Recipe
 from nxdi_svd_plugin.stored.dtypes import DTYPES
 from nxdi_svd_plugin.stored.layers import Layers, Mlp, layers_to_json
@@ -34,7 +36,7 @@ def make_plan(model_dir: str | Path, recipe: Recipe) -> dict[str, Any]:
     low_rank = DTYPES[recipe.dtype].bytes if recipe.dtype in DTYPES else size
     memory = peak_memory(config, recipe)
     return {
-        "model": config.directory.resolve().name,
+        "model": model_name(config.directory),
         "model_type": config.model_type,
         **layers_to_json(layers),
         "ratio": asdict(ratios),
@@ -53,7 +55,10 @@ def make_plan(model_dir: str | Path, recipe: Recipe) -> dict[str, Any]:
         },
         "peak_memory": {"bytes": memory.peak, **asdict(memory)},
         "calibration": _calibration(config, recipe, layers),
-        "notes": _notes(config, recipe, layers, ratios.mlp if ratios.target == "mlp" else ratios.model),
+        "notes": [
+            *filter(None, [larger(config, layers)]),
+            *_notes(config, recipe, layers, ratios.mlp if ratios.target == "mlp" else ratios.model),
+        ],
         "recipe": recipe.to_dict(),
     }
 

@@ -99,5 +99,6 @@ def nothing(run: Session) -> Statistics:
 def save_statistics(run: Session, index: int, sums: Statistics) -> None:
     """Sum over all processes, and store where they will be needed: on the process that decomposes the layer."""
     total = sums.total(run.world.total)
+    states.check_finite(statistics(index), *total.sums.values())
     if index % run.world.size == run.world.rank:
         run.files.write_tensors(statistics(index), total.sums)

@@ -19,10 +19,12 @@ from nxdi_svd_plugin.compress.factor.rounding import stored_errors, warn
 from nxdi_svd_plugin.compress.factor.spectra import Decomposition, decompose, energies, restore
 from nxdi_svd_plugin.compress.forms import named
 from nxdi_svd_plugin.compress.plan.budget import global_ranks
+from nxdi_svd_plugin.compress.plan.limits import Limits
 from nxdi_svd_plugin.compress.plan.ranks import fixed_projection
 from nxdi_svd_plugin.compress.run.calibration import statistics
 from nxdi_svd_plugin.compress.run.job import stored_dtype
 from nxdi_svd_plugin.compress.run.session import Session
+from nxdi_svd_plugin.errors import SvdError
 from nxdi_svd_plugin.report.matrix import MatrixRecord
 from nxdi_svd_plugin.stored.layers import layers_to_json
 from nxdi_svd_plugin.stored.projection import DENSE, PROJECTIONS, LowRank
@@ -73,7 +75,7 @@ def ranks(run: Session) -> str:
         for name, energy in run.files.read_tensors(energies_file(index)).items()
     }
     every = {key: energy for part in run.world.all(mine) for key, energy in part.items()}
-    found = run.world.on_first(lambda: global_ranks(run.job.config, run.job.recipe, every))
+    found = run.world.on_first(lambda: global_ranks(run.job.config, run.job.recipe, every, run.job.limits))
     run.state.layers = {"format_version": run.state.identity["format"], **layers_to_json(found)}
     low = sum(isinstance(p, LowRank) for mlp in found.values() for _, p in mlp.items())
     return f"{low} of {len(found) * len(PROJECTIONS)} projections become low rank"
@@ -104,7 +106,7 @@ def _rewritten(run: Session, index: int) -> dict[str, tuple[torch.dtype, tuple[i
 def factor(run: Session, layers: tuple[int, ...]) -> str:
     """Factor this process's layer, and write all of them on process 0."""
     mine = next((_factor(run, index) for index in run.own(layers)), None)
-    found = run.world.all(mine and (_records(run.own(layers)[0], mine), mine.order))
+    found = run.world.all(mine and (_records(run.job.limits, run.own(layers)[0], mine), mine.order))
     for owner, index in enumerate(layers):
         _write(run, index, owner, mine)
         records, order = found[owner] or ([], None)
@@ -124,7 +126,10 @@ def _factor(run: Session, index: int) -> LayerFactors:
     def decompositions(name: str) -> Iterator[Decomposition]:
         return restore(recipe, kept, tokens, name, weights(name))
 
-    made = factor_layer(weights, decompositions, planned, named(recipe.form), recipe.block)
+    try:
+        made = factor_layer(weights, decompositions, planned, named(recipe.form), recipe.block)
+    except SvdError as error:
+        raise SvdError(f"layer {index} {error}") from error
     if low:
         for name, errors in stored_errors(made, weights, kept["inputs"] / tokens).items():
             made.measured[name] |= errors
@@ -138,11 +143,12 @@ def _weight(run: Session, index: int, name: str) -> Tensor:
     return run.weight(projection_prefix(index, name) + "weight")
 
 
-def _records(index: int, made: LayerFactors) -> list[dict[str, Any]]:
-    return [
-        MatrixRecord(index, name, made.mlp.width, p, **made.measured.get(name, {})).to_dict()
-        for name, p in made.mlp.items()
-    ]
+def _records(limits: Limits, index: int, made: LayerFactors) -> list[dict[str, Any]]:
+    found = []
+    for name, p in made.mlp.items():
+        numbers: dict[str, Any] = {**made.measured.get(name, {}), "weight_rank": limits.get((index, name))}
+        found.append(MatrixRecord(index, name, made.mlp.width, p, **numbers).to_dict())
+    return found
 
 
 def _write(run: Session, index: int, owner: int, mine: LayerFactors | None) -> None:

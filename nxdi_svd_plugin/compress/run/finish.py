@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from nxdi_svd_plugin.checkpoint.names import CONFIG, REPORT, carried_files
-from nxdi_svd_plugin.checkpoint.source import parameters
+from nxdi_svd_plugin.checkpoint.carried import carried
+from nxdi_svd_plugin.checkpoint.names import CONFIG, REPORT, model_name
+from nxdi_svd_plugin.checkpoint.tensors import parameters
 from nxdi_svd_plugin.checkpoint.writer import Writer, remove_unfinished
 from nxdi_svd_plugin.compress.plan.ranks import reached
 from nxdi_svd_plugin.compress.run.job import Job, machine, versions
@@ -35,11 +36,11 @@ def finish(job: Job, writer: Writer, state: Manifest, device: torch.device) -> R
     """
     files = writer.hashes(state.tensors)
     report = make_report(job, state, files, device)
-    carried = {name: (job.config.directory / name).read_bytes() for name in carried_files(job.config.directory)}
-    carried[REPORT] = report.to_bytes()
+    beside = carried(job.config.directory)
+    beside[REPORT] = report.to_bytes()
     config = compressed_config(job, report)
-    carried[CARD] = model_card(report, config, read_card(job.config.directory)).encode()
-    writer.finish(carried, config)
+    beside[CARD] = model_card(report, config, read_card(job.config.directory)).encode()
+    writer.finish(beside, config)
     return report
 
 
@@ -69,7 +70,7 @@ def completed(job: Job, output: Path) -> Report | None:
 
 
 def compressed_config(job: Job, report: Report) -> dict[str, Any]:
-    """The source's config.json with the three changes of docs/format.md."""
+    """The source's config.json with the changes of docs/format.md."""
     config = job.config
     return {
         **config.raw,
@@ -94,7 +95,7 @@ def make_report(job: Job, state: Manifest, files: dict[str, str], device: torch.
     kept = sum(record.projection.parameters(config.hidden, record.width) for record in matrices)
     ratios, total = reached(config, job.recipe, kept), parameters(config)
     return Report(
-        source=Source(config.directory.resolve().name, config.model_type, state.identity["source"]),
+        source=Source(model_name(config.directory), config.model_type, state.identity["source"]),
         ratio=ratios,
         parameters=Parameters(
             mlp_dense=config.mlp_parameters,

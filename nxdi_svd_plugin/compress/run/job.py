@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -17,9 +18,12 @@ from nxdi_svd_plugin.checkpoint.layout import Entries, tensor_bytes
 from nxdi_svd_plugin.checkpoint.names import layer_prefix, mlp_weights, projection_prefix
 from nxdi_svd_plugin.checkpoint.reader import Reader
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, read_config
-from nxdi_svd_plugin.compress.calibrate.samples import check_ids, tokenize, windows
+from nxdi_svd_plugin.compress.calibrate.groups import Groups
+from nxdi_svd_plugin.compress.calibrate.samples import check_ids, tokenize, warn_of_few, windows
 from nxdi_svd_plugin.compress.plan.cost import disk_needs
-from nxdi_svd_plugin.compress.plan.ranks import decide_ranks
+from nxdi_svd_plugin.compress.plan.degenerate import survey, warn
+from nxdi_svd_plugin.compress.plan.limits import Limits
+from nxdi_svd_plugin.compress.plan.ranks import decide_ranks, larger
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
 from nxdi_svd_plugin.recipe import Recipe
 from nxdi_svd_plugin.stored.layers import FORMAT_VERSION, Layers, Mlp
@@ -27,38 +31,44 @@ from nxdi_svd_plugin.stored.projection import Dense
 from nxdi_svd_plugin.texts import Text, read_text
 from nxdi_svd_plugin.version import __version__
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Job:
     """A checked compression: source, recipe, ranks and calibration samples.
 
-    samples: token ids [samples, length].
+    limits: of the weights' ranks (plan/degenerate.py). samples: token ids [samples, length].
     """
 
     config: SourceConfig
     reader: Reader
     recipe: Recipe
     layers: Layers
+    limits: Limits
     text: Text
     samples: torch.Tensor
 
 
 def prepare(model_dir: Path, recipe: Recipe) -> Job:
-    """Check source, recipe and calibration text against each other; the weights' values are
-    checked by `identity`.
+    """Check source, recipe and calibration text against each other; reads every weight once.
 
     Raises:
         SvdError: whatever is wrong with them.
     """
     config = read_config(model_dir)
-    layers = decide_ranks(config, recipe)
+    if warning := larger(config, decide_ranks(config, recipe)):
+        logger.warning("%s", warning)
     reader = Reader(config.directory)
     reader.check_tensors(config)
     _check_length(config, recipe)
     text = read_text(recipe.calibration.text)
-    samples = windows(tokenize(config.directory, text), recipe.calibration)
+    samples = windows(tokenize(config.directory, text, recipe.calibration), recipe.calibration)
     check_ids(config, samples)
-    return Job(config, reader, recipe, layers, text, samples)
+    warn_of_few(config, samples)
+    limits = survey(reader, config, Groups.of(config, recipe))
+    warn(limits)
+    return Job(config, reader, recipe, decide_ranks(config, recipe, limits), limits, text, samples)
 
 
 def _check_length(config: SourceConfig, recipe: Recipe) -> None:
@@ -125,14 +135,7 @@ def check_space(job: Job, output: Path, processes: int) -> None:
 
 
 def identity(job: Job, processes: int, device: torch.device) -> dict[str, Any]:
-    """Everything that decides the bytes of the result; reads every weight once, and refuses values that are not finite.
-
-    The source comes by content, so it may have moved.
-
-    Raises:
-        CheckpointError: NaN or infinite weights.
-    """
-    job.reader.check_finite()
+    """Everything that decides the bytes of the result. The source comes by content, so it may have moved."""
     return {
         "source": job.reader.fingerprint(),
         "recipe": job.recipe.to_dict(),

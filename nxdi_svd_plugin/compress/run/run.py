@@ -66,8 +66,8 @@ def compress(
         SvdError: anything wrong with source, recipe, text or output, before long work; a full disk at any time.
     """
     keep_freed_blocks()
-    world, output = join(), Path(output_dir)
-    job, on = prepare(Path(model_dir), recipe or preset("default")), pick_device(device)
+    world, output = join(), Path(output_dir).expanduser()
+    job, on = prepare(Path(model_dir).expanduser(), recipe or preset("default")), pick_device(device)
     with alone(world, job, output, resume=resume, overwrite=overwrite):
         report = world.on_first(lambda: completed(job, output)) if resume else None
         if report is None:
@@ -87,7 +87,6 @@ def check(model_dir: str | Path, output_dir: str | Path, recipe: Recipe, *, resu
     OutputLock(Path(output_dir)).check()
     check_output(Path(output_dir), job.config.directory, resume=resume, overwrite=overwrite)
     check_space(job, Path(output_dir), 1)
-    job.reader.check_finite()
 
 
 @contextmanager

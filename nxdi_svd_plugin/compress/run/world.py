@@ -17,6 +17,8 @@ import torch.distributed as dist
 from nxdi_svd_plugin.errors import SvdError
 
 T = TypeVar("T")
+DEVICES = ("cpu", "cuda")
+"""Kinds of devices that compute in float64."""
 
 
 @dataclass(frozen=True)
@@ -104,16 +106,20 @@ def pick_device(name: str) -> torch.device:
     """The torch device for "auto" (a GPU where torch sees one, one per local process), or the named one.
 
     Raises:
-        SvdError: no such device here.
+        SvdError: no such device here, or one of another kind than a CPU and a GPU.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in DEVICES:
+            raise SvdError(f"device {name!r} is not one to compress on; use --device auto, {' or '.join(DEVICES)}")
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % max(torch.cuda.device_count(), 1))
         torch.empty(1, device=device)
+    except SvdError:
+        raise
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].split(". ")[0]
         raise SvdError(f"device {name!r} cannot be used ({reason}); use --device auto or cpu") from error
     return device

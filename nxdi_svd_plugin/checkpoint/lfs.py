@@ -1,0 +1,26 @@
+"""Git LFS pointers: small text files that a clone without Git LFS has in place of weights and tokenizers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nxdi_svd_plugin.errors import CheckpointError
+
+HEAD = b"version https://git-lfs.github.com/spec/v1"
+"""How a pointer begins (git-lfs docs/spec.md)."""
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise if a file is a pointer; nothing for one that is not there.
+
+    Raises:
+        CheckpointError: it is; says how to get the file itself.
+    """
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        if file.read(len(HEAD)) == HEAD:
+            raise CheckpointError(
+                f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in {path.parent}, or download "
+                "the model with `hf download`"
+            )

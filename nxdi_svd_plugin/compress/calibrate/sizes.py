@@ -1,0 +1,6 @@
+"""How much the calibration has in memory at a time; the plan reads it too, without torch."""
+
+from __future__ import annotations
+
+SLICE = 512
+"""Tokens whose logits are computed together."""

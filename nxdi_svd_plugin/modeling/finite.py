@@ -1,0 +1,42 @@
+"""NaN and infinity in a model's logits are an error wherever logits are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from nxdi_svd_plugin.errors import NotFiniteError
+
+
+@contextmanager
+def finite_logits(model: Any) -> Iterator[None]:
+    """While it is open, a forward pass of `model` whose logits are not all finite raises.
+
+    Raises:
+        NotFiniteError: names the model, its dtype and how many tokens are concerned.
+    """
+    hook = model.register_forward_hook(lambda _, __, output: check_logits(model, output.logits))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def check_logits(model: Any, logits: torch.Tensor) -> None:
+    """Raise for logits [..., vocabulary] of `model` that are not all finite.
+
+    Raises:
+        NotFiniteError: as `finite_logits`.
+    """
+    if not logits.numel() or all(torch.isfinite(bound) for bound in torch.aminmax(logits)):
+        return
+    good = torch.isfinite(logits).all(-1)
+    dtype = str(logits.dtype).removeprefix("torch.")
+    advice = "its weights are damaged or too large" if dtype == "float32" else "try --dtype float32"
+    raise NotFiniteError(
+        f"the logits of {model.name_or_path or 'the model'} are NaN or infinite at {int((~good).sum())} of "
+        f"{good.numel()} tokens in {dtype}: {advice}"
+    )

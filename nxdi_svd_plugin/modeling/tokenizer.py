@@ -1,0 +1,89 @@
+"""The tokenizer of a model directory, by whichever transformers it was saved; nothing that it brings is run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from nxdi_svd_plugin.checkpoint.lfs import refuse_pointer
+from nxdi_svd_plugin.checkpoint.names import TOKENIZER_CONFIG, TOKENIZER_FILES, read_json
+from nxdi_svd_plugin.checkpoint.source import read_raw
+from nxdi_svd_plugin.checkpoint.spellings import GENERIC, tokenizer_config_for_both
+from nxdi_svd_plugin.errors import CheckpointError
+from nxdi_svd_plugin.modeling.load import transformers_errors_only
+
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+READS_5 = int(transformers.__version__.split(".")[0]) >= 5
+
+logger = logging.getLogger(__name__)
+
+
+def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory.
+
+    Raises:
+        CheckpointError: no model directory, no tokenizer in it, one that only code of its own or another transformers
+            can read, or damaged files.
+    """
+    directory = Path(directory)
+    read_raw(directory)
+    if not any((directory / name).is_file() for name in VOCABULARIES):
+        raise CheckpointError(
+            f"{directory} has no tokenizer (none of {', '.join(VOCABULARIES)}); copy the model's tokenizer files there"
+        )
+    for name in TOKENIZER_FILES:
+        refuse_pointer(directory / name)
+    config = _config(directory)
+    try:
+        with transformers_errors_only():
+            tokenizer = _load(directory, config)
+    except Exception as error:  # the class that the library tokenizers raises
+        raise CheckpointError(_unreadable(directory, config, error)) from error
+    if config.get("auto_map"):
+        logger.warning(
+            "%s names code of its own (auto_map), which is not run; transformers' %s reads its files",
+            directory / TOKENIZER_CONFIG,
+            type(tokenizer).__name__,
+        )
+    return tokenizer
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    path = directory / TOKENIZER_CONFIG
+    try:
+        return read_json(path) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); restore it from the model") from error
+
+
+def _load(directory: Path, config: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """Under transformers 4 one saved by 5 in the spelling that 4 knows; the directory stays as it is."""
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    readable = tokenizer_config_for_both(config)
+    if not READS_5 and "extra_special_tokens" in config and "extra_special_tokens" not in readable:
+        options |= {"extra_special_tokens": {}, "additional_special_tokens": readable["additional_special_tokens"]}
+    renamed = not READS_5 and readable.get("tokenizer_class") == GENERIC != config.get("tokenizer_class")
+    kind: Any = PreTrainedTokenizerFast if renamed else AutoTokenizer
+    tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(directory, **options)
+    return tokenizer
+
+
+def _unreadable(directory: Path, config: dict[str, Any], error: Exception) -> str:
+    said = " ".join(str(error).split())[:200] or type(error).__name__
+    if config.get("auto_map"):
+        return (
+            f"the tokenizer of {directory} is code of its own ({TOKENIZER_CONFIG}: auto_map = "
+            f"{json.dumps(config['auto_map'])}), and no code of a checkpoint is run; put the tokenizer.json of the "
+            f"model there and set tokenizer_class to {GENERIC}"
+        )
+    if "backend" in config and not READS_5:
+        return (
+            f"the tokenizer of {directory} was saved by transformers 5, and transformers {transformers.__version__} "
+            f"cannot read it ({said}); save it with transformers 4, or use transformers 5"
+        )
+    return f"{directory} has no tokenizer that transformers can read ({said}); copy the model's tokenizer files there"

@@ -1,0 +1,60 @@
+"""Recipe files as people mean them: `1e-1` is a number, as in YAML 1.2 and JSON, `5GB` is a size, and a key that is
+there twice is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from nxdi_svd_plugin.errors import RecipeError
+
+NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
+"""Numbers with an exponent; PyYAML takes them for text unless they have a point and the exponent a sign."""
+SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) *(?:([KMGT])(i?)B?|B)?", re.IGNORECASE)
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """What a YAML file holds, as plain Python values.
+
+    Args:
+        what: names the file in errors, "recipe x.yaml".
+    Raises:
+        RecipeError: it cannot be read, is no UTF-8 or no YAML, or has a key twice.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """SafeLoader without its two surprises."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            """As SafeLoader, but each key once; what `<<` merges in may be overridden."""
+            keys = [str(key.value) for key, _ in node.value if key.value != "<<"]
+            twice = sorted({key for key in keys if keys.count(key) > 1})
+            if twice:
+                raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} twice", node.start_mark)
+            found: dict[Any, Any] = super().construct_mapping(node, deep)
+            return found
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))
+    try:
+        return yaml.load(path.read_text(encoding="utf-8-sig"), Loader)
+    except OSError as error:
+        raise RecipeError(f"{what} cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise RecipeError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def size_of(value: Any, what: str) -> Any:
+    """Bytes of "5GB", "500 MB", "5GiB" or "5000"; what is no text stays what it is.
+
+    Raises:
+        RecipeError: another text; names `what`.
+    """
+    if not isinstance(value, str):
+        return value
+    found = SIZE.fullmatch(value.strip())
+    if found is None:
+        raise RecipeError(f"{what} is {value!r}; expected a size such as 5GB, 500MB, 5GiB or a number of bytes")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index((found[2] or " ").upper()))
