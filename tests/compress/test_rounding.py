@@ -12,6 +12,7 @@ from nxdi_svd_plugin.compress.factor.rounding import bf16_error, stored_errors, 
 from nxdi_svd_plugin.compress.factor.spectra import decompose, restore
 from nxdi_svd_plugin.compress.forms import named
 from nxdi_svd_plugin.compress.run.run import compress
+from nxdi_svd_plugin.errors import SvdError
 from nxdi_svd_plugin.evaluate.perplexity import token_ids
 from nxdi_svd_plugin.factorize.interpolative import interpolate
 from nxdi_svd_plugin.modeling.load import load_model
@@ -83,6 +84,8 @@ def test_a_singular_pivot_set_shows(caplog):
     message, limited = caplog.messages
     assert "layer 3 gate_proj: bfloat16 adds" in message and "--dense 3.gate_proj" in message
     assert "layer 3 down_proj: the limit of max abs C changes its matrix by 2.00%" in limited
+    with pytest.raises(SvdError, match="layer 3 up_proj: the limit of max abs C changes its outputs by 4892%"):
+        warn(3, {"up_proj": {"limited": 0.5, "relative_error": 48.92}})
 
 
 def test_where_growth_is_limited_the_output_error_is_that_of_the_stored_factors(monkeypatch):

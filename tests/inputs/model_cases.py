@@ -101,7 +101,7 @@ def report_with_nan(folder):
     path.write_text(path.read_text().replace("0.125", "NaN"))
 
 
-GATE, UP = (f"model.layers.1.mlp.{name}_proj.weight" for name in ("gate", "up"))
+GATE, UP, DOWN = (f"model.layers.1.mlp.{name}_proj.weight" for name in ("gate", "up", "down"))
 HEAD = "lm_head.weight"
 WITH_BASE = EVALUATE + " --base base"
 EVIL = "open('executed', 'w')\nclass Evil:\n    pass\ndef generate(**kwargs):\n    pass\n"
@@ -210,5 +210,18 @@ CASES = [
         report_with_nan,
         "report.json cannot be read (it holds NaN, which is no JSON)",
         1,
+    ),
+    Case(
+        "an MLP of zeros in one layer",
+        COMPRESS,
+        scaled(0.0, GATE, UP, DOWN),
+        "zeros or repeated neurons limit the rank of 1.down_proj (rank 0), 1.gate_proj (rank 0), 1.up_proj (rank 0); "
+        "these get no larger one, or stay dense",
+    ),
+    Case(
+        "a down projection of zeros",
+        COMPRESS + " --dry-run",
+        scaled(0.0, DOWN),
+        "zeros or repeated neurons limit the rank of 1.down_proj (rank 0)",
     ),
 ]

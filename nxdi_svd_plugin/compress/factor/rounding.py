@@ -66,7 +66,7 @@ def warn(layer: int, records: Mapping[str, Mapping[str, Any]]) -> None:
         SvdError: a stored projection is further from its weight than zero is.
     """
     for name, record in records.items():
-        if record.get("limited") and record["relative_error"] > 1:
+        if record.get("limited") and record.get("relative_error", 0.0) > 1:
             raise SvdError(
                 f"layer {layer} {name}: the limit of max abs C changes its outputs by {record['relative_error']:.0%}: "
                 f"the weight has a smaller rank. Keep it dense (--dense {layer}.{name}) or use --form pair"
