@@ -76,8 +76,7 @@ def dense(tmp_path_factory):
     return save_dense(tmp_path_factory.mktemp("graph") / "dense", "llama", **sizes)
 
 
-@pytest.mark.parametrize("tokens", [4, 200])
-@pytest.mark.parametrize("form", ["pair", "interpolative"])
+@pytest.mark.parametrize(("form", "tokens"), [("pair", 4), ("interpolative", 200)])
 @pytest.mark.parametrize(("groups", "tp"), SHARED)
 def test_one_collective_and_one_reader_of_every_factor(groups, tp, form, tokens, dense, tmp_path):
     """Of a few tokens all readers are one kernel."""
