@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from kernel_cases import count
 
 from nxdi_svd_plugin.errors import KernelError, SvdError
-from nxdi_svd_plugin.hardware import SBUF_BYTES
+from nxdi_svd_plugin.hardware import SBUF_BUDGET
 from nxdi_svd_plugin.kernels.measure.calls import Share, fused_mlp
 from nxdi_svd_plugin.kernels.measure.counts import count_call
 from nxdi_svd_plugin.kernels.measure.plan import plan_mlp
@@ -50,7 +50,7 @@ def test_predictions_are_what_the_simulator_counts(chain):
     assert hbm_bytes(chain, blocks) == (trace.hbm_read_bytes, trace.hbm_write_bytes)
     assert trace.sbuf_peak_bytes <= sbuf_bytes(chain, blocks)
     assert sbuf_bytes(chain, blocks) <= 1.15 * trace.sbuf_peak_bytes
-    assert sbuf_bytes(chain, blocks, IN_FLIGHT) <= SBUF_BYTES
+    assert sbuf_bytes(chain, blocks, IN_FLIGHT) <= SBUF_BUDGET
     assert matmul_cycles(chain, blocks) + transpose_cycles(chain, blocks) == trace.pe_cycles
     assert trace.psum_peak_banks <= 8
 
@@ -107,7 +107,7 @@ def test_few_tokens_go_through_one_kernel(tokens):
     assert (name, plan.bound, plan.strips) == ("mlp", "dma", [(1, [tokens])])
     trace = count_call(fused_mlp(tokens, 2048, 4096, *[Share(1536)] * 3))
     assert (plan.hbm_read_bytes, plan.hbm_write_bytes) == (trace.hbm_read_bytes, trace.hbm_write_bytes)
-    assert trace.sbuf_peak_bytes <= plan.sbuf_peak_bytes < plan.sbuf_reserved_bytes <= SBUF_BYTES
+    assert trace.sbuf_peak_bytes <= plan.sbuf_peak_bytes < plan.sbuf_reserved_bytes <= SBUF_BUDGET
     assert "in loads of 4.0 (U of gate and up), 12.0 (both V), 4.0 and 4.0 KiB" in plan.reason
     assert set(plan_mlp(2048, Mlp(8192, *[LowRank(1536)] * 3), 129)) == {"up_gate", "down"}
 

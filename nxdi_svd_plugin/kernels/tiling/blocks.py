@@ -12,7 +12,7 @@ from nxdi_svd_plugin.kernels.tiling.pieces import Piece, held_tokens, row_tokens
 from nxdi_svd_plugin.kernels.tiling.segments import Segment
 from nxdi_svd_plugin.kernels.tiling.through import Through, through_hbm_bytes, through_sbuf_bytes
 
-SUM_PART = 4
+SUM_PART = 2
 """Rank tiles of one tensor of (X·U)ᵀ, and of its sums, where the contraction is split: the sums of one part die as its
 (X·U)ᵀ is made, so both exist together for one part only."""
 
