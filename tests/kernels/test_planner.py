@@ -10,7 +10,7 @@ from nxdi_svd_plugin.hardware import SBUF_BUDGET
 from nxdi_svd_plugin.kernels.measure.calls import Share, fused_mlp
 from nxdi_svd_plugin.kernels.measure.counts import count_call
 from nxdi_svd_plugin.kernels.measure.plan import plan_mlp
-from nxdi_svd_plugin.kernels.tiling.blocks import hbm_bytes, sbuf_bytes
+from nxdi_svd_plugin.kernels.tiling.blocks import Buffers, hbm_bytes, sbuf_bytes
 from nxdi_svd_plugin.kernels.tiling.brute_force import least_hbm_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.engines import matmul_cycles, transpose_cycles
@@ -73,7 +73,7 @@ def test_a_hand_made_plan():
 
 def test_longest_first_fills_a_strip_with_the_fewest_sub_strips():
     chain = Chain("xuv", 32768, 7168, (4096,), 18432, transposed_output=True)
-    buffers = choose(chain).buffers
+    buffers = Buffers(u_rows=8, u_tiles=1, v_tiles=1, x_tiles=16)
     assert fill(chain, buffers, 900) == (900,)
     two = fill(chain, buffers, 1500)
     assert two is not None and len(two) == 2 and two[0] > two[1]

@@ -72,6 +72,13 @@ def sum_blocks(chain: Chain, split: int) -> int:
     return sum(-(-(part.stop - part.start) // split) for part in chain.segments if part.pivots[0] is None)
 
 
+def longest_run(chain: Chain) -> int:
+    """Input tiles of the longest run that is not cut by pivots."""
+    if not chain.kind.reads_intermediate:
+        return chain.input_tiles
+    return max(part.stop - part.start for part in chain.segments if part.pivots[0] is None)
+
+
 def last_sum_block(chain: Chain, split: int) -> int:
     """Input tiles of the last block."""
     runs = [part.stop - part.start for part in chain.segments if part.pivots[0] is None]

@@ -27,8 +27,8 @@ def least_hbm_bytes(chain: Chain, unit: int = 8, overlap: bool = False) -> int |
 
 def _unfused(chain: Chain) -> int | None:
     """Two matmuls, blocked for least traffic within SBUF_BUDGET; tiling/dense.py tries all blocks."""
-    if len(chain.ranks) > 1 or any(chain.pivots):
-        return None
+    if len(chain.ranks) > 1 or any(chain.pivots) or chain.inputs % PARTITIONS or chain.ranks[0] % PARTITIONS:
+        return None  # nothing that the kernels do, see tiling/through.py
     second = (chain.outputs, chain.tokens) if chain.writes_transposed else (chain.tokens, chain.outputs)
     calls = [(chain.ranks[0], chain.inputs, chain.tokens), (second[0], chain.ranks[0], second[1])]
     s, reserve = chain.itemsize, SBUF_BYTES - SBUF_BUDGET
@@ -38,8 +38,8 @@ def _unfused(chain: Chain) -> int | None:
 def _summed(chain: Chain, overlap: bool) -> int | None:
     """X once, U and V once per strip; all strips but the last are as long as fits."""
     s, tile, loads = chain.itemsize, chain.itemsize * PARTITIONS, 2 if overlap else 1
-    if any(chain.pivots) and not chain.kind.reads_intermediate:
-        return None
+    if chain.inputs % PARTITIONS if chain.kind.reads_intermediate else any(chain.pivots):
+        return None  # nothing that the kernels do, see tiling/planner.py
     fixed = loads * SUM_TILES * tile + (4 * PARTITIONS if chain.needs_identity else 0)
     longest = (SBUF_BUDGET - fixed) // (4 * chain.rank_tiles + s + loads * s * SUM_TILES)
     longest = min(longest, (SBUF_BUDGET - (_depth(chain) + 1) * tile) // (s * chain.rank_tiles))

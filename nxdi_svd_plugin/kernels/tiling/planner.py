@@ -12,6 +12,7 @@ from nxdi_svd_plugin.kernels.tiling.blocks import (
     Plan,
     constant_bytes,
     hbm_bytes,
+    longest_run,
     output_bytes,
     sbuf_bytes,
     strip_sbuf_bytes,
@@ -220,7 +221,7 @@ def _split_plans(chain: Chain) -> list[Blocks]:
     """Plans with fp32 sums of (X·U)ᵀ in SBUF, as few equal strips as fit: X once, U and V once per strip."""
     if not _splits(chain):
         return []
-    splits = [split for split in SPLITS if sum_blocks(chain, split) > 1]
+    splits = [split for split in SPLITS if split <= longest_run(chain) and sum_blocks(chain, split) > 1]
     plans = [_fewest_strips(chain, split, v_tiles) for split in splits for v_tiles in _v_choices(chain)]
     return [plan for plan in plans if plan is not None]
 
@@ -261,7 +262,8 @@ def choose(chain: Chain) -> Plan:
     """
     steps = (FINE,) if chain.writes_transposed else (PARTITIONS, 64, 32, FINE)
     plans = [plan for buffers in buffer_choices(chain) for unit in steps for plan in _plans(chain, buffers, unit)]
-    plans += _split_plans(chain)
+    least = min((sum(hbm_bytes(chain, plan)) for plan in plans), default=None)
+    plans += [plan for plan in _split_plans(chain) if least is None or sum(hbm_bytes(chain, plan)) < least]
     if not plans:
         raise KernelError(
             f"{chain.kernel}: inputs {chain.inputs}, rank(s) {chain.ranks} and outputs {chain.outputs} leave no room "
