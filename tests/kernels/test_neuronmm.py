@@ -44,8 +44,7 @@ def least(theirs, tokens, inputs, rank, outputs):
     dtype, ranks = np.dtype(DTYPES["bf16"]), rank // 128
     shapes = [TensorSpec(shape, dtype) for shape in ((inputs, tokens), (inputs, rank), (rank, outputs))]
     found = []
-    divisors = [n for n in (4, 11, 12) if ranks % n == 0]
-    for r, k, m in product(divisors, (8, 16), (4,)):
+    for r, k, m in product([ranks], (8, 16), (4,)):
         blocks = {"r_tiles_in_block": r, "K_tiles_in_block": k, "N_tiles_in_block": 2, "M_tiles_in_block": m}
         trace = simulate(theirs["fused_three_mm_XTUV"], *shapes, count_only=True, strict=False, **blocks)[1]
         if not trace.spill_save_bytes:
