@@ -30,7 +30,9 @@ SAME = ROOT / "benchmarks" / "data" / "generated_heldout.txt"
 WINDOW, WINDOWS = 512, 16
 METHODS = {
     "default": {"recipe": "default", "block": 128},
-    "pair": {"recipe": "default", "form": "pair", "block": 128},  # the form in the paper, all else as in the default
+    "one-group": {"recipe": "default", "block": 128, "tp_degree": 1},
+    "four-groups": {"recipe": "default", "block": 32, "tp_degree": 4},  # a group has 384 neurons
+    "pair": {"recipe": "default", "form": "pair", "block": 128, "tp_degree": 1},  # the paper's form, else as one-group
     "svd-llm": {"recipe": "paper", "block": 1},  # uniform pairs, input whitening, exact rank
 }
 DOMAINS = {"generated": "in domain", "pydoc": "out of domain", "news": "out of domain"}

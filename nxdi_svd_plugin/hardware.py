@@ -24,6 +24,10 @@ ACCESS_STRIDE = 2**15 - 1
 
 SBUF_BYTES = 176 * 1024
 """SBUF bytes per partition that a kernel may use: 192 KiB less the compiler's 16 KiB [sbuf]."""
+SBUF_BUDGET = 170 * 1024
+"""SBUF bytes per partition that plans keep to: 6 KiB below the limit for what no plan counts (a tile that is evicted
+while the next one is made), since a program that misses by a little loads its operands again and again
+(docs/kernels.md, "Room")."""
 PSUM_BANK_BYTES = 2 * 1024
 """Bytes per partition of one PSUM bank [arch]."""
 PSUM_BANKS = 8

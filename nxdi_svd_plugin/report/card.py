@@ -39,6 +39,7 @@ BODY = """\
 | ratio asked | {asked} of the {target} parameters |
 | ratio reached | {mlp} of the MLP, {model} of the model |
 | ranks | {ranks} |
+| MLP weights of one core | {core} |
 | calibration text | {calibration.text}, sha256 `{calibration.sha256}` |
 | calibration tokens | {calibration.tokens} in {calibration.samples} samples, seed {calibration.seed} |
 | made with | {versions} |
@@ -108,6 +109,7 @@ def model_card(report: Report, config: Mapping[str, Any], source_card: str = "")
         mlp=f"{ratio.mlp:.4f}",
         model=f"{ratio.model:.4f}",
         ranks=rank_summary(report),
+        core=report.core,
         impl=advice.impl,
         tp=advice.tp,
         fit=f"{advice.why}\n\n" if advice.why else "",

@@ -173,7 +173,16 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(cells) + " |" for cells in lines]
 
 
-MODEL_HEAD = ("model", "ratio asked", "MLP", "whole model", "parameters (million)", "seconds", "peak memory (GiB)")
+MODEL_HEAD = (
+    "model",
+    "ratio asked",
+    "MLP",
+    "whole model",
+    "parameters (million)",
+    "MLP of one core",
+    "seconds",
+    "peak memory (GiB)",
+)
 
 
 def model_row(entry: Entry) -> list[str]:
@@ -182,7 +191,15 @@ def model_row(entry: Entry) -> list[str]:
     sizes = f"{count.model_dense / 1e6:.1f} → {count.model / 1e6:.1f}"
     reached = [f"{ratio.mlp:.4f}", f"{ratio.model:.4f}"]
     asked = f"{ratio.asked:.4f} of the {ratio.target}"
-    return [entry.name, asked, *reached, sizes, f"{cost.wall_seconds:.0f}", f"{cost.peak_bytes / 2**30:.2f}"]
+    return [
+        entry.name,
+        asked,
+        *reached,
+        sizes,
+        entry.report.core,
+        f"{cost.wall_seconds:.0f}",
+        f"{cost.peak_bytes / 2**30:.2f}",
+    ]
 
 
 def provenance(report: Report) -> str:

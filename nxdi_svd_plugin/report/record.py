@@ -121,6 +121,13 @@ class Report:
         }
 
     @property
+    def core(self) -> str:
+        """What one core holds of the MLPs where there are as many cores as groups: numbers, beside dense ones."""
+        groups, count = groups_of(self.layers), self.parameters
+        stored, dense = count.mlp / groups / 1e6, count.mlp_dense / groups / 1e6
+        return f"{stored:.1f} M numbers at tp_degree {groups}, dense {dense:.1f} M"
+
+    @property
     def trained(self) -> bool:
         """Whether the factors were trained after the compression."""
         return self.recovery is not None and not self.recovery.kept_input
@@ -179,6 +186,7 @@ class Report:
                 *rounding_lines(self.matrices),
                 f"ratio asked {ratio.asked:.4f} of the {ratio.target}; reached {ratio.mlp:.4f} of the MLP, "
                 f"{ratio.model:.4f} of the model",
+                f"MLP weights of one core: {self.core}",
                 f"{cost.wall_seconds:.1f} s ({cost.cpu_seconds:.1f} CPU s), "
                 f"peak memory {cost.peak_bytes / 2**30:.2f} GiB",
             ]

@@ -189,20 +189,20 @@ def test_a_dense_model_with_a_ratio(dense_config, tmp_path, capsys):
     )
     assert [(row["up"]["rank"], row["up"]["own"]) for row in found["rows"]] == [(256, 0)] * 2 + [(384, 384)] * 2
     assert [row["tokens"] for row in found["totals"]] == [1, 8, 1, 8] and found["notes"] == []
-    assert found["rows"][0]["ranks_from"] == "Eq. 5, pair, ratio 0.2, block 128"
+    assert found["rows"][0]["ranks_from"] == "Eq. 5, pair, ratio 0.2, 1 group"
     assert [json.loads(line) for line in (tmp_path / "rows").read_text().splitlines()] == found["rows"]
     fused = found["rows"][2]["costs"]["fused"]["hbm_bytes"]
     assert fused == 2 * (3 * 384 * (512 + 1536 - 384) + 2 * 512)
 
 
 def test_a_form_that_does_not_exist_hides_no_other(dense_config, capsys):
-    """At 0.1 a pair of rank 384 saves nothing; at tp 4 the interpolative form needs blocks of 512, the full rank."""
+    """At 0.1 a pair of rank 384 saves nothing; at tp 16 a group has 96 neurons, less than a block."""
     found = bench(dense_config, "--ratio", "0.1", "--tokens", "1", capsys=capsys)
     assert "saves nothing" in found["notes"][0] and [row["up"]["own"] for row in found["rows"]] == [384]
-    found = bench(dense_config, "--ratio", "0.2", "--tokens", "1", "--tp", "4", capsys=capsys)
-    assert "block 512" in found["notes"][0] and [row["up"]["rank"] for row in found["rows"]] == [256]
-    assert main(["bench", str(dense_config), "--ratio", "0.1", "--tp", "4"]) == 2
-    assert "saves nothing" in (shown := capsys.readouterr().err) and "block 512" in shown
+    found = bench(dense_config, "--ratio", "0.2", "--tokens", "1", "--tp", "16", capsys=capsys)
+    assert "512 x 96 matrix" in found["notes"][0] and [row["up"]["rank"] for row in found["rows"]] == [256]
+    assert main(["bench", str(dense_config), "--ratio", "0.1", "--tp", "16"]) == 2
+    assert "saves nothing" in (shown := capsys.readouterr().err) and "512 x 96 matrix" in shown
 
 
 @pytest.mark.parametrize(

@@ -51,10 +51,8 @@ def test_without_the_simulator_the_counts_are_left_out(monkeypatch):
 
 
 def test_a_degree_that_does_not_divide_is_an_error(tiny_llama, capsys):
-    assert (
-        main(["plan", "--model", str(tiny_llama), "--ratio", "0.05", "--block", "4", "--form", "pair", "--tp", "7"])
-        != 0
-    )
+    options = ["--ratio", "0.05", "--block", "4", "--form", "pair", "--tp-degree", "1", "--tp", "7"]
+    assert main(["plan", "--model", str(tiny_llama), *options]) != 0
     assert "does not divide" in capsys.readouterr().err
 
 
@@ -73,7 +71,7 @@ def test_interpolative_factors_read_their_own_bytes(tmp_path, capsys):
     """H 512, I 1536, r 384: u [H, r] and c [r, I - r] twice, then c [I - r, r] and v [r, H], and the activations."""
     model = save_dense(tmp_path / "dense", "llama", hidden_size=512, intermediate_size=1536)
     ranks = [f"--rank={name}_proj=384" for name in ("gate", "up", "down")]
-    options = [*ranks, "--tp", "1", "--tokens", "1", "200", "--dtype", "bfloat16"]
+    options = [*ranks, "--tp-degree", "1", "--tp", "1", "--tokens", "1", "200", "--dtype", "bfloat16"]
     one, many = plans_of(model, *options, capsys=capsys)
     first, second = 2 * 2 * (512 * 384 + 384 * 1152), 2 * (1152 * 384 + 384 * 512)
     assert one["mlp"]["hbm_read_bytes"] == first + second + 2 * 512
@@ -83,7 +81,8 @@ def test_interpolative_factors_read_their_own_bytes(tmp_path, capsys):
 
 def test_pivots_that_are_no_whole_tiles_have_no_kernel_and_the_plan_says_so(tmp_path, capsys):
     model = save_dense(tmp_path / "dense", "llama", hidden_size=512, intermediate_size=1536)
-    options = ["--rank=gate_proj=384", "--rank=up_proj=384", "--rank=down_proj=384", "--tp", "2", "--tokens", "1"]
+    options = ["--rank=gate_proj=384", "--rank=up_proj=384", "--rank=down_proj=384", "--tp-degree", "1"]
+    options += ["--tp", "2", "--tokens", "1"]
     [plan] = plans_of(model, *options, capsys=capsys)
     assert "not whole tiles of 128 neurons on every core" in plan["no_kernel"]
     assert "up_gate" not in plan and "down" not in plan

@@ -21,7 +21,7 @@ source, output, statistics, resume, stop = sys.argv[1:]
 
 def kept(run, layer, sums, original=calibration.save_statistics):
     total = sums.total(run.world.total)
-    torch.save([total.inputs, total.outputs], f"{statistics}-{run.world.size}-{run.world.rank}-{layer}.pt")
+    torch.save([total.inputs, total.sums["outputs"]], f"{statistics}-{run.world.size}-{run.world.rank}-{layer}.pt")
     original(run, layer, sums)
 
 def done(run, step, original=loop.record):

@@ -53,7 +53,7 @@ class Imaginary:
 
 FORM = Imaginary()
 '''
-SMALL = {"block": 4, "ratio": 0.2, "calibration": {"samples": 3, "length": 24}}
+SMALL = {"tp_degree": 1, "block": 4, "ratio": 0.2, "calibration": {"samples": 3, "length": 24}}
 
 
 @pytest.fixture

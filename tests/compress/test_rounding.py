@@ -30,7 +30,7 @@ ROUNDING = 2**-8 / math.sqrt(3) * math.sqrt(3 / (8 * math.log(2)))
 
 def factors(weights, sums, tokens, form, rank, block):
     """A whole layer by the input objective."""
-    recipe = from_dict({"objective": "input", "allocation": "uniform", "form": "interpolative"})  # not the paper's
+    recipe = from_dict({"recipe": "paper", "form": "interpolative"})  # not the paper's
     kept = decompose(recipe, sums, tokens, weights.items())
     found = {name: restore(recipe, kept, tokens, name, w) for name, w in weights.items()}
     width = weights["gate_proj"].shape[0]

@@ -21,7 +21,7 @@ from nxdi_svd_plugin.recipe import from_dict, preset
 from nxdi_svd_plugin.stored.layers import parse_layers
 from nxdi_svd_plugin.stored.projection import DENSE
 
-SMALL = {"block": 4, "ratio": 0.1, "calibration": {"samples": 4, "length": 40}}
+SMALL = {"tp_degree": 1, "block": 4, "ratio": 0.1, "calibration": {"samples": 4, "length": 40}}
 IDS = torch.arange(3, 60)[None]
 
 

@@ -33,7 +33,7 @@ def test_rank_correlation_of_known_orders():
 def made(tiny_llama, tmp_path_factory):
     """Very different ranks by layer."""
     output = tmp_path_factory.mktemp("layers") / "out"
-    recipe = {"block": 4, "allocation": "uniform", "calibration": {"samples": 8, "length": 64}}
+    recipe = {"tp_degree": 1, "block": 4, "allocation": "uniform", "calibration": {"samples": 8, "length": 64}}
     ranks = {f"{i}.{name}": rank for i, rank in ((0, 8), (1, 36), (2, 24)) for name in ("gate_proj", "up_proj")}
     recipe |= {"ranks": ranks, "dense": ["down_proj"], "damping": 1e-3}
     nxdi_svd_plugin.compress(tiny_llama, output, from_dict(recipe), progress=False)

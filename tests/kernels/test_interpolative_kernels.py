@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from kernel_cases import DTYPES, assert_close, matrix
 
 from nxdi_svd_plugin.errors import KernelError
-from nxdi_svd_plugin.hardware import SBUF_BYTES
+from nxdi_svd_plugin.hardware import SBUF_BUDGET
 from nxdi_svd_plugin.kernels import reference
 from nxdi_svd_plugin.kernels.fused_down import down
 from nxdi_svd_plugin.kernels.fused_up_gate import up_gate
@@ -135,7 +135,7 @@ def test_predictions_are_what_the_simulator_counts(chain):
     assert trace.sbuf_peak_bytes <= sbuf_bytes(chain, blocks)
     if min(chain.ranks) >= 128:
         assert sbuf_bytes(chain, blocks) <= 1.15 * trace.sbuf_peak_bytes
-    assert sbuf_bytes(chain, blocks, IN_FLIGHT) <= SBUF_BYTES
+    assert sbuf_bytes(chain, blocks, IN_FLIGHT) <= SBUF_BUDGET
     assert trace.psum_peak_banks <= 8
 
 

@@ -7,14 +7,23 @@ import numpy as np
 import pytest
 from kernel_cases import DTYPES, count, matrix
 
+from nxdi_svd_plugin.hardware import CLOCK_HZ, DMA_BYTES_PER_SECOND, SBUF_BUDGET
 from nxdi_svd_plugin.kernels.measure import baselines
 from nxdi_svd_plugin.kernels.measure.baselines import matmul, naive_fusion, result_strip_matmul
-from nxdi_svd_plugin.kernels.tiling.blocks import hbm_bytes, sbuf_bytes
+from nxdi_svd_plugin.kernels.tiling.blocks import Blocks, Buffers, hbm_bytes, sbuf_bytes
 from nxdi_svd_plugin.kernels.tiling.brute_force import least_hbm_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
-from nxdi_svd_plugin.kernels.tiling.dense import Operand, Output, choose_dense, dense_hbm_bytes, dense_sbuf_bytes
-from nxdi_svd_plugin.kernels.tiling.engines import minimum_pe_cycles, transpose_cycles
+from nxdi_svd_plugin.kernels.tiling.dense import (
+    Operand,
+    Output,
+    Product,
+    choose_dense,
+    dense_hbm_bytes,
+    dense_sbuf_bytes,
+)
+from nxdi_svd_plugin.kernels.tiling.engines import engine_seconds, matmul_cycles, minimum_pe_cycles, transpose_cycles
 from nxdi_svd_plugin.kernels.tiling.planner import choose
+from nxdi_svd_plugin.kernels.tiling.through import Through, product_cycles
 from nxdi_svd_plugin.simulator import TensorSpec, simulate
 
 MODELS = {
@@ -27,9 +36,9 @@ MODELS = {
 }
 
 
-def rank(m, n):
-    """Eq. 5 of the paper at ratio 0.05, b = 128 and tau = 0.5, written out: a reference beside factorize.rank."""
-    return 128 * math.floor(0.95 * m * n / (m + n) / 128 + 0.5)
+def rank(m, n, ratio=0.05):
+    """Eq. 5 of the paper, b = 128 and tau = 0.5, written out: a reference beside factorize.rank."""
+    return 128 * math.floor((1 - ratio) * m * n / (m + n) / 128 + 0.5)
 
 
 def mlp_chains(tokens):
@@ -62,9 +71,95 @@ def test_deepseek_up_proj(tokens, transposed):
 
 @pytest.mark.parametrize("chain", list(mlp_chains(2048)), ids=name)
 def test_mlp_prefill_traffic(chain):
+    """Against the search that leaves the room for two loads; in all cases but one also against that with one load."""
     trace = count(chain.kernel, chain.tokens, chain.inputs, chain.ranks, chain.outputs)
-    assert trace.hbm_bytes == sum(hbm_bytes(chain, choose(chain))) <= 1.02 * least_hbm_bytes(chain)
-    assert trace.sbuf_peak_bytes <= sbuf_bytes(chain, choose(chain)) <= 1.15 * trace.sbuf_peak_bytes
+    assert trace.hbm_bytes == sum(hbm_bytes(chain, choose(chain))) <= 1.02 * least_hbm_bytes(chain, overlap=True)
+    single = least_hbm_bytes(chain)
+    assert trace.hbm_bytes <= (1.1 if name(chain) == "down-6144-4096-2048" else 1.02) * single
+    assert trace.sbuf_peak_bytes <= sbuf_bytes(chain, choose(chain))
+    assert sbuf_bytes(chain, choose(chain), 2) <= SBUF_BUDGET
+
+
+def unfused(chain):
+    """(HBM bytes, modelled seconds) of the chain as separate matmuls, one after the other, and a pass for SwiGLU.
+
+    Their Xᵀ costs nothing; where the kernel has to transpose X, that is added to their time.
+    """
+    moved, seconds = 0, 0.0
+    s, m, n = chain.tokens, chain.inputs, chain.outputs
+    for r in chain.ranks:
+        for call in ((r, m, s), (n, r, s) if chain.writes_transposed else (s, r, n)):
+            product = Product(*call, choose_dense(*call))
+            once = dense_hbm_bytes(*call, 2, product.plan)
+            moved += once
+            seconds += max(once / DMA_BYTES_PER_SECOND, product_cycles(product) / CLOCK_HZ["pe"])
+    if chain.kind.swiglu:
+        moved, seconds = moved + 6 * n * s, seconds + 6 * n * s / DMA_BYTES_PER_SECOND
+    if not chain.transposed_input:
+        seconds += transpose_cycles(chain, Blocks(((1, (s,)),), Buffers(1, 1, 1, 1))) / CLOCK_HZ["pe"]
+    return moved, seconds
+
+
+def padding(chain):
+    """Bytes of a packed U that are zeros: 128 does not divide the neurons of a core (Qwen3-4B at tp 8: 9.5 tiles)."""
+    return chain.u_bytes - 2 * sum(chain.ranks) * chain.inputs
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.20])
+@pytest.mark.parametrize("tokens", [1, 8, 128, 512, 2048, pytest.param(8192, marks=pytest.mark.slow)])
+def test_no_kernel_moves_more_or_takes_longer_than_separate_matmuls(tokens, ratio):
+    """Of the six models at tp 1, 2 and 8; modelled. 0.5 % for the 64-column matmuls of a rest of tokens."""
+    for hidden, intermediate in MODELS.values():
+        r = rank(hidden, intermediate, ratio)
+        for tp in (1, 2, 8):
+            for chain in (
+                Chain("up_gate", tokens, hidden, (r, r), intermediate // tp),
+                Chain("down", tokens, intermediate // tp, (r,), hidden),
+                Chain("xuv", tokens, hidden, (r,), intermediate // tp, transposed_output=True),
+            ):
+                plan = choose(chain)
+                moved, seconds = unfused(chain)
+                assert sum(hbm_bytes(chain, plan)) <= moved + padding(chain), chain
+                took = max(engine_seconds(chain, plan).values())
+                assert took <= 1.005 * seconds + padding(chain) / DMA_BYTES_PER_SECOND, chain
+                assert sbuf_bytes(chain, plan, 2) <= SBUF_BUDGET, chain
+
+
+@pytest.mark.parametrize(
+    ("model", "megabytes"), [("llama-1b", 73.4), ("qwen3-1.7b", 56.6), ("llama-3b", 95.2), ("qwen3-4b", 97.5)]
+)
+def test_down_moves_what_the_papers_authors_move(model, megabytes):
+    """NeuronMM f13583f with the best of its block parameters; every operand once. Ours with fp32 sums."""
+    hidden, intermediate = MODELS[model]
+    trace = count("down", 2048, intermediate, (rank(hidden, intermediate),), hidden)
+    assert round(trace.hbm_bytes / 1e6, 1) == megabytes
+    assert trace.hbm_bytes == 2 * (
+        2048 * (hidden + intermediate) + rank(hidden, intermediate) * (hidden + intermediate)
+    )
+    busy = trace.modelled_seconds
+    assert max(busy, key=lambda engine: busy[engine]) == "pe"
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        Chain("down", 2048, 14336, (3072,), 4096),  # through HBM
+        Chain("down", 8192, 6144, (1408,), 2048),
+        Chain("xuv", 2048, 7168, (4096,), 18432, transposed_output=True),
+        Chain("xuv", 1024, 7168, (4096,), 18432),  # sums
+    ],
+    ids=name,
+)
+def test_the_model_is_what_the_simulator_counts(chain):
+    options = {"transposed_output": chain.transposed_output} if chain.kernel == "xuv" else {}
+    trace = count(chain.kernel, chain.tokens, chain.inputs, chain.ranks, chain.outputs, **options)
+    plan = choose(chain)
+    assert isinstance(plan, Through) or plan.buffers.split
+    assert hbm_bytes(chain, plan) == (trace.hbm_read_bytes, trace.hbm_write_bytes)
+    assert matmul_cycles(chain, plan) + transpose_cycles(chain, plan) == trace.pe_cycles
+    modelled = engine_seconds(chain, plan)
+    for engine, cycles in (("vector", trace.vector_cycles), ("scalar", trace.scalar_cycles)):
+        assert cycles / CLOCK_HZ[engine] == pytest.approx(modelled[engine], rel=0.02, abs=2e-6)
 
 
 @pytest.mark.parametrize("chain", [*mlp_chains(1), *mlp_chains(8)], ids=name)
@@ -159,18 +254,15 @@ def test_dense_baseline_at_the_papers_shapes(rows, deep, columns, kind):
 
 
 def test_what_the_text_says_of_unfused_up_gate_and_down():
-    """Their bytes over the fused kernels', at ratio 0.05 and S = 2048; between gate and up stands a pass for SwiGLU."""
-    up_gate, down = [], []
+    """Their bytes over the fused kernels', at ratio 0.05 and S = 2048."""
+    ratios = {"up_gate": [], "down": []}
     for chain in mlp_chains(2048):
-        s, m, r, n = chain.tokens, chain.inputs, chain.ranks[0], chain.outputs
-        calls = [(r, m, s), (n, r, s)] * 2 if chain.kernel == "up_gate" else [(r, m, s), (s, r, n)]
-        moved = sum(dense_hbm_bytes(*call, 2, choose_dense(*call)) for call in calls)
-        moved += 3 * 2 * n * s if chain.kernel == "up_gate" else 0
-        (up_gate if chain.kernel == "up_gate" else down).append(moved / sum(hbm_bytes(chain, choose(chain))))
+        ratios[chain.kernel].append(unfused(chain)[0] / sum(hbm_bytes(chain, choose(chain))))
+    up_gate, down = ratios.values()
     page = " ".join((Path(__file__).parents[2] / "docs" / "kernels.md").read_text().split())
     assert f"`up_gate` moves {min(up_gate):.1f} to {max(up_gate):.1f} times less than four" in page
-    assert f"move between {min(down):.2f} (Llama-3.1-8B, tp 1) and {max(down):.2f} times" in page
-    assert sum(ratio < 1 for ratio in down) == 7 and "fewer than it for seven of the twelve" in page
+    assert f"`down` {min(down):.1f} to {max(down):.1f} times less than two" in page
+    assert f"move between {min(down):.2f} (Llama-3.1-8B, tp 1) and {max(down):.2f} times the bytes of `down`" in page
 
 
 def test_naive_fusion_and_result_strip_compute_the_same_as_numpy():

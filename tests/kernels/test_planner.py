@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from kernel_cases import count
 
 from nxdi_svd_plugin.errors import KernelError, SvdError
-from nxdi_svd_plugin.hardware import SBUF_BYTES
+from nxdi_svd_plugin.hardware import SBUF_BUDGET
 from nxdi_svd_plugin.kernels.measure.calls import Share, fused_mlp
 from nxdi_svd_plugin.kernels.measure.counts import count_call
 from nxdi_svd_plugin.kernels.measure.plan import plan_mlp
-from nxdi_svd_plugin.kernels.tiling.blocks import hbm_bytes, sbuf_bytes
+from nxdi_svd_plugin.kernels.tiling.blocks import Buffers, hbm_bytes, sbuf_bytes
 from nxdi_svd_plugin.kernels.tiling.brute_force import least_hbm_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.engines import matmul_cycles, transpose_cycles
@@ -50,7 +50,7 @@ def test_predictions_are_what_the_simulator_counts(chain):
     assert hbm_bytes(chain, blocks) == (trace.hbm_read_bytes, trace.hbm_write_bytes)
     assert trace.sbuf_peak_bytes <= sbuf_bytes(chain, blocks)
     assert sbuf_bytes(chain, blocks) <= 1.15 * trace.sbuf_peak_bytes
-    assert sbuf_bytes(chain, blocks, IN_FLIGHT) <= SBUF_BYTES
+    assert sbuf_bytes(chain, blocks, IN_FLIGHT) <= SBUF_BUDGET
     assert matmul_cycles(chain, blocks) + transpose_cycles(chain, blocks) == trace.pe_cycles
     assert trace.psum_peak_banks <= 8
 
@@ -73,7 +73,7 @@ def test_a_hand_made_plan():
 
 def test_longest_first_fills_a_strip_with_the_fewest_sub_strips():
     chain = Chain("xuv", 32768, 7168, (4096,), 18432, transposed_output=True)
-    buffers = choose(chain).buffers
+    buffers = Buffers(u_rows=8, u_tiles=1, v_tiles=1, x_tiles=16)
     assert fill(chain, buffers, 900) == (900,)
     two = fill(chain, buffers, 1500)
     assert two is not None and len(two) == 2 and two[0] > two[1]
@@ -107,7 +107,7 @@ def test_few_tokens_go_through_one_kernel(tokens):
     assert (name, plan.bound, plan.strips) == ("mlp", "dma", [(1, [tokens])])
     trace = count_call(fused_mlp(tokens, 2048, 4096, *[Share(1536)] * 3))
     assert (plan.hbm_read_bytes, plan.hbm_write_bytes) == (trace.hbm_read_bytes, trace.hbm_write_bytes)
-    assert trace.sbuf_peak_bytes <= plan.sbuf_peak_bytes < plan.sbuf_reserved_bytes <= SBUF_BYTES
+    assert trace.sbuf_peak_bytes <= plan.sbuf_peak_bytes < plan.sbuf_reserved_bytes <= SBUF_BUDGET
     assert "in loads of 4.0 (U of gate and up), 12.0 (both V), 4.0 and 4.0 KiB" in plan.reason
     assert set(plan_mlp(2048, Mlp(8192, *[LowRank(1536)] * 3), 129)) == {"up_gate", "down"}
 

@@ -11,7 +11,7 @@ from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.report.card import FORM_TEXTS, model_card, rank_summary, stored_text
 from nxdi_svd_plugin.report.keep import keep
 from nxdi_svd_plugin.report.matrix import MatrixRecord
-from nxdi_svd_plugin.report.record import Report
+from nxdi_svd_plugin.report.record import Parameters, Report
 from nxdi_svd_plugin.report.serving import serving
 from nxdi_svd_plugin.report.source_card import llama_name, metadata_of
 from nxdi_svd_plugin.stored.layers import Mlp
@@ -180,6 +180,16 @@ def layers_with(width=1536, groups=1, **pivots):
 def test_the_serving_advice_fits_the_stored_mlps(layers, impl, tp, why):
     advice = serving(layers)
     assert (advice.impl, advice.tp) == (impl, tp) and why in advice.why and bool(why) == bool(advice.why)
+
+
+@pytest.mark.parametrize(
+    ("groups", "share"), [(1, "0.9 M numbers at tp_degree 1, dense 1.0 M"), (2, "0.4 M numbers at")]
+)
+def test_what_a_core_holds_is_said(groups, share):
+    stored = tuple(MatrixRecord(0, n, 1536, LowRank(64 * groups, (), groups)) for n in NAMES)
+    report = a_report(matrices=stored, parameters=Parameters(1_000_000, 880_000, 2_000_000, 1_880_000))
+    assert f"| MLP weights of one core | {share}" in model_card(report, CONFIG)
+    assert f"MLP weights of one core: {share}" in report.to_text()
 
 
 def test_the_serving_commands_follow_the_advice():

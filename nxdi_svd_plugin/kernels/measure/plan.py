@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nxdi_svd_plugin.errors import KernelError
-from nxdi_svd_plugin.hardware import CLOCK_HZ, DMA_BYTES_PER_SECOND, PARTITIONS, SBUF_BYTES
+from nxdi_svd_plugin.hardware import CLOCK_HZ, DMA_BYTES_PER_SECOND, PARTITIONS, SBUF_BUDGET
 from nxdi_svd_plugin.kernels.tiling.blocks import Blocks, Plan, hbm_bytes, sbuf_bytes, u_load_bytes, v_load_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.decode import blocks_of, fits, load_bytes, mlp_bytes, reserved_bytes
@@ -133,7 +133,7 @@ def shard_width(intermediate: int, tp: int) -> int:
 
 
 def _reason(chain: Chain, blocks: Plan, seconds: dict[str, float], bound: str) -> str:
-    room = f"{sbuf_bytes(chain, blocks, IN_FLIGHT) / 1024:.0f} of {SBUF_BYTES // 1024} KiB per partition"
+    room = f"{sbuf_bytes(chain, blocks, IN_FLIGHT) / 1024:.0f} of {SBUF_BUDGET // 1024} KiB per partition"
     cause = f"{_times(seconds)}: {_why(chain, blocks, bound)}"
     return f"{_streams(blocks)}; with two loads in flight this takes {room}. Modelled busy times {cause}."
 

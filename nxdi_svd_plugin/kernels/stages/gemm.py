@@ -12,10 +12,9 @@ from nxdi_svd_plugin.kernels.stages.accumulate import add_to_sums
 from nxdi_svd_plugin.kernels.stages.expand import copy_on_scalar
 from nxdi_svd_plugin.kernels.stages.load import load_rows_transposed, load_tiles
 from nxdi_svd_plugin.kernels.tiling.dense import Operand, Output, Product
+from nxdi_svd_plugin.kernels.tiling.through import X_COLUMNS
 
 Tensor = Any
-X_COLUMNS = 1024
-"""Columns of X rows that are loaded at once to be transposed: runs of 2 KiB in bf16."""
 
 
 def multiply(out: Tensor, x: Tensor, w: Tensor, product: Product, identity: Tensor | None) -> None:

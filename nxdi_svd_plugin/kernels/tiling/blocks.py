@@ -12,7 +12,7 @@ from nxdi_svd_plugin.kernels.tiling.pieces import Piece, held_tokens, row_tokens
 from nxdi_svd_plugin.kernels.tiling.segments import Segment
 from nxdi_svd_plugin.kernels.tiling.through import Through, through_hbm_bytes, through_sbuf_bytes
 
-SUM_PART = 4
+SUM_PART = 2
 """Rank tiles of one tensor of (X·U)ᵀ, and of its sums, where the contraction is split: the sums of one part die as its
 (X·U)ᵀ is made, so both exist together for one part only."""
 
@@ -70,6 +70,13 @@ def sum_blocks(chain: Chain, split: int) -> int:
     if not chain.kind.reads_intermediate:
         return -(-chain.input_tiles // split)
     return sum(-(-(part.stop - part.start) // split) for part in chain.segments if part.pivots[0] is None)
+
+
+def longest_run(chain: Chain) -> int:
+    """Input tiles of the longest run that is not cut by pivots."""
+    if not chain.kind.reads_intermediate:
+        return chain.input_tiles
+    return max(part.stop - part.start for part in chain.segments if part.pivots[0] is None)
 
 
 def last_sum_block(chain: Chain, split: int) -> int:

@@ -1,19 +1,55 @@
-"""The least HBM traffic of any choice of strips: an exhaustive search, the reference that the planner is held to.
+"""The least HBM traffic of any plan: an exhaustive search, the reference that the planner is held to.
 
 It shares nothing with the planner or its cost of a strip, and asks for less room: a strip is feasible here if Xᵀ and
 (X·U)ᵀ leave place for one 128 x 128 tile of U, and (X·U)ᵀ for one column tile of V and one tile of the output, with
-nothing loaded ahead. Strips of a call may all differ, sub-strips of a strip may all differ.
+nothing loaded ahead. Strips of a call may all differ, sub-strips of a strip may all differ. A strip with fp32 sums of
+(X·U)ᵀ is feasible if they leave place for one tile of (X·U)ᵀ, the smallest block of Xᵀ and a tile of U. Last, there are
+the two matmuls that the kernel is compared with, where it has one factor pair.
 """
 
-from nxdi_svd_plugin.hardware import MOVING, PARTITIONS, PSUM_BANKS, SBUF_BYTES, tiles
+from nxdi_svd_plugin.hardware import MOVING, PARTITIONS, PSUM_BANKS, SBUF_BUDGET, SBUF_BYTES, tiles
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
+from nxdi_svd_plugin.kernels.tiling.dense import choose_dense, dense_hbm_bytes
 
 RUN = 1024
 """Bytes per partition of a DMA run where loads and stores are to overlap with compute."""
 
 
+SUM_TILES = 3
+"""Input tiles of the smallest block of a split contraction: with less the vector engine's additions would bound it."""
+
+
 def least_hbm_bytes(chain: Chain, unit: int = 8, overlap: bool = False) -> int | None:
-    """HBM bytes (read and written) of the best strips for `chain`; None if nothing fits.
+    """HBM bytes (read and written) of the best plan for `chain`; None if nothing fits."""
+    plans = [_kept(chain, unit, overlap), _summed(chain, overlap), _unfused(chain)]
+    return min((moved for moved in plans if moved is not None), default=None)
+
+
+def _unfused(chain: Chain) -> int | None:
+    """Two matmuls, blocked for least traffic within SBUF_BUDGET; tiling/dense.py tries all blocks."""
+    if len(chain.ranks) > 1 or any(chain.pivots) or chain.inputs % PARTITIONS or chain.ranks[0] % PARTITIONS:
+        return None  # nothing that the kernels do, see tiling/through.py
+    second = (chain.outputs, chain.tokens) if chain.writes_transposed else (chain.tokens, chain.outputs)
+    calls = [(chain.ranks[0], chain.inputs, chain.tokens), (second[0], chain.ranks[0], second[1])]
+    s, reserve = chain.itemsize, SBUF_BYTES - SBUF_BUDGET
+    return sum(dense_hbm_bytes(*call, s, choose_dense(*call, s, taken=reserve)) for call in calls)
+
+
+def _summed(chain: Chain, overlap: bool) -> int | None:
+    """X once, U and V once per strip; all strips but the last are as long as fits."""
+    s, tile, loads = chain.itemsize, chain.itemsize * PARTITIONS, 2 if overlap else 1
+    if chain.inputs % PARTITIONS if chain.kind.reads_intermediate else any(chain.pivots):
+        return None  # nothing that the kernels do, see tiling/planner.py
+    fixed = loads * SUM_TILES * tile + (4 * PARTITIONS if chain.needs_identity else 0)
+    longest = (SBUF_BUDGET - fixed) // (4 * chain.rank_tiles + s + loads * s * SUM_TILES)
+    longest = min(longest, (SBUF_BUDGET - (_depth(chain) + 1) * tile) // (s * chain.rank_tiles))
+    if longest < 1:
+        return None
+    return chain.activation_bytes + -(-chain.tokens // longest) * (chain.u_bytes + chain.v_bytes)
+
+
+def _kept(chain: Chain, unit: int, overlap: bool) -> int | None:
+    """Strips whose sub-strips keep Xᵀ.
 
     X is read and the output written once, U once per sub-strip, V once per strip. `unit`: tokens between the lengths
     that are tried. `overlap`: leave the room that DMA and eviction need to run beside the tensor engine: two loads of U
@@ -46,9 +82,9 @@ def _longest_last(chain: Chain, tokens: int, overlap: bool) -> int:
     """Tokens of the longest sub-strip that can end a strip of `tokens`: in SBUF, and its sums in PSUM; 0 for none."""
     held = chain.itemsize * chain.rank_tiles * tokens + (4 * PARTITIONS if chain.needs_identity else 0)
     first, second = _overlapping(chain, tokens) if overlap else _single(chain)
-    if held + second > SBUF_BYTES:
+    if held + second > SBUF_BUDGET:
         return 0
-    x_strip = max(0, SBUF_BYTES - held - first) // (chain.itemsize * chain.input_tiles)
+    x_strip = max(0, SBUF_BUDGET - held - first) // (chain.itemsize * chain.input_tiles)
     return min(x_strip, MOVING * PSUM_BANKS // (2 if overlap else 1))
 
 

@@ -77,44 +77,42 @@ def choose_dense(
     itemsize: int = 2,
     step: int = PARTITIONS,
     depths: tuple[int, ...] = (SUM_DEPTH,),
+    taken: int = 0,
 ) -> Plan:
     """The blocks with the least HBM traffic that leave room for two streamed loads; a kept operand among equals.
 
     `step`: blocks of columns are multiples of it. `depths`: of the loads beside sums in SBUF, the first among equals.
+    `taken`: bytes of SBUF that are not for this. A baseline has all of it, more than our own plans keep to.
     """
     plans: list[Plan] = [
-        *_operands(rows, deep, columns, itemsize, step),
-        *(plan for depth in depths for plan in _outputs(rows, deep, columns, itemsize, step, depth)),
+        *_operands(rows, deep, columns, step),
+        *(plan for depth in depths for plan in _outputs(rows, columns, step, depth)),
     ]
+    plans = [plan for plan in plans if dense_sbuf_bytes(deep, itemsize, plan, 2) <= SBUF_BYTES - taken]
     if not plans:
         raise KernelError(f"matmul: K = {deep} leaves no room for a block; split the contraction")
     return min(plans, key=lambda plan: dense_hbm_bytes(rows, deep, columns, itemsize, plan))
 
 
-def _operands(rows: int, deep: int, columns: int, itemsize: int, step: int) -> list[Operand]:
-    """What fits with an operand kept; the widest stream first, then blocks of whole matmuls."""
+def _operands(rows: int, deep: int, columns: int, step: int) -> list[Operand]:
+    """With an operand kept; the widest stream first, then blocks of whole matmuls."""
     plans = []
     for keeps_x in (True, False):
         kept, streamed = (rows, columns) if keeps_x else (columns, rows)
         kept_step, stream_step = (PARTITIONS, step) if keeps_x else (step, PARTITIONS)
-        for stream in {min(streamed, width) for width in (128, 256, 512, 1024)}:
-            if stream % stream_step and stream != streamed:
-                continue
+        for stream in {min(streamed, max(1, width // stream_step) * stream_step) for width in (128, 256, 512, 1024)}:
             for block in range(kept_step, -(-kept // kept_step) * kept_step + 1, kept_step):
-                plan = Operand(keeps_x, min(block, kept), stream)
-                if dense_sbuf_bytes(deep, itemsize, plan, 2) <= SBUF_BYTES:
-                    plans.append(plan)
+                plans.append(Operand(keeps_x, min(block, kept), stream))
     return sorted(plans, key=lambda plan: (-plan.stream, plan.block % MOVING))
 
 
-def _outputs(rows: int, deep: int, columns: int, itemsize: int, step: int, depth: int) -> Iterator[Output]:
-    """What fits with sums kept, at least 512 rows and columns (runs of 1 KiB in bf16) where there are as many."""
+def _outputs(rows: int, columns: int, step: int, depth: int) -> Iterator[Output]:
+    """With sums kept, of at least 512 rows and columns (runs of 1 KiB in bf16) where there are as many."""
     for high in _extents(rows, PARTITIONS):
         for wide in _extents(columns, MOVING if MOVING % step == 0 else step):
-            if dense_sbuf_bytes(deep, itemsize, plan := Output(high, wide, depth), 2) <= SBUF_BYTES:
-                yield plan
+            yield Output(high, wide, depth)
 
 
 def _extents(total: int, step: int) -> list[int]:
-    least = -(-MOVING // step) * step
+    least = MOVING if MOVING % step == 0 else step  # a packed column tile of 384 is streamed in runs long enough
     return [min(total, size) for size in range(least, total + step, step)] or [total]

@@ -5,13 +5,14 @@ from dataclasses import replace
 from functools import lru_cache
 
 from nxdi_svd_plugin.errors import KernelError
-from nxdi_svd_plugin.hardware import LONG_RUN, MOVING, PARTITIONS, SBUF_BYTES, tiles
+from nxdi_svd_plugin.hardware import LONG_RUN, MOVING, PARTITIONS, SBUF_BUDGET, tiles
 from nxdi_svd_plugin.kernels.tiling.blocks import (
     Blocks,
     Buffers,
     Plan,
     constant_bytes,
     hbm_bytes,
+    longest_run,
     output_bytes,
     sbuf_bytes,
     strip_sbuf_bytes,
@@ -34,11 +35,13 @@ LARGEST_LOAD = 32 * 1024
 """Bytes per partition of the largest load of whole columns that is tried."""
 FINE = 8
 """Strips and sub-strips are multiples of this many tokens, the last one apart."""
-SPLITS = (4, 6, 8, 12, 16)
+SPLITS = (3, 4, 6, 8, 12, 16)
 """Input tiles of one block of a split contraction that are tried. With less than 3 the vector engine, which adds a
 block's products to the sums at 1.12 GHz, would take longer than the tensor engine, which makes them at 2.8 GHz."""
 SAVING = 1.01
 """How much slower than the fastest a plan may be that moves less, and how much more one may move that has long runs."""
+SLOWER = 1.03
+"""How much slower two matmuls may be that move less: what transposing X again costs the tensor engine."""
 TIE = 1.003
 """Plans this near the best count as equal."""
 
@@ -101,10 +104,10 @@ def largest_sub_strip(chain: Chain, buffers: Buffers, done: int, total: int, lim
 def expansion_fits(chain: Chain, buffers: Buffers, strip: tuple[int, ...]) -> bool:
     """True if the strip leaves room for the second phase."""
     streamed = IN_FLIGHT * v_load_bytes(chain, buffers) + output_bytes(chain, buffers, strip)
-    return constant_bytes(chain) + chain.itemsize * chain.rank_tiles * sum(strip) + streamed <= SBUF_BYTES
+    return constant_bytes(chain) + chain.itemsize * chain.rank_tiles * sum(strip) + streamed <= SBUF_BUDGET
 
 
-def fill(chain: Chain, buffers: Buffers, tokens: int, limit: int = SBUF_BYTES) -> tuple[int, ...] | None:
+def fill(chain: Chain, buffers: Buffers, tokens: int, limit: int = SBUF_BUDGET) -> tuple[int, ...] | None:
     """The fewest sub-strips that make a strip of `tokens`: each as long as fits. None if they never reach it.
 
     Longest first is optimal: what is covered after k sub-strips grows with what was covered after k - 1.
@@ -128,9 +131,9 @@ def even(chain: Chain, buffers: Buffers, tokens: int) -> tuple[int, ...]:
     for step in (PARTITIONS, FINE):
         size = -(-tokens // len(best) // step) * step
         equal = tuple(min(size, tokens - start) for start in range(0, tokens, size))
-        if len(equal) == len(best) and strip_sbuf_bytes(chain, buffers, equal, IN_FLIGHT) <= SBUF_BYTES:
+        if len(equal) == len(best) and strip_sbuf_bytes(chain, buffers, equal, IN_FLIGHT) <= SBUF_BUDGET:
             return equal
-    low, high = 0, SBUF_BYTES
+    low, high = 0, SBUF_BUDGET
     while high - low > 64:
         middle = (low + high) // 2
         trial = fill(chain, buffers, tokens, middle)
@@ -218,7 +221,7 @@ def _split_plans(chain: Chain) -> list[Blocks]:
     """Plans with fp32 sums of (X·U)ᵀ in SBUF, as few equal strips as fit: X once, U and V once per strip."""
     if not _splits(chain):
         return []
-    splits = [split for split in SPLITS if sum_blocks(chain, split) > 1]
+    splits = [split for split in SPLITS if split <= longest_run(chain) and sum_blocks(chain, split) > 1]
     plans = [_fewest_strips(chain, split, v_tiles) for split in splits for v_tiles in _v_choices(chain)]
     return [plan for plan in plans if plan is not None]
 
@@ -244,7 +247,7 @@ def _fewest_strips(chain: Chain, split: int, v_tiles: int) -> Blocks | None:
 
 
 def _fits(chain: Chain, blocks: Blocks) -> bool:
-    fits = sbuf_bytes(chain, blocks, IN_FLIGHT) <= SBUF_BYTES
+    fits = sbuf_bytes(chain, blocks, IN_FLIGHT) <= SBUF_BUDGET
     return fits and (blocks.strips == [(chain.tokens,)] or not _shares(chain, blocks))
 
 
@@ -255,15 +258,16 @@ def choose(chain: Chain) -> Plan:
     The least modelled time (strips that end inside a stationary tile waste cycles), of equal ones the least HBM bytes,
     of equal ones again the largest streamed loads (long DMA runs, few instructions). Runs of U loads are shorter than
     2 KiB only where longer ones cost 1 %. Every plan leaves room for two loads of each streamed operand.
-    Raises KernelError if not even a few tokens fit into 176 KiB per partition.
+    Raises KernelError if not even a few tokens fit into SBUF_BUDGET.
     """
     steps = (FINE,) if chain.writes_transposed else (PARTITIONS, 64, 32, FINE)
     plans = [plan for buffers in buffer_choices(chain) for unit in steps for plan in _plans(chain, buffers, unit)]
-    plans += _split_plans(chain)
+    least = min((sum(hbm_bytes(chain, plan)) for plan in plans), default=None)
+    plans += [plan for plan in _split_plans(chain) if least is None or sum(hbm_bytes(chain, plan)) < least]
     if not plans:
         raise KernelError(
             f"{chain.kernel}: inputs {chain.inputs}, rank(s) {chain.ranks} and outputs {chain.outputs} leave no room "
-            f"for {min(chain.tokens, FINE)} tokens in {SBUF_BYTES} bytes per partition; "
+            f"for {min(chain.tokens, FINE)} tokens in {SBUF_BUDGET} bytes per partition; "
             "use a smaller rank or more tensor-parallel shards"
         )
     best = _largest_loads(chain, _long_runs(chain, _fastest(chain, plans)))
@@ -274,7 +278,7 @@ def choose(chain: Chain) -> Plan:
 def _better(chain: Chain, matmuls: Through, blocks: Blocks) -> bool:
     mine, theirs = (max(engine_seconds(chain, plan).values()) for plan in (matmuls, blocks))
     if sum(hbm_bytes(chain, matmuls)) < sum(hbm_bytes(chain, blocks)):
-        return mine <= SAVING * theirs
+        return mine <= SLOWER * theirs
     return mine * SAVING < theirs
 
 
@@ -323,7 +327,7 @@ def forced(chain: Chain, strip: tuple[int, ...], split: int = 0) -> Blocks:
     if split and not (_splits(chain) and len(strip) == 1 and sum_blocks(chain, split) > 1):
         raise KernelError(f"{chain.kernel}: a contraction split by {split} tiles needs one sub-strip and two blocks")
     choices = [b for b in buffer_choices(chain) if b.u_tiles == 1 and (b.v_tiles == 1 or not chain.writes_transposed)]
-    fitting = [b for b in choices if strip_sbuf_bytes(chain, b, strip, IN_FLIGHT) <= SBUF_BYTES]
+    fitting = [b for b in choices if strip_sbuf_bytes(chain, b, strip, IN_FLIGHT) <= SBUF_BUDGET]
     buffers = max(fitting or choices, key=lambda b: (1 if fitting else -1) * _load_bytes(chain, b))
     buffers = replace(buffers, u_rows=split, x_tiles=split, split=split) if split else buffers
     count, left = divmod(chain.tokens, sum(strip))

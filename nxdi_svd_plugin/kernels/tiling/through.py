@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from nxdi_svd_plugin.errors import KernelError
-from nxdi_svd_plugin.hardware import CLOCK_HZ, DMA_BYTES_PER_SECOND, PARTITIONS, tiles
+from nxdi_svd_plugin.hardware import CLOCK_HZ, DMA_BYTES_PER_SECOND, PARTITIONS, SBUF_BUDGET, SBUF_BYTES, tiles
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.dense import Output, Product, choose_dense, dense_hbm_bytes, dense_sbuf_bytes
 
 DEPTHS = (8 * PARTITIONS, 4 * PARTITIONS, 3 * PARTITIONS)
 """Of one load beside sums in SBUF: runs of 2 KiB of a packed weight, of less where that saves a read."""
+
+
+X_COLUMNS = 1024
+"""Columns of the rows of X that are loaded at once to be transposed: runs of 2 KiB in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +37,16 @@ def through(chain: Chain) -> Through | None:
     rank = chain.ranks[0]
     if chain.kind.pairs > 1 or any(chain.pivots) or chain.inputs % PARTITIONS or rank % PARTITIONS:
         return None
-    s = chain.itemsize
+    s, reserve = chain.itemsize, SBUF_BYTES - SBUF_BUDGET
     x = "interleaved" if chain.transposed_input else "rows"
     try:
-        plan = choose_dense(rank, chain.inputs, chain.tokens, s, PARTITIONS, DEPTHS)
+        plan = choose_dense(rank, chain.inputs, chain.tokens, s, PARTITIONS, DEPTHS, reserve + _x_rows_bytes(chain, 2))
         first = Product(rank, chain.inputs, chain.tokens, plan, "packed", x)
         if chain.writes_transposed:
-            plan = choose_dense(chain.outputs, rank, chain.tokens, s, PARTITIONS, DEPTHS)
+            plan = choose_dense(chain.outputs, rank, chain.tokens, s, PARTITIONS, DEPTHS, reserve)
             return Through(first, Product(chain.outputs, rank, chain.tokens, plan, "packed", "plain"))
         width = chain.column_tile
-        plan = choose_dense(chain.tokens, rank, chain.outputs, s, width, DEPTHS)
+        plan = choose_dense(chain.tokens, rank, chain.outputs, s, width, DEPTHS, reserve)
         return Through(first, Product(chain.tokens, rank, chain.outputs, plan, "plain", "packed", width))
     except KernelError:
         return None
@@ -58,10 +62,16 @@ def through_hbm_bytes(chain: Chain, plan: Through) -> tuple[int, int]:
 
 def through_sbuf_bytes(chain: Chain, plan: Through, in_flight: int = 1) -> int:
     """SBUF bytes per partition, rows of X that are transposed and fp32's identity included."""
-    rows = 0 if chain.transposed_input else in_flight * chain.itemsize * min(1024, chain.inputs)
-    identity = 4 * PARTITIONS if chain.needs_identity else 0
     first, second = (dense_sbuf_bytes(p.deep, chain.itemsize, p.plan, in_flight) for p in (plan.first, plan.second))
-    return identity + max(first + rows, second)
+    return max(first + _x_rows_bytes(chain, in_flight), second + (4 * PARTITIONS if chain.needs_identity else 0))
+
+
+def _x_rows_bytes(chain: Chain, in_flight: int) -> int:
+    """Rows of X that are transposed, and what fp32 needs for that."""
+    if chain.transposed_input:
+        return 0
+    rows = in_flight * chain.itemsize * min(X_COLUMNS, chain.inputs)
+    return rows + (4 * PARTITIONS if chain.needs_identity else 0)
 
 
 def product_cycles(product: Product) -> int:

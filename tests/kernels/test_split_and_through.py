@@ -1,0 +1,152 @@
+"""The two schedules for wide inputs: fp32 sums of T in SBUF, and T through HBM, each forced at small shapes."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_cases import DTYPES, assert_close, factors, matrix, run
+
+from nxdi_svd_plugin.errors import KernelError
+from nxdi_svd_plugin.hardware import SBUF_BUDGET
+from nxdi_svd_plugin.kernels import checks, reference
+from nxdi_svd_plugin.kernels.fused_down import down
+from nxdi_svd_plugin.kernels.packing import pack, to_kernel_order
+from nxdi_svd_plugin.kernels.tiling import planner
+from nxdi_svd_plugin.kernels.tiling import through as through_module
+from nxdi_svd_plugin.kernels.tiling.blocks import hbm_bytes, sbuf_bytes
+from nxdi_svd_plugin.kernels.tiling.chain import Chain
+from nxdi_svd_plugin.kernels.tiling.dense import Operand, Output
+from nxdi_svd_plugin.kernels.tiling.engines import engine_seconds, matmul_cycles, transpose_cycles
+from nxdi_svd_plugin.kernels.tiling.planner import choose, forced
+from nxdi_svd_plugin.kernels.tiling.through import through
+from nxdi_svd_plugin.simulator import simulate
+
+SHAPES = [  # tokens, inputs, rank, outputs
+    (600, 512, 384, 640),
+    (130, 384, 300, 500),  # a rank and outputs of odd size
+    (1100, 640, 1100, 256),  # several parts of T, two rows of tokens
+]
+
+
+def case(kernel, shape, dtype, seed=1):
+    tokens, inputs, rank, outputs = shape
+    rng = np.random.default_rng(seed)
+    size = (inputs, tokens) if kernel == "down" else (tokens, inputs)
+    ranks = (rank, rank + 128) if kernel == "up_gate" else (rank,)
+    return matrix(rng, *size, DTYPES[dtype]), [factors(rng, inputs, r, outputs, DTYPES[dtype]) for r in ranks]
+
+
+def assert_counted(chain, plan, trace):
+    assert hbm_bytes(chain, plan) == (trace.hbm_read_bytes, trace.hbm_write_bytes)
+    assert matmul_cycles(chain, plan) + transpose_cycles(chain, plan) == trace.pe_cycles
+    assert trace.sbuf_peak_bytes <= sbuf_bytes(chain, plan)
+    assert trace.psum_peak_banks <= 8
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kernel", ["xuv", "up_gate", "down"])
+def test_a_split_contraction(kernel, shape, dtype):
+    x, pairs = case(kernel, shape, dtype)
+    for split, strip in ((1, 300), (2, 512)):
+        y, trace, truth, low = run(kernel, x, pairs, strip=(strip,), split=split)
+        assert_close(y, truth, low)
+        ranks = tuple(u.shape[1] for u, _ in pairs)
+        chain = Chain(kernel, shape[0], shape[1], ranks, shape[3], x.dtype.itemsize)
+        assert_counted(chain, forced(chain, (strip,), split), trace)
+
+
+def test_a_split_contraction_of_rows_that_are_no_whole_tiles():
+    x, pairs = case("xuv", (300, 500, 256, 384), "fp32")
+    for transposed in (False, True):
+        y, _, truth, low = run("xuv", x, pairs, strip=(256,), split=2, transposed_output=transposed)
+        assert_close(y, truth, low)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("split", [1, 2, 3])
+def test_a_split_contraction_with_pivots(split, dtype):
+    """Pivots are no rows of U: their tiles of Hᵀ join the sums, and blocks end where a run of them begins."""
+    runs, rng = ((1, 2), (5, 7)), np.random.default_rng(2)
+    own = np.concatenate([np.arange(128 * a, 128 * b) for a, b in runs])
+    h_t = matrix(rng, 1280, 300, DTYPES[dtype])
+    c, v = factors(rng, 1280 - len(own), 512, 256, DTYPES[dtype])
+    u = np.zeros((1280, 512), c.dtype)
+    u[own, np.arange(len(own))] = 1
+    u[np.setdiff1d(np.arange(1280), own)] = c
+    packed = pack(c, v, "down", interpolative=True)
+    y, trace = simulate(down, to_kernel_order(h_t), *packed, pivots=runs, strip=(160,), split=split, aws_style=True)
+    truth = reference.down(h_t.astype(np.float64), u.astype(np.float64), v.astype(np.float64))
+    assert_close(y, truth, reference.down(h_t, u, v, dtype=h_t.dtype))
+    chain = Chain("down", 300, 1280, (512,), 256, h_t.dtype.itemsize, pivots=(runs,))
+    assert_counted(chain, forced(chain, (160,), split), trace)
+
+
+def test_what_cannot_be_split_is_refused():
+    chain = Chain("down", 300, 500, (256,), 256)
+    with pytest.raises(KernelError, match="one sub-strip and two blocks"):
+        forced(chain, (300,), 1)  # Hᵀ of no whole tiles
+    with pytest.raises(KernelError, match="one sub-strip and two blocks"):
+        forced(Chain("down", 300, 512, (256,), 256), (100, 50), 1)
+    with pytest.raises(KernelError, match="one sub-strip and two blocks"):
+        forced(Chain("down", 300, 512, (256,), 256), (100,), 4)
+
+
+BLOCKS = {
+    "sums": lambda rows, columns, step: Output(min(rows, 256), min(columns, max(step, 384 // step * step)), 256),
+    "x kept": lambda rows, columns, step: Operand(True, min(rows, 256), min(columns, step)),
+    "w kept": lambda rows, columns, step: Operand(False, min(columns, step), min(rows, 256)),
+}
+
+
+@pytest.fixture
+def two_matmuls(monkeypatch):
+    """Every call goes through HBM, in blocks of this kind."""
+
+    def use(blocks):
+        monkeypatch.setattr(planner, "choose", through)
+        monkeypatch.setattr(
+            through_module,
+            "choose_dense",
+            lambda rows, deep, columns, itemsize, step, depths, taken: BLOCKS[blocks](rows, columns, step),
+        )
+        through.cache_clear()
+        checks.planned.cache_clear()
+
+    yield use
+    through.cache_clear()
+    checks.planned.cache_clear()
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
+@pytest.mark.parametrize("shape", [(600, 512, 384, 640), (1, 256, 128, 500), (700, 640, 256, 1000)], ids=str)
+@pytest.mark.parametrize(("kernel", "transposed"), [("down", False), ("xuv", False), ("xuv", True)])
+def test_through_hbm(kernel, transposed, shape, blocks, two_matmuls):
+    two_matmuls(blocks)
+    for dtype in ("bf16", "fp32"):
+        x, pairs = case(kernel, shape, dtype)
+        options = {"transposed_output": transposed} if kernel == "xuv" else {}
+        y, trace, truth, low = run(kernel, x, pairs, **options)
+        assert_close(y, truth, low)
+        chain = Chain(kernel, shape[0], shape[1], (shape[2],), shape[3], x.dtype.itemsize, transposed)
+        assert_counted(chain, through(chain), trace)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(["xuv", "down"]),
+    st.integers(1500, 6000),
+    st.integers(40, 112),
+    st.integers(8, 24),
+    st.integers(2000, 6000),
+)
+def test_wide_inputs_get_a_plan_that_fits_and_is_no_slower(kernel, tokens, inputs, rank, outputs):
+    chain = Chain(kernel, tokens, 128 * inputs, (128 * rank,), outputs)
+    plan = choose(chain)
+    assert sbuf_bytes(chain, plan, 2) <= SBUF_BUDGET
+    matmuls = through(chain)
+    if matmuls is not None:
+        seconds = [max(engine_seconds(chain, each).values()) for each in (plan, matmuls)]
+        assert seconds[0] <= 1.03 * seconds[1]
+        more = sum(hbm_bytes(chain, plan)) > sum(hbm_bytes(chain, matmuls))
+        assert not more or seconds[1] > 1.03 * seconds[0]
