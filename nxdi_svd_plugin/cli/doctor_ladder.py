@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nxdi_svd_plugin import versions
+from nxdi_svd_plugin.cli.options import number, path
 from nxdi_svd_plugin.errors import MissingExtraError, RecipeError
 
 if TYPE_CHECKING:
@@ -24,8 +25,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add --device and what goes with it."""
     group = parser.add_argument_group("trying the kernels")
     group.add_argument("--device", choices=DEVICES, help="compile and run each kernel there, a process each")
-    group.add_argument("--limit", type=float, metavar="SECONDS", help="time for one kernel (60 simulator, 900 neuron)")
-    group.add_argument("--work-dir", metavar="DIR", help="new directory for logs (temporary, kept if something fails)")
+    group.add_argument("--limit", type=number, metavar="SECONDS", help="time for one kernel (60 simulator, 900 neuron)")
+    group.add_argument(
+        "--work-dir", type=path, metavar="DIR", help="new directory for logs (temporary, kept if one fails)"
+    )
 
 
 def check_options(args: argparse.Namespace) -> None:
@@ -39,7 +42,7 @@ def check_options(args: argparse.Namespace) -> None:
         raise RecipeError("--limit and --work-dir go with --device simulator or --device neuron")
     if args.limit is not None and args.limit <= 0:
         raise RecipeError(f"--limit {args.limit:g} must be more than 0 seconds")
-    if args.work_dir is not None and Path(args.work_dir).exists() and any(Path(args.work_dir).iterdir()):
+    if args.work_dir is not None and args.work_dir.exists() and any(args.work_dir.iterdir()):
         raise RecipeError(f"--work-dir {args.work_dir} is not empty; name a new directory")
     if args.device == "neuron" and versions.neuronxcc() is None:
         raise MissingExtraError(

@@ -20,11 +20,11 @@ from nxdi_svd_plugin.stored.projection import DENSE, LowRank
 
 MLP = "model.layers.1.mlp.{}_proj.weight"
 GATE, UP, DOWN = (MLP.format(name) for name in ("gate", "up", "down"))
-DEFAULT = {"form": "interpolative", "objective": "two_sided", "allocation": "global"}
+DEFAULT = {"form": "interpolative", "objective": "two_sided", "allocation": "global", "tp_degree": 1}
 RECIPES = {
     "default": {**DEFAULT, "ratio": 0.3},
-    "uniform": {"form": "interpolative", "ratio": 0.3},
-    "paper": {"ratio": 0.3},
+    "uniform": {"recipe": "paper", "form": "interpolative", "ratio": 0.3},
+    "paper": {"recipe": "paper", "ratio": 0.3},
     "ranks": {**DEFAULT, "ranks": {"gate_proj": 20, "up_proj": 20, "down_proj": 20}},
 }
 
@@ -67,9 +67,30 @@ def changed(source, target, change):
 def test_every_kind_is_compressed_and_reported(kind, method, tiny_llama, tmp_path):
     """Dense where no rank is left, never more than the weight has; a dense projection is the source's."""
     change, limits = KINDS[kind]
+    check_kind(tiny_llama, tmp_path, change, limits, RECIPES[method])
+
+
+GROUP_KINDS = {
+    "an MLP of zeros": (KINDS["an MLP of zeros"][0], {"gate_proj": 0, "up_proj": 0, "down_proj": 0}),
+    "a group of zeros": (lambda t: t[GATE][45:].zero_(), {"gate_proj": 0}),
+    "more pruned neurons in one group": (lambda t: t[UP][20:80].zero_(), {"up_proj": 2 * 10}),
+    "pruned neurons in one group": (lambda t: t[DOWN][:, 21:45].zero_(), {"down_proj": 2 * 21}),
+    "repeated neurons": (KINDS["repeated neurons"][0], {"gate_proj": 2 * 10}),
+    "neurons that are repeated in the other group": (lambda t: t[GATE].copy_(t[GATE][:45].repeat(2, 1)), {}),
+}
+
+
+@pytest.mark.parametrize("kind", GROUP_KINDS)
+@pytest.mark.parametrize("recipe", [{"ratio": 0.3}, {"recipe": "paper", "tp_degree": 2, "ratio": 0.3}], ids=str)
+def test_all_groups_get_what_the_smallest_can_have(kind, recipe, tiny_llama, tmp_path):
+    """Two groups of 45 neurons, each a matrix of its own."""
+    check_kind(tiny_llama, tmp_path, *GROUP_KINDS[kind], recipe)
+
+
+def check_kind(tiny_llama, tmp_path, change, limits, recipe):
     source = changed(tiny_llama, tmp_path / "in", change)
     calibration = vars(Calibration(samples=3, length=32))
-    report = compress(source, tmp_path / "out", from_dict({**RECIPES[method], "block": 2, "calibration": calibration}))
+    report = compress(source, tmp_path / "out", from_dict({**recipe, "block": 2, "calibration": calibration}))
     found = {r.name: r for r in report.matrices if r.layer == 1}
     assert {name: r.weight_rank for name, r in found.items() if r.weight_rank is not None} == limits
     assert all(r.weight_rank is None for r in report.matrices if r.layer != 1)
@@ -120,6 +141,9 @@ def test_what_fits_into_a_limit():
     pair, pivots = LowRank(20), LowRank(20, ((0, 20),))
     assert within(pair, 20, 2) == pair and within(pair, 19, 2) == DENSE and within(DENSE, 0, 2) == DENSE
     assert within(pivots, 24, 2) == pivots and within(pivots, 23, 2) == DENSE and within(pivots, None, 2) == pivots
+    groups = LowRank(20, ((0, 10),), 2)  # in each 10, and a column over in four cells
+    assert within(groups, 2 * 14, 2) == groups and within(groups, 2 * 13, 2) == DENSE
+    assert within(LowRank(20, (), 2), 20, 2) == LowRank(20, (), 2)
 
 
 def test_pivots_are_no_columns_of_zeros():
@@ -132,6 +156,21 @@ def test_pivots_are_no_columns_of_zeros():
     [found] = interpolate([v], [[torch.arange(start, start + 10) for start in (0, 10, 20, 30)]], 2)
     rest = [i for i in range(40) if i not in found.pivots.tolist()]
     torch.testing.assert_close(v[:, found.pivots] @ found.coefficients, v[:, rest])
+
+
+def test_quotas_count_what_is_used_in_every_group():
+    """Two groups whose second class has three and seven columns that are not zero; the first one wants six of it."""
+    classes = [torch.arange(10), torch.arange(10, 20)]
+    matrices = [
+        torch.randn(8, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)
+    ]
+    matrices[0][:, 7:10] = 0
+    matrices[0][:, 10:] *= 9
+    matrices[1][:, 13:] = 0
+    for v, found in zip(matrices, interpolate(matrices, [classes, classes], 2), strict=True):
+        assert int((found.pivots >= 10).sum()) == 2
+        rest = [i for i in range(20) if i not in found.pivots.tolist()]
+        torch.testing.assert_close(v[:, found.pivots] @ found.coefficients, v[:, rest])
 
 
 def test_growth_of_dependent_columns_is_an_error():

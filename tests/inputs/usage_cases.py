@@ -37,9 +37,54 @@ CASES = [
     Case("a prompt that is no UTF-8", "generate model --prompt a\udcff", dense, "the prompt is not valid UTF-8", 2),
     Case(
         "a rank that makes the model larger",
-        COMPRESS.replace("--ratio 0.2", "--form pair --rank 0.up_proj=30"),
+        COMPRESS.replace("--ratio 0.2", "--form pair --rank 0.up_proj=60"),
         dense,
-        "rank 30 of 0.up_proj saves nothing",
+        "rank 60 of 0.up_proj saves nothing",
+    ),
+    Case(
+        "a tp_degree that does not divide the neurons",
+        "plan model --block 2 --tp-degree 4",
+        dense,
+        "tp_degree 4 does not divide the model's 90 intermediate neurons into equal groups; use one that does, such as "
+        "5, 6, 9, 10",
+        2,
+    ),
+    Case(
+        "a tp_degree of 0",
+        "plan model --tp-degree 0",
+        dense,
+        "tp_degree is 0; it is a number of cores, at least 1",
+        2,
+    ),
+    Case(
+        "a block larger than a group has neurons",
+        "plan model --block 20 --tp-degree 5",
+        dense,
+        "block 20 is larger than the smaller side of a 44 x 18 matrix; use a block of at most 18",
+        2,
+    ),
+    Case(
+        "a rank that does not divide over the groups",
+        "plan model --block 2 --rank down_proj=7",
+        dense,
+        "rank 7 for 0.down_proj does not divide over 2 groups of equal rank; use a multiple of 2",
+        2,
+    ),
+    Case(
+        "a rank of every group that is no multiple of the block",
+        "plan model --block 4 --rank down_proj=20",
+        dense,
+        "rank 20 for 0.down_proj: an interpolative rank is a multiple of the block 4 and less than 44 in each of 2 "
+        "groups",
+        2,
+    ),
+    Case(
+        "groups that the cores cannot share",
+        "plan model --block 2 --ratio 0.2 --tp 3",
+        dense,
+        "2 groups of neurons do not go evenly on 3 cores; use tensor-parallel degree 1, 2 or a multiple of 2, or "
+        "compress with --tp-degree 3",
+        1,
     ),
     Case(
         "a device that computes no float64",
