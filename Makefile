@@ -39,6 +39,8 @@ compat: install  ## other transformers versions for tests/modeling/test_compat.p
 bench: install  ## kernel rows and the tables of docs/, counted by the simulator
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/kernel_tables.py
+	$(BIN)/python benchmarks/groups.py
+	$(BIN)/python benchmarks/readme.py
 	$(BIN)/python benchmarks/nkibench.py $(if $(NXDI_SVD_NKIBENCH),,--page)
 
 install: $(VENV)/.installed

@@ -76,15 +76,16 @@ def random_weight(size: tuple[int, ...], generator: torch.Generator) -> torch.Te
     return torch.randn(size, generator=generator, dtype=torch.float32).mul_(size[1] ** -0.5).to(torch.bfloat16)
 
 
-def measure(shape: str, layers: int, recipe: str, samples: int) -> dict[str, object]:
+def measure(shape: str, layers: int, recipe: str, samples: int, tp: int) -> dict[str, object]:
     """Compress once in a subprocess and return the row."""
     with tempfile.TemporaryDirectory() as folder:
         model = write_model(Path(folder) / "model", shape, layers)
         command = [sys.executable, "-m", "nxdi_svd_plugin.cli.main", "compress", "--json"]
         command += ["--model", str(model), "--output", f"{folder}/out", "--recipe", recipe, "--ratio", str(RATIO)]
-        command += ["--samples", str(samples), "--length", str(LENGTH)]
+        command += ["--samples", str(samples), "--length", str(LENGTH), "--tp-degree", str(tp)]
         report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=ROOT).stdout)
-        asked = from_dict({"recipe": recipe, "ratio": RATIO, "calibration": {"samples": samples, "length": LENGTH}})
+        calibration = {"samples": samples, "length": LENGTH}
+        asked = from_dict({"recipe": recipe, "ratio": RATIO, "tp_degree": tp, "calibration": calibration})
         modelled = peak_memory(read_config(model), asked).peak
     cost, factored = report["cost"], [record for record in report["matrices"] if record["form"] != "dense"]
     return {
@@ -94,6 +95,7 @@ def measure(shape: str, layers: int, recipe: str, samples: int) -> dict[str, obj
         "layers": layers,
         "weights": "random bfloat16",
         "recipe": recipe,
+        "tp_degree": tp,
         "ratio": RATIO,
         "ranks": sorted({record["rank"] for record in factored}),
         "calibration_tokens": samples * LENGTH,
@@ -125,9 +127,10 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="1B")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--recipe", choices=tuple(PRESETS), default="paper")
+    parser.add_argument("--tp-degree", type=int, default=1)
     parser.add_argument("--samples", type=int, default=10, help="windows of 512 tokens")
     args = parser.parse_args()
-    row = measure(args.shape, args.layers, args.recipe, args.samples)
+    row = measure(args.shape, args.layers, args.recipe, args.samples, args.tp_degree)
     DATA.parent.mkdir(parents=True, exist_ok=True)
     with open(DATA, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")

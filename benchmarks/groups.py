@@ -59,6 +59,12 @@ def layer_of(config: SourceConfig, form: str, ratio: float, groups: int) -> tupl
     return layers[0], reached(config, recipe, stored_parameters(config, layers)).mlp
 
 
+def rank_of(mlp: Mlp) -> int:
+    """The rank that all projections have."""
+    (rank,) = {p.rank for _, p in mlp.items() if isinstance(p, LowRank)}
+    return rank
+
+
 def parameters_of_a_core(config: SourceConfig, mlp: Mlp, tp: int) -> int:
     """Numbers of the MLP's low-rank projections on one core, padding included."""
     shared, neurons = sharing(mlp.groups, tp), neurons_of(mlp, tp)
@@ -83,7 +89,7 @@ def row_of(path: Path, config: SourceConfig, form: str, ratio: float, tp: int, g
         "reached": round(got, 4),
         "tp": tp,
         "groups": groups,
-        "rank_of_a_group": mlp.gate.rank // groups,
+        "rank_of_a_group": rank_of(mlp) // groups,
         "kernels": core.kernels_of(layer, fit, PREFILL),
         "parameters": parameters_of_a_core(config, mlp, tp),
         "dense_parameters": 3 * config.hidden * config.intermediate // tp,

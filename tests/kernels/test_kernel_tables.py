@@ -42,4 +42,3 @@ def test_the_comparison_with_unfused_in_the_text_is_that_of_the_rows():
     ]
     low, high = round(min(more)), round(max(more))
     assert f"it moves {low} to {high} % more" in generator().PAGE.read_text()
-    assert f"it moves *more* at this rank ({low}-{high} %)" in (ROOT / "README.md").read_text()

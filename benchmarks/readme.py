@@ -1,0 +1,150 @@
+"""The tables of README.md out of the committed rows, and its two pictures out of the shapes of Llama-3.2-1B.
+
+python benchmarks/readme.py
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from accuracy_tables import relative  # noqa: E402
+from groups import over_dense  # noqa: E402
+from kernel_tables import markdown, replaced  # noqa: E402
+
+DATA, PAGE, DOCS = ROOT / "benchmarks" / "data", ROOT / "README.md", ROOT / "docs"
+MODEL, RATIO, TP = "llama-3.2-1b", 0.10, 2
+OUTSIDE = ("pydoc", "news")
+Row = dict[str, Any]
+
+
+def rows_of(name: str) -> list[Row]:
+    return [json.loads(line) for line in (DATA / f"{name}.jsonl").read_text().splitlines()]
+
+
+def core_row(form: str = "interpolative", ratio: float = RATIO, groups: int = TP) -> Row:
+    """One of two cores of MODEL."""
+    wanted = {"model": MODEL, "form": form, "ratio": ratio, "tp": TP, "groups": groups}
+    return next(row for row in rows_of("groups") if all(row[key] == value for key, value in wanted.items()))
+
+
+def headline() -> str:
+    """What one gets, a number a row."""
+    found, core = relative(rows_of("accuracy")), core_row()
+    worst = {name: max(found[name, RATIO, text][1] for text in OUTSIDE) for name in ("default", "svd-llm")}
+    measured = "measured: SmolLM2-135M, CPU"
+    simulated = f"simulated: Llama-3.2-1B, tp {TP}, {core['reached']:.3f} saved"
+    body = [
+        ["perplexity, worst unseen text", f"{worst['default']:.2f}", "x dense", measured],
+        ["the same by the paper's whitening", f"{worst['svd-llm']:.2f}", "x dense", measured],
+        ["MLP weights of a core", f"{over_dense(core, 'parameters'):.3f}", "x dense", simulated],
+        ["HBM bytes of a decoded token", f"{over_dense(core, 'hbm_bytes_1'):.3f}", "x dense", simulated],
+        ["tensor-engine cycles, 2048 tokens", f"{over_dense(core, 'pe_cycles_2048'):.3f}", "x dense", simulated],
+        ["tokens per second on trn1", "-", "", "**not run: no Trainium was at hand**"],
+    ]
+    return markdown([f"at {RATIO:.0%} fewer MLP weights", "number", "unit", "how it is known"], body)
+
+
+def accuracy() -> str:
+    """Perplexity over dense by ratio, the worst of the texts that calibration has not seen."""
+    found, body = relative(rows_of("accuracy")), []
+    for ratio in sorted({ratio for _, ratio, _ in found if ratio}):
+        cells = [max(found[name, ratio, text][1] for text in OUTSIDE) for name in ("default", "one-group", "svd-llm")]
+        body.append([f"{ratio:.2f}", *(f"{cell:.2f}" for cell in cells)])
+    return markdown(
+        ["share of MLP weights saved", "default recipe, 2 groups", "1 group", "the paper's whitening"], body
+    )
+
+
+def costs() -> str:
+    """CPU seconds and memory of a compression, the latest row of each kind."""
+    latest = {(row["shape"], row["recipe"], row.get("tp_degree", 1)): row for row in rows_of("compress")}
+    body = [
+        [shape, recipe, tp, row["layers"], f"{row['cpu_seconds_per_layer']:.0f}", f"{row['peak_gib']:.1f}", row["date"]]
+        for (shape, recipe, tp), row in sorted(latest.items())
+    ]
+    heads = ["shape", "recipe", "tp_degree", "layers", "CPU seconds a layer", "peak GiB of the run", "measured on"]
+    return markdown(heads, body)
+
+
+def tables() -> dict[str, str]:
+    return {"headline": headline(), "accuracy": accuracy(), "costs": costs()}
+
+
+def forms_picture(path: Path) -> None:
+    """One gate projection as it is stored, to scale: dense, a pair, interpolative in two groups."""
+    hidden, width, pair = 2048, 8192, core_row("pair", RATIO, 1)["rank_of_a_group"]
+    rank, part = core_row()["rank_of_a_group"], width // TP
+    figure, axes = _figure(3, (11, 1.9))
+    _boxes(axes[0], "dense: H x I", [(0, 0, width, hidden, "W", 0)])
+    _boxes(axes[1], f"pair: rank {pair}", [(0, 0, pair, hidden, "U", 0), (pair + 300, 0, width, pair, "V", 1)])
+    boxes = []
+    for group in range(TP):
+        left = group * (part + 700)
+        boxes += [(left, 0, rank, hidden, "near", 0), (left + rank + 150, 0, part - rank, rank, "C", 1)]
+    _boxes(axes[2], f"interpolative, {TP} groups: rank {rank} each", boxes)
+    figure.suptitle("One gate projection of Llama-3.2-1B, areas to scale (numbers stored)", fontsize=9)
+    _save(figure, path)
+
+
+def cores_picture(path: Path) -> None:
+    """MiB of MLP weights on each of two cores: what is its share, and what both hold."""
+    layers, hidden, width = 16, 2048, 8192
+    paper, ours = core_row("pair", 0.05, 1), core_row("interpolative", 0.05)
+    mib, whole = layers * 2 / 2**20, 3 * paper["rank_of_a_group"] * hidden
+    bars = [
+        ("dense", 3 * hidden * width / TP, 0),
+        ("paper's layout\n(pairs, 0.05)", paper["parameters"] - whole, whole),
+        ("two groups\n(interpolative, 0.05)", ours["parameters"], 0),
+    ]
+    figure, (axis,) = _figure(1, (6, 3.2))
+    for at, (_, share, twice) in enumerate(bars):
+        for core in (0, 1):
+            x = at * 3 + core
+            axis.bar(x, share * mib, color="#4878a8", width=0.9)
+            axis.bar(x, twice * mib, bottom=share * mib, color="#d08050", width=0.9)
+            axis.text(x, (share + twice) * mib + 10, f"{(share + twice) * mib:.0f}", ha="center", fontsize=8)
+    axis.set_xticks([at * 3 + 0.5 for at in range(len(bars))], [name for name, *_ in bars], fontsize=8)
+    axis.set_ylabel("MiB of MLP weights on a core")
+    axis.set_title("Llama-3.2-1B, two cores; orange: whole on both", fontsize=9)
+    axis.set_ylim(0, 1000)
+    _save(figure, path)
+
+
+def _figure(columns: int, size: tuple[float, float]) -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, columns, figsize=size, squeeze=False)
+    return figure, list(axes[0])
+
+
+def _boxes(axis: Any, title: str, boxes: Sequence[tuple[float, float, float, float, str, int]]) -> None:
+    from matplotlib.patches import Rectangle
+
+    for left, top, width, height, name, colour in boxes:
+        face, said = ("#a8c4e0", "#f0c8a0")[colour], f"{name}\n{height:.0f} x {width:.0f}"
+        axis.add_patch(Rectangle((left, -top - height), width, height, facecolor=face, edgecolor="k"))
+        axis.text(left + width / 2, -top - height / 2, said, ha="center", va="center", fontsize=6)
+    axis.set(xlim=(-100, 10500), ylim=(-2300, 200), aspect="equal", title=title)
+    axis.title.set_fontsize(8)
+    axis.axis("off")
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    PAGE.write_text(replaced(PAGE.read_text(), tables()))
+    forms_picture(DOCS / "forms.png")
+    cores_picture(DOCS / "cores.png")
