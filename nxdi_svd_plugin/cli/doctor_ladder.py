@@ -26,9 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("trying the kernels")
     group.add_argument("--device", choices=DEVICES, help="compile and run each kernel there, a process each")
     group.add_argument("--limit", type=number, metavar="SECONDS", help="time for one kernel (60 simulator, 900 neuron)")
-    group.add_argument(
-        "--work-dir", type=path, metavar="DIR", help="new directory for logs (temporary, kept if one fails)"
-    )
+    group.add_argument("--work-dir", type=path, metavar="DIR", help="new directory for logs (kept if one fails)")
 
 
 def check_options(args: argparse.Namespace) -> None:
