@@ -99,6 +99,15 @@ def test_groups_on_a_core_are_one_call_or_a_call_each():
     assert on_core(64, 512, Mlp(512, *[LowRank(80, groups=2)] * 3), 2).groups == 1
 
 
+def test_the_text_says_how_many_groups_a_core_has(pairs, tmp_path, capsys):
+    grouped = with_config(
+        pairs, tmp_path / "grouped", {0: Mlp(512, *[LowRank(80, groups=2)] * 3)}, intermediate_size=512
+    )
+    for tp, said in ((1, "tp 1, 2 groups a core, 1 tokens"), (2, "tp 2, 1 tokens")):
+        assert main(["bench", str(grouped), "--tp", str(tp), "--tokens", "1"]) == 0
+        assert said in capsys.readouterr().out
+
+
 def test_a_dense_down_takes_all_groups_at_once():
     layer = on_core(64, 512, Mlp(512, LowRank(80, groups=2), LowRank(80, groups=2), DENSE_WEIGHT), 1)
     calls = unfused(layer, 1).calls

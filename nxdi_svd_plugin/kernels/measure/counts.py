@@ -1,7 +1,7 @@
 """Kernel calls counted in the simulator, from shapes alone in bf16: `nxdi-svd bench` and benchmarks/kernels.py.
 
-No arithmetic is done and no device is involved. Latency is the model of docs/simulator.md: the busiest engine, DMA at
-190 GB/s, everything else perfectly overlapped.
+No arithmetic is done and no device is involved. Latency is the model of docs/simulator.md: the busiest engine and
+hardware.OVERLAP; hardware.MODEL_ERROR says how far off.
 """
 
 from typing import Any

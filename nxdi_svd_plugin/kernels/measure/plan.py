@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nxdi_svd_plugin.errors import KernelError
-from nxdi_svd_plugin.hardware import CLOCK_HZ, DMA_BYTES_PER_SECOND, PARTITIONS, SBUF_BUDGET
+from nxdi_svd_plugin.hardware import CLOCK_HZ, DMA_BYTES_PER_SECOND, MODEL_BAND, PARTITIONS, SBUF_BUDGET
 from nxdi_svd_plugin.kernels.tiling.blocks import Blocks, Plan, hbm_bytes, sbuf_bytes, u_load_bytes, v_load_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.decode import blocks_of, fits, load_bytes, mlp_bytes, reserved_bytes
@@ -32,7 +32,7 @@ class KernelPlan:
     sbuf_peak_bytes: int
     """Per partition, one copy of every tile: what the simulator counts."""
     sbuf_reserved_bytes: int
-    """Per partition, with two loads of every streamed operand in flight; at most 176 KiB."""
+    """Per partition, with two loads of every streamed operand in flight; at most SBUF_BUDGET."""
     arithmetic_intensity: float
     modelled_seconds: dict[str, float]
     bound: str
@@ -89,7 +89,7 @@ def plan_call(up: Chain, down: Chain, groups: int) -> KernelPlan:
         modelled_seconds=seconds,
         bound=bound,
         reason=f"Every weight is read once, in loads of {u_up} (U of gate and up), {v_up} (both V), {u_down} and "
-        f"{v_down} KiB per partition (U and V of down), and nothing else but X and Y. Modelled busy times "
+        f"{v_down} KiB per partition (U and V of down), and nothing else but X and Y. "
         f"{_times(seconds)}: no plan avoids reading the weights once.",
     )
 
@@ -135,7 +135,7 @@ def shard_width(intermediate: int, tp: int) -> int:
 def _reason(chain: Chain, blocks: Plan, seconds: dict[str, float], bound: str) -> str:
     room = f"{sbuf_bytes(chain, blocks, IN_FLIGHT) / 1024:.0f} of {SBUF_BUDGET // 1024} KiB per partition"
     cause = f"{_times(seconds)}: {_why(chain, blocks, bound)}"
-    return f"{_streams(blocks)}; with two loads in flight this takes {room}. Modelled busy times {cause}."
+    return f"{_streams(blocks)}; with two loads in flight this takes {room}. {cause}."
 
 
 def _streams(blocks: Plan) -> str:
@@ -165,4 +165,5 @@ def _why(chain: Chain, blocks: Plan, bound: str) -> str:
 
 
 def _times(seconds: dict[str, float]) -> str:
-    return ", ".join(f"{engine} {value * 1e6:.0f} us" for engine, value in seconds.items())
+    times = ", ".join(f"{engine} {value * 1e6:.0f} us" for engine, value in seconds.items())
+    return f"Modelled busy times ({MODEL_BAND}) {times}"

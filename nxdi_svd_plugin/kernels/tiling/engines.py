@@ -81,7 +81,7 @@ def _passes(chain: Chain) -> int:
 
 
 def engine_seconds(chain: Chain, blocks: Plan) -> dict[str, float]:
-    """Modelled busy seconds of the tensor, vector and scalar engines and of DMA at 190 GB/s for one call.
+    """Modelled busy seconds of the tensor, vector and scalar engines and of DMA for one call.
 
     The vector engine evicts (X·U)ᵀ and Xᵀ and multiplies gate by up; the scalar engine evicts the output or does SiLU.
     Where the contraction is split, the scalar engine copies the first block's products, the vector engine adds others.
