@@ -1,11 +1,10 @@
 """Puts the tables made of benchmarks/data/kernels.jsonl between the `<!-- table: ... -->` marks of docs/kernels.md."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nxdi_svd_plugin.hardware import CLOCK_HZ, PARTITIONS
+from nxdi_svd_plugin.hardware import CLOCK_HZ, MODEL_BAND, PARTITIONS
 
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "benchmarks" / "data" / "kernels.jsonl"
@@ -194,38 +193,35 @@ def interpolative(rows: list[Row]) -> str:
 
 
 def decode(rows: list[Row], groups: int) -> str:
-    """`mlp` beside the calls that it stands for, a model and degree a line, 1, 8 and 128 tokens in its cells."""
+    """`mlp` beside the calls that it stands for."""
     found = [row for row in rows if row["table"] == "decode" and row["groups"] == groups]
-    body = []
-    for model, tp in dict.fromkeys((row["model"], row["tp"]) for row in found):
-        runs = sorted((r for r in found if (r["model"], r["tp"]) == (model, tp)), key=lambda r: int(r["tokens"]))
-        body.append(
-            [
-                model,
-                tp,
-                runs[0]["rank"],
-                f"{runs[0]['hbm_bytes'] / 1e6:.1f}",
-                _each(f"{r['hbm_bytes'] / r['once_hbm_bytes']:.4f}" for r in runs),
-                _each(f"{r['hbm_bytes'] / r['apart']['hbm_bytes']:.3f}" for r in runs),
-                _each(f"{r['pe_cycles'] / r['apart']['pe_cycles']:.2f}" for r in runs),
-                _each(r["runs"][0] for r in runs),
-                _each(r["apart"]["runs"][0] for r in runs),
-                _each(f"{r['modelled_latency_us']:.0f}" for r in runs),
-            ]
-        )
-    heads = ["model", "tp", "r" if groups == 1 else "r of a group", "HBM MB, one token", "traffic / once"]
+    body = [
+        [
+            row["model"],
+            row["tp"],
+            row["rank"],
+            row["tokens"],
+            f"{row['hbm_bytes'] / 1e6:.1f}",
+            f"{row['hbm_bytes'] / row['once_hbm_bytes']:.4f}",
+            f"{row['hbm_bytes'] / row['apart']['hbm_bytes']:.3f}",
+            f"{row['pe_cycles'] / row['apart']['pe_cycles']:.2f}",
+            row["runs"][0],
+            row["apart"]["runs"][0],
+            f"{row['modelled_latency_us']:.0f}",
+        ]
+        for row in found
+    ]
+    heads = ["model", "tp", "r" if groups == 1 else "r of a group", "S", "HBM MB", "traffic / once"]
     heads += ["traffic / apart", "PE / apart", "shortest DMA run B", "apart", "modelled us"]
     return markdown(heads, body)
-
-
-def _each(cells: Iterable[Any]) -> str:
-    return ", ".join(map(str, cells))
 
 
 def tables(rows: list[Row]) -> dict[str, str]:
     """Every table by the name of its marker, with the provenance of the rows."""
     return {
-        "provenance": "Rows: {source}; version {version}, commit {git}, {dtype}.".format(**rows[0]),
+        "provenance": "Rows: {source}; version {version}, commit {git}, {dtype}; times modelled, {band}.".format(
+            **rows[0], band=MODEL_BAND
+        ),
         "table1": table_1(rows),
         "table2": table_2(rows),
         "lengths": lengths(rows, "xuv_transposed"),

@@ -14,6 +14,7 @@ from pathlib import Path
 from kernel_shapes import CASES, Call
 
 from nxdi_svd_plugin import kernels
+from nxdi_svd_plugin.hardware import MODEL_BAND
 from nxdi_svd_plugin.kernels.ladder.profile import counters, view
 from nxdi_svd_plugin.kernels.nki import SOURCE, nki, nl, raw
 
@@ -40,7 +41,7 @@ class Simulator:
         return nki.simulate_kernel(getattr(kernels, kernel), *arrays, **options)
 
     def latency_us(self, case):
-        return {"source": "model", "us": simulated_counts(case)["modelled_latency_us"]}
+        return {"source": f"model, {MODEL_BAND}", "us": simulated_counts(case)["modelled_latency_us"]}
 
     def traffic(self, case, directory):
         return {name: simulated_counts(case)[name] for name in PROFILE_FIELDS}

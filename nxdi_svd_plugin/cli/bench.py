@@ -122,7 +122,11 @@ def to_text(rows: list[dict[str, Any]]) -> str:
         ranks = ", ".join(str(row[name]["rank"] or "dense") for name in ("gate", "up", "down"))
         form = " interpolative" if any(row[name]["own"] for name in ("gate", "up", "down")) else ""
         many = f"{len(row['layers'])} layers like layer {row['layers'][0]}, each"
-        lines += [f"{many}: ranks {ranks}{form}; tp {row['tp']}, {row['tokens']} tokens", *costs_text(row["costs"])]
+        several = f", {row['groups']} groups a core" if row["groups"] > 1 else ""
+        lines += [
+            f"{many}: ranks {ranks}{form}; tp {row['tp']}{several}, {row['tokens']} tokens",
+            *costs_text(row["costs"]),
+        ]
         if "no_kernel" in row:
             lines.append(f"  fused    no kernel for {row['no_kernel']}")
         else:

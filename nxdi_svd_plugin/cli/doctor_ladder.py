@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from nxdi_svd_plugin import versions
 from nxdi_svd_plugin.cli.options import number, path
 from nxdi_svd_plugin.errors import MissingExtraError, RecipeError
+from nxdi_svd_plugin.hardware import MODEL_BAND
 
 if TYPE_CHECKING:
     from nxdi_svd_plugin.kernels.ladder.climb import Result
 
 DEVICES = ("simulator", "neuron")
-TIMES = {"simulator": "us (modelled, no device run)", "neuron": "us (measured, p50 of nki.benchmark)"}
+TIMES = {"simulator": f"us (modelled, {MODEL_BAND}; no device run)", "neuron": "us (measured, p50 of nki.benchmark)"}
 """Head of the column of times, by device."""
 COLUMNS = ("kernel", "form", "S", "H x I x r", "result", "ulps (allowed)", "ran", "{times}", "first error")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from nxdi_svd_plugin import versions
 from nxdi_svd_plugin.checkpoint.source import SourceConfig
+from nxdi_svd_plugin.hardware import MODEL_BAND
 from nxdi_svd_plugin.kernels.measure.plan import plan_mlp
 from nxdi_svd_plugin.report.host_memory import ASSUMPTION, host_memory
 from nxdi_svd_plugin.stored.cells import pivot_runs
@@ -73,7 +74,7 @@ def _side_by_side(mlp: Mlp) -> Mlp:
 
 def kernel_text(plans: list[dict[str, Any]]) -> str:
     """The plans for people."""
-    lines = ["", "kernels on one core (predicted bytes, modelled times; no device run)"]
+    lines = ["", f"kernels on one core (predicted bytes, modelled times, {MODEL_BAND}; no device run)"]
     for plan in plans:
         ranks = ", ".join(str(rank or "dense") for rank in plan["ranks"])
         lines.append(f"ranks {ranks}, tp {plan['tp']}, {plan['tokens']} tokens, {len(plan['layers'])} layers")

@@ -5,6 +5,7 @@ functions and gives `range` and `for` a meaning of its own there, calls a cached
 shield; what stands behind it is ordinary Python.
 """
 
+from dataclasses import replace
 from functools import lru_cache
 
 from nxdi_svd_plugin.errors import KernelError
@@ -31,17 +32,53 @@ def planned(
     transposed_output: bool = False,
     pivots: tuple[Runs, ...] = (),
     split: int = 0,
+    groups: int = 1,
 ) -> Schedule:
     """The schedule of a call on HBM tensors of these shapes (that of sub-strips `strip` and `split` if there are some).
 
     Args:
         kernel: name of the kernel.
-        x, us, vs: shapes of the input and of the packed factors.
+        x, us, vs: shapes of the input and of the packed factors, of one of the `groups`.
         dtypes: names of the dtypes of the input and of all factors.
     Raises KernelError if shapes or dtypes do not fit together, or nothing fits into SBUF.
     """
-    chain = _chain(kernel, x, us, vs, dtypes, transposed_output, pivots)
+    chain = replace(_chain(kernel, x, us, vs, dtypes, transposed_output, pivots), groups=groups)
+    if groups > 1 and strip is not None:
+        raise KernelError(f"{kernel}: strip {strip} is for one group, not for {groups}")
     return schedule(chain, planner.choose(chain) if strip is None else planner.forced(chain, strip, split))
+
+
+@lru_cache(maxsize=4096)
+def planned_groups(
+    kernel: str,
+    xs: tuple[Shape, ...],
+    factors: tuple[tuple[Shape, ...], ...],
+    dtypes: tuple[str, ...],
+    strip: tuple[int, ...] | None,
+    pivots: tuple[Runs, ...],
+    split: int,
+) -> Schedule:
+    """The schedule of `up_gate` or `down` on tensors of these shapes.
+
+    Args:
+        xs: shapes of the inputs, one for all groups or one for each.
+        factors: shapes of the packed u and v (of gate, then of up), each a shape for every group.
+        dtypes, strip, pivots, split: as above.
+    Raises KernelError as above, or if the groups do not agree.
+    """
+    groups = len(factors[0])
+    inputs = groups if kind_of(kernel).reads_intermediate else 1
+    _same_groups(kernel, factors)
+    if len(xs) != inputs or len(set(xs)) != 1:
+        raise KernelError(f"{kernel}: inputs {xs} for {groups} groups; it takes {inputs}, of one shape")
+    shapes = [each[0] for each in factors]
+    return planned(kernel, xs[0], tuple(shapes[::2]), tuple(shapes[1::2]), dtypes, strip, False, pivots, split, groups)
+
+
+def _same_groups(kernel: str, factors: tuple[tuple[Shape, ...], ...]) -> None:
+    for shapes in factors:
+        if len(shapes) != len(factors[0]) or set(shapes) != {shapes[0]}:
+            raise KernelError(f"{kernel}: factors {factors} must have one shape for every group, as many as the others")
 
 
 @lru_cache(maxsize=4096)
@@ -58,9 +95,7 @@ def planned_mlp(
     Raises KernelError if shapes or dtypes do not fit together, or what has to be in SBUF does not fit.
     """
     _itemsize("mlp", dtypes)
-    for shapes in factors:
-        if len(shapes) != len(factors[0]) or set(shapes) != {shapes[0]}:
-            raise KernelError(f"mlp: factors {factors} must have one shape for every group, as many as the others")
+    _same_groups("mlp", factors)
     u_gate, v_gate, u_up, v_up, u_down, v_down = (shapes[0] for shapes in factors)
     up = _chain("up_gate", x, (u_gate, u_up), (v_gate, v_up), dtypes, False, pivots[:2])
     down = _chain("down", (up.outputs, up.tokens), (u_down,), (v_down,), dtypes, False, pivots[2:])

@@ -3,10 +3,11 @@
 from typing import Any
 
 from nxdi_svd_plugin.hardware import PARTITIONS, tiles
-from nxdi_svd_plugin.kernels.checks import planned
+from nxdi_svd_plugin.kernels.checks import planned_groups
 from nxdi_svd_plugin.kernels.nki import jit, nl
 from nxdi_svd_plugin.kernels.stages.accumulate import accumulate
 from nxdi_svd_plugin.kernels.stages.expand import expand
+from nxdi_svd_plugin.kernels.stages.groups import dtypes_of, groups_of, shapes_of
 from nxdi_svd_plugin.kernels.stages.load import load_columns, load_tiles
 from nxdi_svd_plugin.kernels.stages.project import project
 from nxdi_svd_plugin.kernels.stages.through import through_hbm
@@ -26,50 +27,57 @@ def down_kernel(
         split: with a `strip` of one, input tiles of one block of a split contraction; 0 keeps all of the input.
         pivots: runs of 128-row tiles of I that are the identity block of U = [I ; C], the first tile of them for the
             first 128 columns of the rank; u is then C, packed with `interpolative=True`, and I in kernel order.
+    For several groups h_t, u and v are lists with a tensor a group, of the same shapes in all; the groups' outputs are
+    summed in PSUM.
     Returns: HBM [S, H] of h_t's dtype. Sums are fp32; H·U is rounded once, the output once.
     Raises KernelError if shapes or dtypes do not fit together or nothing fits into SBUF.
     """
-    dtypes = (str(h_t.dtype), str(u.dtype), str(v.dtype))
-    plan = planned(
-        "down", tuple(h_t.shape), (tuple(u.shape),), (tuple(v.shape),), dtypes, strip, False, (pivots,), split
-    )
-    out = nl.ndarray((plan.tokens, plan.outputs), dtype=h_t.dtype, buffer=nl.shared_hbm)
+    hs, us, vs = groups_of(h_t), groups_of(u), groups_of(v)
+    factors = shapes_of(us), shapes_of(vs)
+    plan = planned_groups("down", shapes_of(hs), factors, dtypes_of((hs, us, vs)), strip, (pivots,), split)
+    out = nl.ndarray((plan.tokens, plan.outputs), dtype=hs[0].dtype, buffer=nl.shared_hbm)
     if plan.through is not None:
-        through_hbm(out, h_t, u, v, plan.through, None)
+        through_hbm(out, hs[0], us[0], vs[0], plan.through, None)
     else:
-        _strips(out, h_t, u, v, plan)
+        _strips(out, hs, us, vs, plan)
     return out
 
 
-def _strips(out: Any, h_t: Any, u: Any, v: Any, plan: Schedule) -> None:
+def _strips(out: Any, hs: list[Any], us: list[Any], vs: list[Any], plan: Schedule) -> None:
     """All strips, one after the other: the plan gives all of SBUF to one."""
     for part in plan.strips:
         if part.count == 1:
-            _strip(out, h_t, u, v, part.first, part, plan)
+            _strip(out, hs, us, vs, part.first, part, plan)
         else:
             for i in nl.sequential_range(part.count):
-                _strip(out, h_t, u, v, part.first + i * part.tokens, part, plan)
+                _strip(out, hs, us, vs, part.first + i * part.tokens, part, plan)
 
 
-def _strip(out: Any, h_t: Any, u: Any, v: Any, first: Any, strip: Strip, plan: Schedule) -> None:
-    """Rows `first`... of the output: T of the strip, then V once."""
-    ts = []
-    for size in strip.holders:
-        for part in plan.parts[0]:
-            ts.append(nl.ndarray((PARTITIONS, tiles(part.columns) * size), dtype=h_t.dtype, buffer=nl.sbuf))
+def _strip(out: Any, hs: list[Any], us: list[Any], vs: list[Any], first: Any, strip: Strip, plan: Schedule) -> None:
+    """Rows `first`... of the output: T of the strip for every group, then each V once."""
+    groups = []
+    for h_t in hs:
+        ts = []
+        for size in strip.holders:
+            for part in plan.parts[0]:
+                ts.append(nl.ndarray((PARTITIONS, tiles(part.columns) * size), dtype=h_t.dtype, buffer=nl.sbuf))
+        groups.append(ts)
     if plan.steps:
-        _sum_blocks(ts, h_t, u, first, strip, plan)
+        _sum_blocks(groups[0], hs[0], us[0], first, strip, plan)
     else:
-        _keep_columns(ts, h_t, u, first, strip, plan)
-    expand(out, ts, v, first, strip, plan)
+        _keep_columns(groups, hs, us, first, strip, plan)
+    expand(out, groups, vs, first, strip, plan)
 
 
-def _keep_columns(ts: list[Any], h_t: Any, u: Any, first: Any, strip: Strip, plan: Schedule) -> None:
-    """T of every sub-strip, whose Hᵀ is kept while U is read."""
+def _keep_columns(
+    groups: list[list[Any]], hs: list[Any], us: list[Any], first: Any, strip: Strip, plan: Schedule
+) -> None:
+    """T of every sub-strip, whose Hᵀ is kept while U is read, a group after the other."""
     for sub in strip.subs:
-        xt = nl.ndarray((PARTITIONS, plan.input_tiles * sub.tokens), dtype=h_t.dtype, buffer=nl.sbuf)
-        load_columns(xt, h_t, first + sub.start, sub.tokens, plan)
-        project(ts, u, xt, sub.pieces, plan, plan.ranks[0], plan.pivots)
+        for g, h_t in enumerate(hs):
+            xt = nl.ndarray((PARTITIONS, plan.input_tiles * sub.tokens), dtype=h_t.dtype, buffer=nl.sbuf)
+            load_columns(xt, h_t, first + sub.start, sub.tokens, plan)
+            project(groups[g], us[g], xt, sub.pieces, plan, plan.ranks[0], plan.pivots)
 
 
 def _sum_blocks(ts: list[Any], h_t: Any, u: Any, first: Any, strip: Strip, plan: Schedule) -> None:

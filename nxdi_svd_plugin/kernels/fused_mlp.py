@@ -5,6 +5,7 @@ from typing import Any
 from nxdi_svd_plugin.hardware import PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.checks import planned_mlp
 from nxdi_svd_plugin.kernels.nki import jit, nl
+from nxdi_svd_plugin.kernels.stages.groups import dtypes_of, groups_of, shapes_of
 from nxdi_svd_plugin.kernels.stages.load import fp32_identity, load_rows_transposed
 from nxdi_svd_plugin.kernels.stages.mlp import expand_sum, swiglu
 from nxdi_svd_plugin.kernels.stages.project import project
@@ -35,18 +36,13 @@ def mlp_kernel(
     Returns: HBM [S, H] of x's dtype, stored at once. Sums are fp32; X·U, SwiGLU, H·U and the output are rounded once.
     Raises KernelError if shapes or dtypes do not fit together, S is larger or the tokens do not fit into SBUF.
     """
-    us_gate, vs_gate, us_up, vs_up = _groups(u_gate), _groups(v_gate), _groups(u_up), _groups(v_up)
-    us_down, vs_down = _groups(u_down), _groups(v_down)
+    us_gate, vs_gate, us_up, vs_up = groups_of(u_gate), groups_of(v_gate), groups_of(u_up), groups_of(v_up)
+    us_down, vs_down = groups_of(u_down), groups_of(v_down)
     shapes = []
-    dtypes = []
-    dtypes.append(str(x.dtype))
     for factor in (us_gate, vs_gate, us_up, vs_up, us_down, vs_down):
-        own = []
-        for tensor in factor:
-            own.append(tuple(tensor.shape))
-            dtypes.append(str(tensor.dtype))
-        shapes.append(tuple(own))
-    plan = planned_mlp(tuple(x.shape), tuple(shapes), tuple(dtypes), pivots)
+        shapes.append(shapes_of(factor))
+    dtypes = dtypes_of((groups_of(x), us_gate, vs_gate, us_up, vs_up, us_down, vs_down))
+    plan = planned_mlp(tuple(x.shape), tuple(shapes), dtypes, pivots)
     tokens, hidden = plan.up.tokens, plan.up.inputs
     out = nl.ndarray((tokens, hidden), dtype=x.dtype, buffer=nl.shared_hbm)
     identity = fp32_identity(x)
@@ -62,15 +58,6 @@ def mlp_kernel(
     expand_sum(y, ts, vs_down, plan)
     nl.store(out[0:tokens, 0:hidden], value=y[0:tokens, 0:hidden])
     return out
-
-
-def _groups(factor: Any) -> Any:
-    """A list with the factor of every group."""
-    if isinstance(factor, list):
-        return factor
-    one = []
-    one.append(factor)
-    return one
 
 
 def _group(

@@ -3,10 +3,11 @@
 from typing import Any
 
 from nxdi_svd_plugin.hardware import PARTITIONS, tiles
-from nxdi_svd_plugin.kernels.checks import planned
+from nxdi_svd_plugin.kernels.checks import planned_groups
 from nxdi_svd_plugin.kernels.nki import jit, nl
 from nxdi_svd_plugin.kernels.stages.accumulate import accumulate
 from nxdi_svd_plugin.kernels.stages.expand import expand_swiglu
+from nxdi_svd_plugin.kernels.stages.groups import dtypes_of, groups_of, shapes_of
 from nxdi_svd_plugin.kernels.stages.load import fp32_identity, load_rows_transposed
 from nxdi_svd_plugin.kernels.stages.project import project
 from nxdi_svd_plugin.kernels.tiling.schedule import Schedule, Step, Strip
@@ -33,27 +34,79 @@ def up_gate_kernel(
         pivots: of gate and of up: runs of 128-row tiles of I that are the identity block of V = [I | C], the first tile
             of them made by the first 128 columns of the rank; v is then C, packed with `interpolative=True`, and the
             rows of the result are in kernel order (kernels/packing.py).
-    Returns: HBM [I, S] of x's dtype. SiLU (scalar engine) and the product (vector engine) take fp32 sums out of PSUM;
-        X·U is rounded once, the result once.
+    For several groups the four factors are lists with a tensor a group, of the same shapes in all; Xᵀ stays in SBUF
+    while the groups take turns.
+    Returns: HBM [I, S] of x's dtype; a tuple with one for each group if there are lists. SiLU (scalar engine) and the
+        product (vector engine) take fp32 sums out of PSUM; X·U is rounded once, the result once.
     Raises KernelError if shapes or dtypes do not fit together or nothing fits into SBUF.
     """
-    us, vs = (tuple(u_gate.shape), tuple(u_up.shape)), (tuple(v_gate.shape), tuple(v_up.shape))
-    dtypes = (str(x.dtype), str(u_gate.dtype), str(v_gate.dtype), str(u_up.dtype), str(v_up.dtype))
-    plan = planned("up_gate", tuple(x.shape), us, vs, dtypes, strip, False, pivots, split)
-    out = nl.ndarray((plan.outputs, plan.tokens), dtype=x.dtype, buffer=nl.shared_hbm)
+    us_gate, vs_gate, us_up, vs_up = groups_of(u_gate), groups_of(v_gate), groups_of(u_up), groups_of(v_up)
+    factors = shapes_of(us_gate), shapes_of(vs_gate), shapes_of(us_up), shapes_of(vs_up)
+    dtypes = dtypes_of((groups_of(x), us_gate, vs_gate, us_up, vs_up))
+    plan = planned_groups("up_gate", shapes_of(groups_of(x)), factors, dtypes, strip, pivots, split)
+    outs = []
+    for u in us_gate:
+        outs.append(nl.ndarray((plan.outputs, plan.tokens), dtype=u.dtype, buffer=nl.shared_hbm))
     identity = fp32_identity(x)
     bias = nl.zeros((PARTITIONS, 1), dtype=nl.float32, buffer=nl.sbuf)
     for part in plan.strips:
         if part.count == 1:
-            _strip(out, x, u_gate, v_gate, u_up, v_up, part.first, part, plan, identity, bias)
+            _strip(outs, x, us_gate, vs_gate, us_up, vs_up, part.first, part, plan, identity, bias)
         else:
             for i in nl.sequential_range(part.count):
                 first = part.first + i * part.tokens
-                _strip(out, x, u_gate, v_gate, u_up, v_up, first, part, plan, identity, bias)
-    return out
+                _strip(outs, x, us_gate, vs_gate, us_up, vs_up, first, part, plan, identity, bias)
+    return tuple(outs) if isinstance(u_gate, list) else outs[0]
 
 
 def _strip(
+    outs: list[Any],
+    x: Any,
+    us_gate: list[Any],
+    vs_gate: list[Any],
+    us_up: list[Any],
+    vs_up: list[Any],
+    first: Any,
+    strip: Strip,
+    plan: Schedule,
+    identity: Any,
+    bias: Any,
+) -> None:
+    """Columns `first`... of every output."""
+    if len(outs) > 1:
+        _take_turns(outs, x, us_gate, vs_gate, us_up, vs_up, first, strip, plan, identity, bias)
+    else:
+        _one_group(outs[0], x, us_gate[0], vs_gate[0], us_up[0], vs_up[0], first, strip, plan, identity, bias)
+
+
+def _take_turns(
+    outs: list[Any],
+    x: Any,
+    us_gate: list[Any],
+    vs_gate: list[Any],
+    us_up: list[Any],
+    vs_up: list[Any],
+    first: Any,
+    strip: Strip,
+    plan: Schedule,
+    identity: Any,
+    bias: Any,
+) -> None:
+    """Group after group from the one Xᵀ of the strip, which has one sub-strip: both T, then both V once."""
+    sub = strip.subs[0]
+    xt = nl.ndarray((PARTITIONS, plan.input_tiles * sub.tokens), dtype=x.dtype, buffer=nl.sbuf)
+    load_rows_transposed(xt, x, first, sub.tokens, 0, plan.inputs, plan.x_columns, identity)
+    for g, out in enumerate(outs):
+        gates = []
+        ups = []
+        gates.append(nl.ndarray((PARTITIONS, tiles(plan.ranks[0]) * sub.tokens), dtype=x.dtype, buffer=nl.sbuf))
+        ups.append(nl.ndarray((PARTITIONS, tiles(plan.ranks[1]) * sub.tokens), dtype=x.dtype, buffer=nl.sbuf))
+        project(gates, us_gate[g], xt, sub.pieces, plan, plan.ranks[0])
+        project(ups, us_up[g], xt, sub.pieces, plan, plan.ranks[1])
+        expand_swiglu(out, gates, ups, vs_gate[g], vs_up[g], bias, first, strip, plan)
+
+
+def _one_group(
     out: Any,
     x: Any,
     u_gate: Any,

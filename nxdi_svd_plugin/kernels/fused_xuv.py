@@ -7,6 +7,7 @@ from nxdi_svd_plugin.kernels.checks import planned
 from nxdi_svd_plugin.kernels.nki import jit, nl
 from nxdi_svd_plugin.kernels.stages.accumulate import accumulate
 from nxdi_svd_plugin.kernels.stages.expand import expand, expand_transposed
+from nxdi_svd_plugin.kernels.stages.groups import groups_of
 from nxdi_svd_plugin.kernels.stages.load import fp32_identity, load_rows_transposed
 from nxdi_svd_plugin.kernels.stages.project import project
 from nxdi_svd_plugin.kernels.stages.through import through_hbm
@@ -74,7 +75,9 @@ def _strip(
     if transposed_output:
         expand_transposed(out, ts, v, first, strip, plan)
     else:
-        expand(out, ts, v, first, strip, plan)
+        groups = []
+        groups.append(ts)
+        expand(out, groups, groups_of(v), first, strip, plan)
 
 
 def _keep_rows(ts: list[Any], x: Any, u: Any, first: Any, strip: Strip, plan: Schedule, identity: Any) -> None:

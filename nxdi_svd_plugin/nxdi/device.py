@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from neuronx_distributed.utils import cpu_mode
@@ -23,12 +23,14 @@ from nxdi_svd_plugin.nxdi.mlp_impl import FUSED
 PLATFORM = "trn1"
 logger = logging.getLogger(__name__)
 
-Call = Callable[..., torch.Tensor]
+Call = Callable[..., Any]
 
 
 class Calls(NamedTuple):
     """The kernels as functions of tensors: up_gate(x, u_gate, v_gate, u_up, v_up), down(h_t, u, v) and, for few tokens,
-    mlp(x, u_gate, v_gate, u_up, v_up, u_down, v_down), whose factors may be lists with a tensor a group.
+    mlp(x, u_gate, v_gate, u_up, v_up, u_down, v_down).
+
+    Factors, and h_t with them, may be lists with a tensor a group; up_gate then returns a tuple.
 
     All take `pivots=` of interpolative factors.
     """

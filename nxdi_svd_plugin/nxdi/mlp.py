@@ -18,7 +18,9 @@ from neuronx_distributed_inference.utils.distributed import get_tp_group
 from nxdi_svd_plugin.errors import NxdiError
 from nxdi_svd_plugin.hardware import PARTITIONS
 from nxdi_svd_plugin.kernels.packing import from_kernel_order, to_kernel_order
+from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.decode import fits, mlp_chains
+from nxdi_svd_plugin.kernels.tiling.groups import calls_of
 from nxdi_svd_plugin.nxdi import device
 from nxdi_svd_plugin.nxdi.low_rank import LowRankFactors, in_kernel_order, joined
 from nxdi_svd_plugin.nxdi.mlp_impl import FUSED
@@ -72,7 +74,7 @@ class SvdMLP(torch.nn.Module):
     def __init__(self, config: Any, stored: Mlp, index: int) -> None:
         super().__init__()
         neuron_config = config.neuron_config
-        self.index, self.stored = index, stored
+        self.index, self.stored, self.hidden_size = index, stored, config.hidden_size
         self.groups = sharing(stored.groups, neuron_config.tp_degree).groups
         self.group = get_tp_group(config)
         self.sequence_parallel = neuron_config.sequence_parallel_enabled
@@ -143,17 +145,17 @@ class SvdMLP(torch.nn.Module):
 
     def _kernels(self, x: torch.Tensor) -> torch.Tensor:
         """The MLP of tokens x [S, H]: `mlp` for few of them, else two kernels, which meet in the transposed hidden
-        tensor [I, S] of a group."""
+        tensor [I, S] of a group, and take all groups at once where that is no worse."""
         if self._in_one_call(x):
             return self._mlp(x)
         if self.fit.up_gate:
-            hidden = [self._up_gate(x, group) for group in range(self.groups)]
+            hidden = self._up_gate(x)
         else:
             hidden = [part.t().contiguous() for part in self._hidden(x).chunk(self.groups, -1)]
         if self.in_kernel_order:
             hidden = [bridge(hidden_t, self.fit) for hidden_t in hidden]
         if self.fit.down:
-            return functools.reduce(torch.add, [self._down(part, group) for group, part in enumerate(hidden)])
+            return self._down(hidden)
         y: torch.Tensor = self.down_proj(joined([hidden_t.t() for hidden_t in hidden]))
         return y
 
@@ -172,24 +174,42 @@ class SvdMLP(torch.nn.Module):
 
     def _mlp(self, x: torch.Tensor) -> torch.Tensor:
         """All groups at once; of several, each factor is a list."""
-        projections = self._low_rank()
-        groups = [[factor for each in projections for factor in each.factors(group)] for group in range(self.groups)]
-        factors = groups[0] if self.groups == 1 else list(map(list, zip(*groups, strict=True)))
+        factors = self._of_all_groups(*self._low_rank())
         pivots = tuple(self.fit.pivots[name] for name in PROJECTIONS)
-        return device.kernel_calls().mlp(x, *factors, pivots=pivots)
+        y: torch.Tensor = device.kernel_calls().mlp(
+            x, *(factors if self.groups > 1 else [of for [of] in factors]), pivots=pivots
+        )
+        return y
 
-    def _up_gate(self, x: torch.Tensor, group: int) -> torch.Tensor:
-        """The hidden tensor of a group. Parameters go into the kernels untouched: the layout is theirs, and a slice
-        would be a copy."""
-        gate: Any = self.gate_proj
-        up: Any = self.up_proj
+    def _of_all_groups(self, *projections: Any) -> list[list[torch.Tensor]]:
+        """Every factor as a list with a tensor a group. Parameters go into the kernels untouched: the layout is theirs,
+        and a slice would be a copy."""
+        groups = [[factor for each in projections for factor in each.factors(group)] for group in range(self.groups)]
+        return list(map(list, zip(*groups, strict=True)))
+
+    def _up_gate(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """The hidden tensor of every group."""
+        gate, up, _ = self._low_rank()
         runs = self.fit.pivots["gate_proj"], self.fit.pivots["up_proj"]
-        return device.kernel_calls().up_gate(x, *gate.factors(group), *up.factors(group), pivots=runs)
+        tokens, hidden = x.shape
+        chain = Chain("up_gate", tokens, hidden, (gate.rank, up.rank), self.share, x.element_size(), pivots=runs)
+        factors, call = self._of_all_groups(gate, up), device.kernel_calls().up_gate
+        if calls_of(chain, self.groups) < self.groups:
+            return list(call(x, *factors, pivots=runs))
+        return [call(x, *of, pivots=runs) for of in zip(*factors, strict=True)]
 
-    def _down(self, hidden_t: torch.Tensor, group: int) -> torch.Tensor:
-        """What one group adds to the output."""
-        down: Any = self.down_proj
-        return device.kernel_calls().down(hidden_t, *down.factors(group), pivots=self.fit.pivots["down_proj"])
+    def _down(self, hidden: list[torch.Tensor]) -> torch.Tensor:
+        """What all groups add to the output."""
+        down, runs = self._low_rank()[2], self.fit.pivots["down_proj"]
+        width, tokens = hidden[0].shape
+        chain = Chain("down", tokens, width, (down.rank,), self.hidden_size, hidden[0].element_size(), pivots=(runs,))
+        factors, call = self._of_all_groups(down), device.kernel_calls().down
+        if calls_of(chain, self.groups) < self.groups:
+            y: torch.Tensor = call(hidden, *factors, pivots=runs)
+            return y
+        parts = [call(*of, pivots=runs) for of in zip(hidden, *factors, strict=True)]
+        summed: torch.Tensor = functools.reduce(torch.add, parts)
+        return summed
 
     def _reduce(self, y: torch.Tensor) -> torch.Tensor:
         """Sum the ranks' partial outputs in `rpl_reduce_dtype`, as NxDI's row-parallel layer does."""

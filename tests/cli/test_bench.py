@@ -14,7 +14,7 @@ from nxdi_svd_plugin.errors import KernelError
 from nxdi_svd_plugin.kernels import nki
 from nxdi_svd_plugin.kernels.measure import counts
 from nxdi_svd_plugin.kernels.measure.calls import DENSE, Share
-from nxdi_svd_plugin.kernels.measure.layer import Layer, dense, fused, on_core, unfused
+from nxdi_svd_plugin.kernels.measure.layer import Layer, dense, fused, fused_calls, on_core, unfused
 from nxdi_svd_plugin.stored.kernel_fit import KernelFit
 from nxdi_svd_plugin.stored.layers import Mlp, layers_to_json
 from nxdi_svd_plugin.stored.projection import DENSE as DENSE_WEIGHT
@@ -84,7 +84,7 @@ def test_a_layer_with_fewer_neurons_is_compared_with_the_whole_dense_one():
 
 
 def test_groups_on_a_core_are_one_call_or_a_call_each():
-    """Two groups of 256 neurons at rank 40 on one core: with many tokens X goes in twice, and the outputs are added."""
+    """Two groups of 256 neurons at rank 40 on one core: X goes in once and Y out once, as long as that is no worse."""
     layer, fit = (
         on_core(64, 512, Mlp(512, *[LowRank(80, groups=2)] * 3), 1),
         KernelFit(dict.fromkeys(PROJECTIONS, ()), {}),
@@ -94,9 +94,25 @@ def test_groups_on_a_core_are_one_call_or_a_call_each():
     one, many = fused(layer, fit, 1), fused(layer, fit, 129)
     assert one.hbm_bytes == 2 * (2 * (up_gate + down) + 2 * 64)
     assert one.calls == ["mlp 1x64 128x40 128x256 128x40 128x256 128x80 128x64 (2 groups)"]
-    assert many.hbm_bytes == 2 * (2 * (up_gate + down) + 129 * (2 * (64 + 256 + 256 + 64) + 3 * 64))
-    assert [call.split()[0] for call in many.calls] == ["up_gate"] * 2 + ["down"] * 2 + ["add"]
+    assert many.hbm_bytes == 2 * (2 * (up_gate + down) + 129 * 2 * (64 + 2 * 256))
+    assert [(call.split()[0], call.endswith("(2 groups)")) for call in many.calls] == [
+        ("up_gate", True),
+        ("down", True),
+    ]
+    wide = on_core(3072, 8192, Mlp(8192, *[LowRank(2 * 1664, groups=2)] * 3), 1)
+    assert [call.kernel for call in fused_calls(wide, fit, 2048)] == ["up_gate", "up_gate", "down"]
+    half = [call.kernel for call in fused_calls(layer, KernelFit({"gate_proj": (), "up_proj": ()}, {}), 129)]
+    assert half == ["up_gate", *["matmul"] * 4, "add"]
     assert on_core(64, 512, Mlp(512, *[LowRank(80, groups=2)] * 3), 2).groups == 1
+
+
+def test_the_text_says_how_many_groups_a_core_has(pairs, tmp_path, capsys):
+    grouped = with_config(
+        pairs, tmp_path / "grouped", {0: Mlp(512, *[LowRank(80, groups=2)] * 3)}, intermediate_size=512
+    )
+    for tp, said in ((1, "tp 1, 2 groups a core, 1 tokens"), (2, "tp 2, 1 tokens")):
+        assert main(["bench", str(grouped), "--tp", str(tp), "--tokens", "1"]) == 0
+        assert said in capsys.readouterr().out
 
 
 def test_a_dense_down_takes_all_groups_at_once():

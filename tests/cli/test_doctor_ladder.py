@@ -7,6 +7,7 @@ import pytest
 
 from nxdi_svd_plugin.cli import doctor
 from nxdi_svd_plugin.cli.main import main
+from nxdi_svd_plugin.hardware import MODEL_BAND
 from nxdi_svd_plugin.kernels.ladder import rungs
 
 
@@ -17,7 +18,8 @@ def test_the_simulators_table(capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 2 + 2
-    assert "us (modelled, no device run)" in table[0] and all(" ok " in row and "yes: read" in row for row in table[2:])
+    assert f"us (modelled, {MODEL_BAND}; no device run)" in table[0]
+    assert all(" ok " in row and "yes: read" in row for row in table[2:])
     assert lines[0].startswith("nxdi-svd-plugin ") and "neuronx-cc" in lines[0]
 
 

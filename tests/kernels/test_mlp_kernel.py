@@ -5,7 +5,7 @@ import pytest
 from kernel_cases import DTYPES, assert_close, factors, matrix
 
 from nxdi_svd_plugin.errors import KernelError
-from nxdi_svd_plugin.hardware import SBUF_BYTES
+from nxdi_svd_plugin.hardware import SBUF_BUDGET
 from nxdi_svd_plugin.kernels import down, mlp, pack, reference, up_gate
 from nxdi_svd_plugin.kernels.checks import planned_mlp
 from nxdi_svd_plugin.kernels.measure.baselines import add
@@ -72,7 +72,7 @@ def test_against_numpy(shape, dtype):
     up, lower = mlp_chains(tokens, hidden, width, ranks, x.itemsize)
     assert (trace.hbm_read_bytes, trace.hbm_write_bytes) == mlp_bytes(up, lower)
     assert trace.sbuf_peak_bytes <= reserved_bytes(up, lower, in_flight=1)
-    assert trace.sbuf_prefetch_peak_bytes <= reserved_bytes(up, lower) <= SBUF_BYTES
+    assert trace.sbuf_prefetch_peak_bytes <= reserved_bytes(up, lower) <= SBUF_BUDGET
 
 
 def planned(tokens, hidden, width, ranks, dtype="bf16", pivots=((), (), ())):
@@ -209,7 +209,7 @@ def test_less_than_two_kernels_move(tokens):
     ("shape", "dtype", "message"),
     [
         ((129, 256, 512, (128, 128, 128)), "bf16", "129 tokens, at most 128 go in one call; use up_gate and down"),
-        ((128, 4096, 14336, (3072, 3072, 3072)), "fp32", "bytes of SBUF per partition of 180224; use up_gate and down"),
+        ((128, 4096, 14336, (3072, 3072, 3072)), "fp32", "bytes of SBUF per partition of 174080; use up_gate and down"),
     ],
 )
 def test_what_does_not_fit_is_refused(shape, dtype, message):

@@ -125,9 +125,15 @@ def test_a_group_is_planned_like_an_mlp_of_its_own(tp, alone):
     pair, runs = LowRank(384, (), 2), LowRank(512, ((0, 256),), 2)
     group = Mlp(1536, *[LowRank(256, ((0, 256),))] * 2, LowRank(192))
     found = plan_mlp(576, Mlp(3072, runs, runs, pair), 160, tp=tp)
-    assert found == plan_mlp(576, group, 160, tp=alone) and set(found) == {"up_gate", "down"}
+    of_one, held = plan_mlp(576, group, 160, tp=alone), max(1, 2 // tp)
+    assert set(found) == {"up_gate", "down"} and {plan.groups for plan in found.values()} == {held}
+    assert (found == of_one) == (held == 1)
+    tokens_of_x_and_y = 2 * 160 * 576
+    for kernel, plan in found.items():  # short strips: all weights once, so that only X and Y are shared
+        moved = plan.hbm_read_bytes + plan.hbm_write_bytes
+        alike = of_one[kernel].hbm_read_bytes + of_one[kernel].hbm_write_bytes
+        assert moved == held * alike - (held - 1) * tokens_of_x_and_y
     few, one = plan_mlp(576, Mlp(3072, runs, runs, pair), 16, tp=tp)["mlp"], plan_mlp(576, group, 16, tp=alone)["mlp"]
-    held = max(1, 2 // tp)
     assert few.hbm_read_bytes == held * one.hbm_read_bytes - (held - 1) * 2 * 16 * 576
     assert few.hbm_write_bytes == one.hbm_write_bytes and (few == one) == (held == 1)
     with pytest.raises(SvdError, match="2 groups of neurons do not go evenly on 3 cores"):

@@ -112,10 +112,12 @@ def two_matmuls(monkeypatch):
         )
         through.cache_clear()
         checks.planned.cache_clear()
+        checks.planned_groups.cache_clear()
 
     yield use
     through.cache_clear()
     checks.planned.cache_clear()
+    checks.planned_groups.cache_clear()
 
 
 @pytest.mark.parametrize("blocks", BLOCKS)

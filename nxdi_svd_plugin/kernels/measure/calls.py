@@ -8,6 +8,7 @@ integration/kernels on a device); importing this binds no `nki`.
 from dataclasses import dataclass, field
 from typing import Any
 
+from nxdi_svd_plugin.kernels.kinds import DOWN
 from nxdi_svd_plugin.kernels.packing import packed_shapes
 from nxdi_svd_plugin.stored.runs import Runs
 
@@ -18,13 +19,21 @@ Shape = tuple[int, int]
 class Call:
     """One kernel launch: a name of nxdi_svd_plugin.kernels, the shapes of its inputs, its keyword arguments.
 
-    groups: with more than one, every input but the first is a list of so many tensors of its shape.
+    groups: with more than one, every factor is a list of so many tensors of its shape, and so is the input of `down`.
     """
 
     kernel: str
     shapes: tuple[Shape, ...]
     options: dict[str, Any] = field(default_factory=dict)
     groups: int = 1
+
+    @property
+    def arguments(self) -> list[Shape | list[Shape]]:
+        """The shape, or the list of shapes, of every input."""
+        if self.groups == 1:
+            return list(self.shapes)
+        lists: list[Shape | list[Shape]] = [[shape] * self.groups for shape in self.shapes]
+        return lists if self.kernel == DOWN.name else [self.shapes[0], *lists[1:]]
 
     def __str__(self) -> str:
         several = [f"({self.groups} groups)"] if self.groups > 1 else []
@@ -48,17 +57,17 @@ class Share:
 DENSE = Share()
 
 
-def fused_up_gate(tokens: int, hidden: int, width: int, gate: Share, up: Share) -> Call:
-    """`up_gate` of two low-rank projections."""
+def fused_up_gate(tokens: int, hidden: int, width: int, gate: Share, up: Share, groups: int = 1) -> Call:
+    """`up_gate` of two low-rank projections of `groups` groups, each of `width` neurons."""
     weights = [packed_shapes(hidden, each.rank, width - each.own) for each in (gate, up)]
     options = {"pivots": (gate.pivots, up.pivots)} if gate.pivots or up.pivots else {}
-    return Call("up_gate", ((tokens, hidden), *weights[0], *weights[1]), options)
+    return Call("up_gate", ((tokens, hidden), *weights[0], *weights[1]), options, groups)
 
 
-def fused_down(tokens: int, hidden: int, width: int, down: Share) -> Call:
-    """`down` of a low-rank projection."""
+def fused_down(tokens: int, hidden: int, width: int, down: Share, groups: int = 1) -> Call:
+    """`down` of a low-rank projection of `groups` groups, each of `width` neurons."""
     weights = packed_shapes(width - down.own, down.rank, hidden)
-    return Call("down", ((width, tokens), *weights), {"pivots": down.pivots} if down.pivots else {})
+    return Call("down", ((width, tokens), *weights), {"pivots": down.pivots} if down.pivots else {}, groups)
 
 
 def fused_mlp(tokens: int, hidden: int, width: int, gate: Share, up: Share, down: Share, groups: int = 1) -> Call:

@@ -1,15 +1,16 @@
 """Kernel calls counted in the simulator, from shapes alone in bf16: `nxdi-svd bench` and benchmarks/kernels.py.
 
-No arithmetic is done and no device is involved. Latency is the model of docs/simulator.md: the busiest engine, DMA at
-190 GB/s, everything else perfectly overlapped.
+No arithmetic is done and no device is involved. Latency is the model of docs/simulator.md: the busiest engine and
+hardware.OVERLAP; hardware.MODEL_ERROR says how far off.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from nxdi_svd_plugin import kernels
 from nxdi_svd_plugin.errors import KernelError
 from nxdi_svd_plugin.kernels import nki
-from nxdi_svd_plugin.kernels.measure.calls import Call
+from nxdi_svd_plugin.kernels.measure.calls import Call, Shape
 from nxdi_svd_plugin.simulator import TensorSpec, Trace, simulate
 from nxdi_svd_plugin.simulator.front.language import bfloat16
 from nxdi_svd_plugin.version import __version__
@@ -20,7 +21,7 @@ def provenance() -> dict[str, str]:
     return {"source": "simulated, no device run", "dtype": "bfloat16", "version": __version__}
 
 
-def count(kernel: Any, *shapes: tuple[int, ...] | list[tuple[int, ...]], strict: bool = True, **options: Any) -> Trace:
+def count(kernel: Any, *shapes: Sequence[int] | list[Shape], strict: bool = True, **options: Any) -> Trace:
     """The counters of one kernel on inputs of these shapes; a list of them is a list of tensors.
 
     Raises KernelError if the kernels are bound to neuronxcc; SimulatorError if the kernel breaks a limit.
@@ -39,9 +40,7 @@ def count(kernel: Any, *shapes: tuple[int, ...] | list[tuple[int, ...]], strict:
 
 def count_call(call: Call) -> Trace:
     """The counters of a call."""
-    first, *others = call.shapes
-    given = others if call.groups == 1 else [[shape] * call.groups for shape in others]
-    return count(getattr(kernels, call.kernel), first, *given, **call.options)
+    return count(getattr(kernels, call.kernel), *call.arguments, **call.options)
 
 
 def counted(*traces: Trace) -> dict[str, Any]:

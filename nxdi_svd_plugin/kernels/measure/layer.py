@@ -22,7 +22,9 @@ from nxdi_svd_plugin.kernels.measure.calls import (
 )
 from nxdi_svd_plugin.kernels.measure.counts import count_call
 from nxdi_svd_plugin.kernels.measure.plan import shard_width
+from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.decode import fits, mlp_chains
+from nxdi_svd_plugin.kernels.tiling.groups import calls_of
 from nxdi_svd_plugin.stored.cells import core_runs
 from nxdi_svd_plugin.stored.cores import sharing
 from nxdi_svd_plugin.stored.kernel_fit import KernelFit, kernel_fit
@@ -96,16 +98,27 @@ def fused(layer: Layer, fit: KernelFit, tokens: int) -> Cost:
 
 
 def fused_calls(layer: Layer, fit: KernelFit, tokens: int) -> list[Call]:
-    """The calls of `fused`, in order: for each group, but for a dense down projection, which takes all of them."""
+    """The calls of `fused`, in order: one for all groups where that is no worse (tiling/groups.py), else one for each.
+
+    A dense down projection takes all of them.
+    """
     size, groups = (tokens, layer.hidden, layer.width), layer.groups
     if kernels_of(layer, fit, tokens) == ["mlp"]:
         return [fused_mlp(*size, layer.gate, layer.up, layer.down, groups)]
-    up_gate, down = (*size, layer.gate, layer.up), (*size, layer.down)
-    first = [fused_up_gate(*up_gate)] if fit.up_gate else unfused_up_gate(*up_gate)
+    first = unfused_up_gate(*size, layer.gate, layer.up) * groups
+    if fit.up_gate:
+        ranks, pivots = (layer.gate.rank, layer.up.rank), (layer.gate.pivots, layer.up.pivots)
+        calls = calls_of(Chain("up_gate", tokens, layer.hidden, ranks, layer.width, pivots=pivots), groups)
+        first = [fused_up_gate(*size, layer.gate, layer.up, groups // calls)] * calls
     if layer.down == DENSE:
-        return [*first * groups, *unfused_down(tokens, layer.hidden, layer.width * groups, DENSE)]
-    last = [fused_down(*down)] if fit.down else unfused_down(*down)
-    return [*first * groups, *last * groups, *sum_of_groups(tokens, layer.hidden, groups)]
+        return [*first, *unfused_down(tokens, layer.hidden, layer.width * groups, DENSE)]
+    if not fit.down:
+        last = unfused_down(*size, layer.down)
+        return [*first, *last * groups, *sum_of_groups(tokens, layer.hidden, groups)]
+    chain = Chain("down", tokens, layer.width, (layer.down.rank,), layer.hidden, pivots=(layer.down.pivots,))
+    calls = calls_of(chain, groups)
+    down = fused_down(*size, layer.down, groups // calls)
+    return [*first, *[down] * calls, *sum_of_groups(tokens, layer.hidden, calls)]
 
 
 def kernels_of(layer: Layer, fit: KernelFit, tokens: int) -> list[str]:

@@ -1,14 +1,15 @@
 """The kernel plan of one MLP at a tensor-parallel degree, with the reason in words: what `nxdi-svd plan` prints."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from nxdi_svd_plugin.errors import KernelError
-from nxdi_svd_plugin.hardware import CLOCK_HZ, DMA_BYTES_PER_SECOND, PARTITIONS, SBUF_BUDGET
+from nxdi_svd_plugin.hardware import CLOCK_HZ, DMA_BYTES_PER_SECOND, MODEL_BAND, PARTITIONS, SBUF_BUDGET
 from nxdi_svd_plugin.kernels.tiling.blocks import Blocks, Plan, hbm_bytes, sbuf_bytes, u_load_bytes, v_load_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.decode import blocks_of, fits, load_bytes, mlp_bytes, reserved_bytes
 from nxdi_svd_plugin.kernels.tiling.engines import engine_seconds, minimum_pe_cycles
+from nxdi_svd_plugin.kernels.tiling.groups import calls_of
 from nxdi_svd_plugin.kernels.tiling.planner import IN_FLIGHT, choose
 from nxdi_svd_plugin.stored.cores import sharing
 from nxdi_svd_plugin.stored.dtypes import DTYPES
@@ -23,6 +24,8 @@ class KernelPlan:
 
     kernel: str
     tokens: int
+    groups: int
+    """Of the intermediate neurons, that one call takes."""
     strips: list[tuple[int, list[int]]]
     """(number of equal strips, tokens of each sub-strip); none where X·U goes through HBM."""
     u_load_bytes: int
@@ -32,7 +35,7 @@ class KernelPlan:
     sbuf_peak_bytes: int
     """Per partition, one copy of every tile: what the simulator counts."""
     sbuf_reserved_bytes: int
-    """Per partition, with two loads of every streamed operand in flight; at most 176 KiB."""
+    """Per partition, with two loads of every streamed operand in flight; at most SBUF_BUDGET."""
     arithmetic_intensity: float
     modelled_seconds: dict[str, float]
     bound: str
@@ -52,6 +55,7 @@ def plan_chain(chain: Chain) -> KernelPlan:
     return KernelPlan(
         kernel=chain.kernel,
         tokens=chain.tokens,
+        groups=chain.groups,
         strips=[(count, list(strip)) for count, strip in blocks.groups] if isinstance(blocks, Blocks) else [],
         u_load_bytes=u_load_bytes(chain, blocks.buffers) if isinstance(blocks, Blocks) else 0,
         v_load_bytes=v_load_bytes(chain, blocks.buffers) if isinstance(blocks, Blocks) else 0,
@@ -78,6 +82,7 @@ def plan_call(up: Chain, down: Chain, groups: int) -> KernelPlan:
     return KernelPlan(
         kernel="mlp",
         tokens=up.tokens,
+        groups=groups,
         strips=[(1, [up.tokens])],
         u_load_bytes=max(loads[0], loads[2]),
         v_load_bytes=max(loads[1], loads[3]),
@@ -89,7 +94,7 @@ def plan_call(up: Chain, down: Chain, groups: int) -> KernelPlan:
         modelled_seconds=seconds,
         bound=bound,
         reason=f"Every weight is read once, in loads of {u_up} (U of gate and up), {v_up} (both V), {u_down} and "
-        f"{v_down} KiB per partition (U and V of down), and nothing else but X and Y. Modelled busy times "
+        f"{v_down} KiB per partition (U and V of down), and nothing else but X and Y. "
         f"{_times(seconds)}: no plan avoids reading the weights once.",
     )
 
@@ -98,7 +103,8 @@ def plan_mlp(hidden: int, mlp: Mlp, tokens: int, dtype: str = "bfloat16", tp: in
     """The plans of the kernels that run on one of `tp` cores: `mlp` where it takes so many tokens, else those of
     `up_gate` and `down` that take their projections (stored/kernel_fit.py).
 
-    A core with several groups (stored/cores.py) runs the plans of `up_gate` and `down` once a group, `mlp` once.
+    A core with several groups (stored/cores.py) runs `mlp` once, the plans of `up_gate` and `down` once or once a group
+    (tiling/groups.py); their "groups" are those of one call.
     Raises KernelError if `tp` does not divide the width, the dtype is unknown or nothing fits into SBUF; SvdError if
     the groups do not go evenly on `tp` cores.
     """
@@ -119,7 +125,8 @@ def plan_mlp(hidden: int, mlp: Mlp, tokens: int, dtype: str = "bfloat16", tp: in
         chains["down"] = chain("down", width, hidden, "down_proj")
     if len(chains) == 2 and fits(chains["up_gate"], chains["down"], shared.groups):
         return {"mlp": plan_call(chains["up_gate"], chains["down"], shared.groups)}
-    return {name: plan_chain(chain) for name, chain in chains.items()}
+    several = {name: shared.groups // calls_of(chain, shared.groups) for name, chain in chains.items()}
+    return {name: plan_chain(replace(chain, groups=several[name])) for name, chain in chains.items()}
 
 
 def shard_width(intermediate: int, tp: int) -> int:
@@ -135,7 +142,7 @@ def shard_width(intermediate: int, tp: int) -> int:
 def _reason(chain: Chain, blocks: Plan, seconds: dict[str, float], bound: str) -> str:
     room = f"{sbuf_bytes(chain, blocks, IN_FLIGHT) / 1024:.0f} of {SBUF_BUDGET // 1024} KiB per partition"
     cause = f"{_times(seconds)}: {_why(chain, blocks, bound)}"
-    return f"{_streams(blocks)}; with two loads in flight this takes {room}. Modelled busy times {cause}."
+    return f"{_streams(blocks)}; with two loads in flight this takes {room}. {cause}."
 
 
 def _streams(blocks: Plan) -> str:
@@ -165,4 +172,5 @@ def _why(chain: Chain, blocks: Plan, bound: str) -> str:
 
 
 def _times(seconds: dict[str, float]) -> str:
-    return ", ".join(f"{engine} {value * 1e6:.0f} us" for engine, value in seconds.items())
+    times = ", ".join(f"{engine} {value * 1e6:.0f} us" for engine, value in seconds.items())
+    return f"Modelled busy times ({MODEL_BAND}) {times}"

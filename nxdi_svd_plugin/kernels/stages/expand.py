@@ -16,29 +16,38 @@ def copy_on_scalar(tile: Tensor, dtype: Any) -> Tensor:
     return nisa.activation(op=nl.copy, data=tile, dtype=dtype)
 
 
-def expand(out: Tensor, ts: list[Tensor], v: Tensor, first: Any, strip: Strip, plan: Schedule) -> None:
-    """Rows `first`... of out [S, outputs]: Y = Tᵀ·V; v packed in tiles of `plan.column_tile` columns.
+def expand(out: Tensor, groups: list[list[Tensor]], vs: list[Tensor], first: Any, strip: Strip, plan: Schedule) -> None:
+    """Rows `first`... of out [S, outputs]: Y = the sum over the groups of Tᵀ·V, in one PSUM sum.
+
+    Each V is packed in tiles of `plan.column_tile` columns; `groups` has the tensors of T of each group.
 
     Tokens are the stationary operand. Every V tile is read once per strip and used for all its tokens; the rows of
     `v_tiles` tiles are stored together, so that the DMA runs are long.
     """
     wide = plan.v_tiles * plan.column_tile
     for b in nl.affine_range(plan.outputs // wide):
-        _rows_block(out, ts, v, first, strip, plan, b * wide, wide)
+        _rows_block(out, groups, vs, first, strip, plan, b * wide, wide)
     if plan.outputs % wide:
-        _rows_block(out, ts, v, first, strip, plan, plan.outputs // wide * wide, plan.outputs % wide)
+        _rows_block(out, groups, vs, first, strip, plan, plan.outputs // wide * wide, plan.outputs % wide)
 
 
 def _rows_block(
-    out: Tensor, ts: list[Tensor], v: Tensor, first: Any, strip: Strip, plan: Schedule, left: Any, columns: int
+    out: Tensor,
+    groups: list[list[Tensor]],
+    vs: list[Tensor],
+    first: Any,
+    strip: Strip,
+    plan: Schedule,
+    left: Any,
+    columns: int,
 ) -> None:
     """Columns left... of the output, `columns` of them, for all tokens of the strip."""
     width, count = plan.column_tile, strip.token_tiles
     rows = nl.ndarray((PARTITIONS, count * columns), dtype=out.dtype, buffer=nl.sbuf)
     for c in nl.affine_range(columns // width):
-        _rows_tile(rows, ts, v, strip, plan, left, columns, c * width, width)
+        _rows_tile(rows, groups, vs, strip, plan, left, columns, c * width, width)
     if columns % width:
-        _rows_tile(rows, ts, v, strip, plan, left, columns, columns // width * width, columns % width)
+        _rows_tile(rows, groups, vs, strip, plan, left, columns, columns // width * width, columns % width)
     tile = 0
     start = 0
     for size in strip.holders:
@@ -59,8 +68,8 @@ def _rows_block(
 
 def _rows_tile(
     rows: Tensor,
-    ts: list[Tensor],
-    v: Tensor,
+    groups: list[list[Tensor]],
+    vs: list[Tensor],
     strip: Strip,
     plan: Schedule,
     left: Any,
@@ -68,25 +77,27 @@ def _rows_tile(
     offset: Any,
     width: int,
 ) -> None:
-    """Columns offset... of the block, of one load of V."""
+    """Columns offset... of the block, of one load of every V."""
     deep = tiles(plan.ranks[0])
-    loaded = nl.load(v[0:PARTITIONS, nl.ds((left + offset) * deep, deep * width)])
+    loads = []
+    for v in vs:
+        loads.append(nl.load(v[0:PARTITIONS, nl.ds((left + offset) * deep, deep * width)]))
     tile = 0
     for h, size in enumerate(strip.holders):
         for m in nl.affine_range(size // PARTITIONS):
-            _rows_sum(rows, ts, h, loaded, plan, size, m, PARTITIONS, (tile + m) * columns + offset, width)
+            _rows_sum(rows, groups, h, loads, plan, size, m, PARTITIONS, (tile + m) * columns + offset, width)
         if size % PARTITIONS:
             last = size // PARTITIONS
             at = (tile + last) * columns + offset
-            _rows_sum(rows, ts, h, loaded, plan, size, last, size % PARTITIONS, at, width)
+            _rows_sum(rows, groups, h, loads, plan, size, last, size % PARTITIONS, at, width)
         tile = tile + tiles(size)
 
 
 def _rows_sum(
     rows: Tensor,
-    ts: list[Tensor],
+    groups: list[list[Tensor]],
     h: int,
-    loaded: Tensor,
+    loads: list[Tensor],
     plan: Schedule,
     held: int,
     m: Any,
@@ -94,21 +105,22 @@ def _rows_sum(
     at: Any,
     width: int,
 ) -> None:
-    """Tᵀ·V of token tile `m` of holder `h`, which has `count` tokens, summed over the rank, to column `at` of rows."""
+    """Tᵀ·V of token tile `m` of holder `h`, which has `count` tokens, summed over the ranks, to column `at` of rows."""
     total = nl.zeros((PARTITIONS, width), dtype=nl.float32, buffer=nl.psum)
-    for part in plan.parts[0]:
-        t = ts[h * len(plan.parts[0]) + part.number]
-        for k in nl.affine_range(part.columns // PARTITIONS):
-            total[0:count, 0:width] += nisa.nc_matmul(
-                t[0:PARTITIONS, nl.ds(k * held + m * PARTITIONS, count)],
-                loaded[0:PARTITIONS, nl.ds((part.tile + k) * width, width)],
-            )
-        if part.columns % PARTITIONS:
-            last, rest = part.columns // PARTITIONS, part.columns % PARTITIONS
-            total[0:count, 0:width] += nisa.nc_matmul(
-                t[0:rest, nl.ds(last * held + m * PARTITIONS, count)],
-                loaded[0:rest, nl.ds((part.tile + last) * width, width)],
-            )
+    for g, loaded in enumerate(loads):
+        for part in plan.parts[0]:
+            t = groups[g][h * len(plan.parts[0]) + part.number]
+            for k in nl.affine_range(part.columns // PARTITIONS):
+                total[0:count, 0:width] += nisa.nc_matmul(
+                    t[0:PARTITIONS, nl.ds(k * held + m * PARTITIONS, count)],
+                    loaded[0:PARTITIONS, nl.ds((part.tile + k) * width, width)],
+                )
+            if part.columns % PARTITIONS:
+                last, rest = part.columns // PARTITIONS, part.columns % PARTITIONS
+                total[0:count, 0:width] += nisa.nc_matmul(
+                    t[0:rest, nl.ds(last * held + m * PARTITIONS, count)],
+                    loaded[0:rest, nl.ds((part.tile + last) * width, width)],
+                )
     rows[0:count, nl.ds(at, width)] = copy_on_scalar(total[0:count, 0:width], rows.dtype)
 
 

@@ -59,7 +59,7 @@ def hbm_bytes(chain: Chain, blocks: Plan) -> tuple[int, int]:
     """HBM bytes (read, written) of the kernel with this plan, exactly as the simulator counts them."""
     if isinstance(blocks, Through):
         return through_hbm_bytes(chain, blocks)
-    written = chain.itemsize * chain.tokens * chain.outputs
+    written = chain.turns * chain.itemsize * chain.tokens * chain.outputs
     u_reads = sum(len(strip) for strip in blocks.strips)
     read = chain.activation_bytes - written + u_reads * chain.u_bytes + len(blocks.strips) * chain.v_bytes
     return read, written
@@ -147,6 +147,11 @@ def expansion_bytes(chain: Chain, buffers: Buffers, strip: tuple[int, ...], in_f
     return t_strip + max(max(load, block) for load, block in streams)
 
 
+def kept_input_bytes(chain: Chain, tokens: int) -> int:
+    """SBUF bytes per partition of Xᵀ that stays while the groups of `up_gate` take their turns."""
+    return chain.itemsize * chain.input_tiles * tokens if chain.turns > 1 else 0
+
+
 def stored_rows(chain: Chain, buffers: Buffers, strip: tuple[int, ...]) -> list[list[Piece]]:
     """How the tokens of a transposed output are stored: rows of pieces, one tensor of (X·U)ᵀ a sub-strip.
 
@@ -188,7 +193,8 @@ def strip_sbuf_bytes(
         projecting = t_strip + _projecting_bytes(chain, buffers, size, new - held, in_flight)
         done += size
         peak = max(peak, loading, projecting - dead)
-    return constant_bytes(chain) + max(peak, expansion_bytes(chain, buffers, strip, in_flight) - dead)
+    expanding = kept_input_bytes(chain, total) + expansion_bytes(chain, buffers, strip, in_flight)
+    return constant_bytes(chain) + max(peak, expanding - dead)
 
 
 def _summing_bytes(chain: Chain, buffers: Buffers, tokens: int, in_flight: int) -> int:
@@ -224,7 +230,7 @@ def _loading_bytes(chain: Chain, buffers: Buffers, size: int, in_flight: int, de
 def _projecting_bytes(chain: Chain, buffers: Buffers, size: int, new: int, in_flight: int) -> int:
     """Xᵀ of a sub-strip, U loads and the `new` tokens of (X·U)ᵀ, which follow Xᵀ if they are less than a tile high."""
     x_strip, t_strip, peak = chain.itemsize * chain.input_tiles * size, 0, 0
-    for rank in chain.ranks:
+    for rank in chain.ranks * chain.summed:
         own = chain.itemsize * tiles(rank) * new
         peak = max(peak, t_strip + (0 if rank < PARTITIONS else own) + x_strip)
         t_strip += own

@@ -18,6 +18,8 @@ class Chain:
     `transposed_output` is a choice for `xuv` alone: `up_gate` always writes [outputs, tokens], `down` never does.
     `pivots` are those of each interpolative factor, in tiles of the intermediate axis (`up_gate`'s outputs, `down`'s
     inputs).
+    `groups` of up_gate share X, and their chains are made one after the other; those of down add up to one output.
+    All have the same sizes, which are those of one.
     Raises:
         KernelError: an unknown kernel, or shapes that it does not take.
     """
@@ -30,6 +32,7 @@ class Chain:
     itemsize: int = 2
     transposed_output: bool = False
     pivots: tuple[Runs, ...] = ()
+    groups: int = 1
 
     def __post_init__(self) -> None:
         if len(self.ranks) != self.kind.pairs:
@@ -39,6 +42,8 @@ class Chain:
             raise KernelError(f"{self.kernel}: tokens, inputs, ranks and outputs must be positive, got {sizes}")
         if self.itemsize not in (2, 4):
             raise KernelError(f"{self.kernel}: {self.itemsize}-byte elements; the kernels take bf16, fp16 and fp32")
+        if self.groups < 1 or (self.groups > 1 and self.kind.reads is None):
+            raise KernelError(f"{self.kernel} takes no {self.groups} groups; up_gate and down take one or more")
         if any(self.pivots):
             self._check_pivots()
 
@@ -115,15 +120,25 @@ class Chain:
         return tiles(self.inputs)
 
     @cached_property
+    def turns(self) -> int:
+        """Groups that are expanded one after the other, each into an output of its own: those of up_gate."""
+        return self.groups if self.kind.writes_intermediate else 1
+
+    @cached_property
+    def summed(self) -> int:
+        """Groups that have an input each, and one sum for the output: those of down."""
+        return self.groups // self.turns
+
+    @cached_property
     def rank_tiles(self) -> int:
-        """128-row tiles of the contraction with V, over all chains of the call."""
-        return sum(tiles(rank) for rank in self.ranks)
+        """128-row tiles of the contraction with V, over all chains that are expanded together."""
+        return self.summed * sum(tiles(rank) for rank in self.ranks)
 
     @cached_property
     def activation_bytes(self) -> int:
         """HBM bytes of the input read once and the output written once (and of fp32's identity matrix)."""
         identity = PARTITIONS * PARTITIONS * self.itemsize if self.needs_identity else 0
-        return self.itemsize * self.tokens * (self.inputs + self.outputs) + identity
+        return self.itemsize * self.tokens * (self.summed * self.inputs + self.turns * self.outputs) + identity
 
     @cached_property
     def needs_identity(self) -> bool:
@@ -133,16 +148,16 @@ class Chain:
     @cached_property
     def u_bytes(self) -> int:
         """HBM bytes of the packed U, read once per sub-strip (rows padded to a multiple of 128)."""
-        return self.itemsize * PARTITIONS * tiles(self.u_rows) * sum(self.ranks)
+        return self.groups * self.itemsize * PARTITIONS * tiles(self.u_rows) * sum(self.ranks)
 
     @cached_property
     def v_bytes(self) -> int:
         """HBM bytes of the packed V, read once per strip (rows padded to a multiple of 128)."""
         stored = sum(tiles(rank) * columns for rank, columns in zip(self.ranks, self.v_columns, strict=True))
-        return self.itemsize * PARTITIONS * stored
+        return self.groups * self.itemsize * PARTITIONS * stored
 
     @cached_property
     def flops(self) -> int:
         """Multiply-adds counted as two, without transposes and padding."""
         pairs = zip(self.ranks, self.v_columns, strict=True)
-        return 2 * self.tokens * sum(rank * (self.u_rows + columns) for rank, columns in pairs)
+        return 2 * self.groups * self.tokens * sum(rank * (self.u_rows + columns) for rank, columns in pairs)

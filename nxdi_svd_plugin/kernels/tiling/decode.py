@@ -8,7 +8,7 @@ nki-dma-bandwidth-guide.rst); more would keep the tensor engine waiting for the 
 from dataclasses import dataclass
 
 from nxdi_svd_plugin.errors import KernelError
-from nxdi_svd_plugin.hardware import MOVING, PARTITIONS, SBUF_BYTES, tiles
+from nxdi_svd_plugin.hardware import MOVING, PARTITIONS, SBUF_BUDGET, tiles
 from nxdi_svd_plugin.kernels.tiling.blocks import Blocks, Buffers
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.schedule import Schedule, schedule
@@ -55,7 +55,7 @@ def mlp_chains(
 
 def fits(up: Chain, down: Chain, groups: int = 1) -> bool:
     """Whether `mlp` takes `groups` MLPs of these halves: few tokens, and room in SBUF."""
-    return up.tokens <= TOKENS and reserved_bytes(up, down, groups) <= SBUF_BYTES
+    return up.tokens <= TOKENS and reserved_bytes(up, down, groups) <= SBUF_BUDGET
 
 
 def mlp_plan(up: Chain, down: Chain, groups: int = 1) -> MlpPlan:
@@ -69,7 +69,7 @@ def mlp_plan(up: Chain, down: Chain, groups: int = 1) -> MlpPlan:
     if not fits(up, down, groups):
         raise KernelError(
             f"mlp: {up.tokens} tokens and the loads take {reserved_bytes(up, down, groups)} bytes of SBUF per "
-            f"partition of {SBUF_BYTES}; use up_gate and down"
+            f"partition of {SBUF_BUDGET}; use up_gate and down"
         )
     first, last = schedule(up, blocks_of(up)), schedule(down, blocks_of(down))
     runs = (*(up.pivots or ((), ())), *(down.pivots or ((),)))

@@ -24,8 +24,10 @@ def matmul_cycles(chain: Chain, blocks: Plan) -> int:
     cycles = 0
     for count, strip in blocks.groups:
         sizes, pieces = holding(strip, chain.token_align)
-        cycles += count * sum(_projection_cycles(chain, piece.tokens) for part in pieces for piece in part)
-        cycles += count * sum(_expansion_cycles(chain, size) for size in sizes)
+        cycles += (
+            count * chain.groups * sum(_projection_cycles(chain, piece.tokens) for part in pieces for piece in part)
+        )
+        cycles += count * chain.turns * sum(_expansion_cycles(chain, size) for size in sizes)
     return cycles * _passes(chain)
 
 
@@ -81,15 +83,15 @@ def _passes(chain: Chain) -> int:
 
 
 def engine_seconds(chain: Chain, blocks: Plan) -> dict[str, float]:
-    """Modelled busy seconds of the tensor, vector and scalar engines and of DMA at 190 GB/s for one call.
+    """Modelled busy seconds of the tensor, vector and scalar engines and of DMA for one call.
 
     The vector engine evicts (X·U)ᵀ and Xᵀ and multiplies gate by up; the scalar engine evicts the output or does SiLU.
     Where the contraction is split, the scalar engine copies the first block's products, the vector engine adds others.
     """
     if isinstance(blocks, Through):
         return through_seconds(chain, blocks)
-    columns = chain.tokens * (chain.rank_tiles + (0 if chain.transposed_input else chain.input_tiles))
-    output = chain.outputs * chain.tokens / PARTITIONS
+    columns = chain.tokens * (chain.turns * chain.rank_tiles + (0 if chain.transposed_input else chain.input_tiles))
+    output = chain.turns * chain.outputs * chain.tokens / PARTITIONS
     vector = columns + (output if chain.kind.swiglu else 0)
     scalar = output
     if blocks.buffers.split:  # one of the additions makes (X·U)ᵀ, which is counted; the first block is a copy

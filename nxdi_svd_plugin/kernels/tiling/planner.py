@@ -12,6 +12,7 @@ from nxdi_svd_plugin.kernels.tiling.blocks import (
     Plan,
     constant_bytes,
     hbm_bytes,
+    kept_input_bytes,
     longest_run,
     output_bytes,
     sbuf_bytes,
@@ -104,7 +105,8 @@ def largest_sub_strip(chain: Chain, buffers: Buffers, done: int, total: int, lim
 def expansion_fits(chain: Chain, buffers: Buffers, strip: tuple[int, ...]) -> bool:
     """True if the strip leaves room for the second phase."""
     streamed = IN_FLIGHT * v_load_bytes(chain, buffers) + output_bytes(chain, buffers, strip)
-    return constant_bytes(chain) + chain.itemsize * chain.rank_tiles * sum(strip) + streamed <= SBUF_BUDGET
+    held = chain.itemsize * chain.rank_tiles * sum(strip) + kept_input_bytes(chain, sum(strip))
+    return constant_bytes(chain) + held + streamed <= SBUF_BUDGET
 
 
 def fill(chain: Chain, buffers: Buffers, tokens: int, limit: int = SBUF_BUDGET) -> tuple[int, ...] | None:
@@ -145,12 +147,15 @@ def even(chain: Chain, buffers: Buffers, tokens: int) -> tuple[int, ...]:
 
 
 def _longest_strips(chain: Chain, buffers: Buffers, unit: int) -> dict[int, int]:
-    """{sub-strips: longest strip in units that they can fill}, up to the length of the whole input."""
+    """{sub-strips: longest strip in units that they can fill}, up to the length of the whole input.
+
+    One sub-strip alone where the groups of `up_gate` take turns at its Xᵀ.
+    """
     longest: dict[int, int] = {}
     for units in range(1, -(-chain.tokens // unit) + 1):
         tokens = min(units * unit, chain.tokens)
         sizes = fill(chain, buffers, tokens)
-        if sizes is None or not expansion_fits(chain, buffers, sizes):
+        if sizes is None or (chain.turns > 1 and len(sizes) > 1) or not expansion_fits(chain, buffers, sizes):
             break
         longest[len(sizes)] = units
     return longest
@@ -227,10 +232,12 @@ def _split_plans(chain: Chain) -> list[Blocks]:
 
 
 def _splits(chain: Chain) -> bool:
-    """Whether the kernel can split this contraction.
+    """Whether the kernel can split this contraction: that of one group.
 
     `down` reads Hᵀ by tiles then, and the pivots of `up_gate` are tiles of a (X·U)ᵀ in one piece.
     """
+    if chain.groups > 1:
+        return False
     return chain.inputs % PARTITIONS == 0 if chain.kind.reads_intermediate else not any(chain.pivots)
 
 

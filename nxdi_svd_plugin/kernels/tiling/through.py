@@ -32,10 +32,11 @@ class Through:
 def through(chain: Chain) -> Through | None:
     """The matmuls of `chain`; None where it has no such form.
 
-    That is: for one factor pair without pivots, with inputs and rank of whole tiles, all loads being of whole tiles.
+    That is: for one pair of factors, of one group, without pivots, with inputs and rank of whole tiles, since all loads
+    are of whole tiles.
     """
     rank = chain.ranks[0]
-    if chain.kind.pairs > 1 or any(chain.pivots) or chain.inputs % PARTITIONS or rank % PARTITIONS:
+    if chain.kind.pairs > 1 or chain.groups > 1 or any(chain.pivots) or chain.inputs % PARTITIONS or rank % PARTITIONS:
         return None
     s, reserve = chain.itemsize, SBUF_BYTES - SBUF_BUDGET
     x = "interleaved" if chain.transposed_input else "rows"

@@ -1,10 +1,12 @@
-"""What no public AWS kernel does, refused on request (`aws_style=True`): the dialect has it, but it may not compile.
+"""What AWS's public kernels do not do, refused on request (`aws_style=True`): the dialect has it, it may not compile.
 
 NKI Beta 1 runs a kernel's Python and follows its calls into other functions. Not documented is how far that reaches; no
-kernel of aws-neuron (nki-samples 0898a77, neuronx-distributed and the SDK's documentation 2.26 to 2.28) goes there:
+kernel of aws-neuron (nki-samples 0898a77, neuronx-distributed and the SDK's documentation 2.26 to 2.28) goes there,
+with the exception that is named:
 
 * a lambda, or a function as an argument of a kernel's own helper;
-* a helper that returns tensors and takes none;
+* a helper that returns tensors and takes none: stricter than AWS, of whose kernels one has such a helper
+  (create_identity_for_transpose, nki-samples contributed/neuron-team-kernels/flash_paged_attn_varlen/utils.py);
 * accumulation groups that take turns in one PSUM bank (err SCH713 where memory is allocated by hand, aws-neuron-sdk
   v2.26.1 nki/nki_direct_allocation_guide.rst).
 
@@ -82,8 +84,8 @@ def _check_return(frame: FrameType, value: Any) -> None:
         return
     if _holds_tensor(value) and not any(_holds_tensor(given) for given in _arguments(frame).values()):
         fail(
-            f"{frame.f_code.co_name} takes no tensor and returns one: no AWS kernel's helper does; make the tensor in "
-            "the kernel and pass it in"
+            f"{frame.f_code.co_name} takes no tensor and returns one: of AWS's kernels only one does that; make the "
+            "tensor in the kernel and pass it in"
         )
 
 

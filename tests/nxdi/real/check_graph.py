@@ -13,11 +13,17 @@ SHARED = [(1, 1), (1, 2), (2, 1), (2, 2), (4, 2), (2, 4)]
 """(groups, tp)."""
 WIDTH = 1024
 LIBRARY = torch.library.Library("nxdi_svd_test", "DEF")
-LIBRARY.define("up_gate(Tensor x, Tensor u_gate, Tensor v_gate, Tensor u_up, Tensor v_up, int rows) -> Tensor")
-LIBRARY.define("down(Tensor h_t, Tensor u, Tensor v, int hidden) -> Tensor")
+LIBRARY.define("up_gate(Tensor x, Tensor[] factors, int groups, int rows) -> Tensor[]")
+LIBRARY.define("down(Tensor[] operands, int hidden) -> Tensor")
 LIBRARY.define("mlp(Tensor x, Tensor[] factors) -> Tensor")
-LIBRARY.impl("up_gate", lambda x, *factors: x.new_zeros(factors[-1], len(x)), "CompositeExplicitAutograd")
-LIBRARY.impl("down", lambda h_t, *factors: h_t.new_zeros(h_t.shape[1], factors[-1]), "CompositeExplicitAutograd")
+LIBRARY.impl(
+    "up_gate",
+    lambda x, factors, groups, rows: [x.new_zeros(rows, len(x)) for _ in range(groups)],
+    "CompositeExplicitAutograd",
+)
+LIBRARY.impl(
+    "down", lambda operands, hidden: operands[0].new_zeros(operands[0].shape[1], hidden), "CompositeExplicitAutograd"
+)
 LIBRARY.impl("mlp", lambda x, factors: torch.zeros_like(x), "CompositeExplicitAutograd")
 
 
@@ -29,10 +35,16 @@ def with_opaque_kernels(mlp, hidden):
     """The kernels as operators that a trace does not look into."""
     rows = mlp.gate_proj.share
     operators = torch.ops.nxdi_svd_test
+
+    def up_gate(x, factors):
+        several = isinstance(factors[0], list)
+        made = operators.up_gate(x, flat(factors), len(factors[0]) if several else 1, rows)
+        return tuple(made) if several else made[0]
+
     device.runs_kernels = lambda x: True
     device.kernel_calls = lambda: device.Calls(
-        lambda *tensors, pivots: operators.up_gate(*tensors, rows),
-        lambda *tensors, pivots: operators.down(*tensors, hidden),
+        lambda x, *factors, pivots: up_gate(x, factors),
+        lambda *operands, pivots: operators.down(flat(operands), hidden),
         lambda x, *factors, pivots: operators.mlp(x, flat(factors)),
     )
 

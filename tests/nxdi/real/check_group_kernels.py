@@ -3,7 +3,7 @@
 import pytest
 import ranks
 import torch
-from check_kernels import decode, with_simulated_kernels, with_two_kernels
+from check_kernels import decode, with_a_call_each, with_simulated_kernels, with_two_kernels
 from check_logits import save_interpolative
 from cpu_models import dense_reference, reference_logits
 from tiny_models import save_dense, save_factored
@@ -22,22 +22,24 @@ def dense(tmp_path_factory):
 
 
 def agree(directory, reference, groups, tp, width, kernels=("up_gate", "down")):
-    """Prefill and decoding: a call of each kernel for every group on the core, each as wide as the core's share; where
-    both halves have a kernel and the tokens are few, as here, one call for all of them."""
+    """Prefill and decoding: a call of each kernel for all groups on the core, or for every one of them, as wide as the
+    core's share; where both halves have a kernel and the tokens are few, as here, one call of one kernel."""
     if len(kernels) == 2 and tp != groups:
         results = ranks.run(tp, with_simulated_kernels, decode, "llama", directory, PROMPT, STEPS, tp_degree=tp)
         expected = reference_logits(reference, results[0][0]["tokens"], PROMPT.shape[1])
         for found, called in results:
             torch.testing.assert_close(found["logits"], expected, rtol=0, atol=5e-5 * expected.abs().max())
             assert [name for name, _ in called] == ["mlp"] * STEPS
-    results = ranks.run(tp, with_two_kernels, decode, "llama", directory, PROMPT, STEPS, tp_degree=tp)
-    expected = reference_logits(reference, results[0][0]["tokens"], PROMPT.shape[1])
-    for found, called in results:
-        torch.testing.assert_close(found["logits"], expected, rtol=0, atol=5e-5 * expected.abs().max())
-        for kernel in ("up_gate", "down"):
-            shapes = [shape for name, shape in called if name == kernel]
-            assert len(shapes) == (STEPS * max(1, groups // tp) if kernel in kernels else 0)
-            assert kernel == "up_gate" or {rows for rows, _ in shapes} <= {width}
+    ways = [(with_two_kernels, 1), *([(with_a_call_each, groups // tp)] if groups > tp else [])]
+    for way, calls in ways:
+        results = ranks.run(tp, way, decode, "llama", directory, PROMPT, STEPS, tp_degree=tp)
+        expected = reference_logits(reference, results[0][0]["tokens"], PROMPT.shape[1])
+        for found, called in results:
+            torch.testing.assert_close(found["logits"], expected, rtol=0, atol=5e-5 * expected.abs().max())
+            for kernel in ("up_gate", "down"):
+                shapes = [shape for name, shape in called if name == kernel]
+                assert len(shapes) == (STEPS * calls if kernel in kernels else 0)
+                assert kernel == "up_gate" or {rows for rows, _ in shapes} <= {width}
 
 
 @pytest.mark.parametrize("kept", [(), ("gate_proj",), ("down_proj",)], ids=str)

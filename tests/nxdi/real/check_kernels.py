@@ -29,9 +29,11 @@ def bridge(name, kernel, called):
         return [each.detach().numpy() for each in given] if isinstance(given, list) else given.detach().numpy()
 
     def call(*given, pivots):
-        called.append((name, tuple(given[0].shape)))
+        first = given[0][0] if isinstance(given[0], list) else given[0]
+        called.append((name, tuple(first.shape)))
         output, _ = simulate(kernel, *map(in_numpy, given), pivots=pivots, aws_style=True)
-        return torch.from_numpy(np.array(output))
+        several = isinstance(output, tuple)
+        return tuple(map(torch.from_numpy, map(np.array, output))) if several else torch.from_numpy(np.array(output))
 
     return call
 
@@ -55,6 +57,12 @@ def with_two_kernels(function, *args, **kwargs):
     """The same for a model so large that few tokens, too, go through `up_gate` and `down`."""
     mlp.fits = lambda *_: False
     return with_simulated_kernels(function, *args, **kwargs)
+
+
+def with_a_call_each(function, *args, **kwargs):
+    """The same where one call for all groups of a core would be slower."""
+    mlp.calls_of = lambda chain, groups: groups
+    return with_two_kernels(function, *args, **kwargs)
 
 
 def decode(family, directory, prompt, steps, **options):
