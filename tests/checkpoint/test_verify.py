@@ -14,7 +14,7 @@ from nxdi_svd_plugin.checkpoint.verify import check_order
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.report.record import recorded_hashes
 from nxdi_svd_plugin.stored.layers import mlp_of
-from nxdi_svd_plugin.stored.projection import PROJECTIONS, LowRank
+from nxdi_svd_plugin.stored.projection import DENSE, PROJECTIONS, LowRank
 
 U = "model.layers.0.mlp.gate_proj.u"
 NORM = "model.layers.1.input_layernorm.weight"
@@ -164,6 +164,22 @@ def test_neurons_that_left_their_group_are_found():
     inside[[3, 44]], across[[3, 45]] = inside[[44, 3]], across[[45, 3]]
     assert check_order(inside[None], layers, 90).ok
     assert check_order(across[None], layers, 90).detail == "1: layer 0 of mlp_order.npy"
+
+
+def test_the_order_of_a_layer_that_dropped_neurons():
+    """Six of ten stay, three of every group, then -1."""
+    mlp = mlp_of(6, dict.fromkeys(PROJECTIONS, LowRank(2, (), 2)))
+    rows = {
+        (4, 0, 1, 9, 5, 6, -1, -1, -1, -1): True,
+        (4, 0, 1, 9, 5, 6, 7, -1, -1, -1): False,  # seven
+        (4, 0, 1, 9, 5, 2, -1, -1, -1, -1): False,  # of the other group
+        (4, 0, 0, 9, 5, 6, -1, -1, -1, -1): False,  # twice
+        (4, 0, -1, 9, 5, 6, -1, -1, -1, -1): False,
+    }
+    for row, fine in rows.items():
+        assert check_order(torch.tensor([row]), {0: mlp}, 10).ok is fine
+    dense = mlp_of(6, dict.fromkeys(PROJECTIONS, DENSE))
+    assert check_order(torch.tensor([[4, 0, 1, 2, 3, 9, -1, -1, -1, -1]]), {0: dense}, 10).ok
 
 
 def test_not_a_directory(tmp_path):
