@@ -56,7 +56,8 @@ def verify(directory: Path, hashes: Hashes, base: Path | None = None) -> list[Ch
         checks.append(check_order(order, config.layers, config.dense.intermediate))
         order = order if checks[-1].ok else None
     if base is not None:
-        moved = {i for i, mlp in config.layers.items() if any(pivot_runs(mlp))}
+        whole = config.dense.intermediate
+        moved = {i for i, mlp in config.layers.items() if any(pivot_runs(mlp)) or mlp.width < whole}
         checks.append(check_base(reader, Reader(base), expected, order, moved))
     return checks
 
@@ -100,7 +101,7 @@ def check_hashes(directory: Path, reader: Reader, hashes: Hashes) -> Check:
 
 def neuron_order(directory: Path) -> torch.Tensor | None:
     """Where each stored intermediate neuron was in the source [layers, I], NOBODY after the last of a layer that keeps
-    fewer; None when nothing was moved."""
+    fewer; None where no file says so."""
     path = directory / ORDER
     try:
         return torch.from_numpy(numpy.load(path, allow_pickle=False)).long() if path.is_file() else None
@@ -151,8 +152,8 @@ def check_base(
     moved: the layers whose intermediate neurons are in another order than the base's.
     """
     name = "untouched tensors equal the base's"
-    made = factors(expected) | set(fitted_again(base, expected))
-    untouched = [n for n in reader.tensors if n not in made]
+    changed = factors(expected) | set(fitted_again(base, expected))
+    untouched = [n for n in reader.tensors if n not in changed]
     unknown = [n for n in untouched if order is None and ".mlp." in n and int(n.split(".")[2]) in moved]
     if unknown:
         return Check(name, False, f"{ORDER} is missing, so the neurons of {unknown[0]} cannot be found in the base")
@@ -171,15 +172,15 @@ def differing(
     order: torch.Tensor | None,
     same: Callable[[torch.Tensor, torch.Tensor], bool],
 ) -> list[str]:
-    """What is neither a factor nor fitted again and not the `same` in the base, and what only the base has."""
-    made = factors(expected) | set(fitted_again(base, expected))
+    """What is not a factor and not the `same` in the base, and what only the base has."""
+    low_rank = factors(expected) | set(fitted_again(base, expected))
     bad = [
         name
         for name in reader.tensors
-        if name not in made
+        if name not in low_rank
         and (name not in base.tensors or not same(reader.get(name), in_order(name, base.get(name), order)))
     ]
-    replaced = {name.rsplit(".", 1)[0] + ".weight" for name in made}
+    replaced = {name.rsplit(".", 1)[0] + ".weight" for name in low_rank}
     return bad + [f"{n} (base only)" for n in base.tensors if n not in reader.tensors and n not in replaced]
 
 

@@ -77,7 +77,7 @@ def global_widths(
     """Width, forms and ranks of every layer within the parameters that the recipe's ratio leaves.
 
     Args:
-        energies, limits: as `budget.global_ranks`.
+        energies, limits: as `budget.global_ranks`; what limits the whole width limits every other.
     Raises:
         RecipeError: the budget is smaller than the smallest choices need, or `max_patterns` than what is fixed needs.
     """
@@ -112,7 +112,8 @@ class _Offers:
         self._offered: dict[int, list[list[Projection]]] = {}
         self._options: dict[int, list[Options]] = {}
         for k, width in enumerate(curve.widths):
-            offered = [_projections(config, recipe, layer, name, width, limits) for name in PROJECTIONS]
+            every = {name: _projections(config, recipe, layer, name, width) for name in PROJECTIONS}
+            offered = [_allowed(own, limits.get((layer, name)), recipe.block) for name, own in every.items()]
             if all(offered):
                 self._drop[width], self._offered[width] = curve.loss[k], offered
                 self._options[width] = [
@@ -150,9 +151,7 @@ class _Offers:
         return found
 
 
-def _projections(
-    config: SourceConfig, recipe: Recipe, layer: int, name: str, width: int, limits: Limits
-) -> list[Projection]:
+def _projections(config: SourceConfig, recipe: Recipe, layer: int, name: str, width: int) -> list[Projection]:
     """What a projection may be at a width; nothing where a rank that is fixed does not fit."""
     fixed, groups, form = fixed_projection(config, recipe, layer, name), Groups.of(config, recipe), named(recipe.form)
     part = width // groups.count
@@ -162,8 +161,12 @@ def _projections(
     if fixed is not None:
         return [fixed]
     ranks = choices(form, config.hidden, part, recipe.block)
-    planned = [form.planned(rank, groups.count) for rank in ranks]
-    return [*(p for p in planned if within(p, limits.get((layer, name)), recipe.block) == p), DENSE]
+    return [*(form.planned(rank, groups.count) for rank in ranks), DENSE]
+
+
+def _allowed(offered: list[Projection], limit: int | None, block: int) -> list[Projection]:
+    """Those whose rank the weight has; dense where it has none of them."""
+    return list(dict.fromkeys(within(p, limit, block) for p in offered))
 
 
 def _common(config: SourceConfig, offers: Sequence[_Offers], found: Sequence[Choices], kept: int) -> list[Choices]:
