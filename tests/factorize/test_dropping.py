@@ -1,0 +1,161 @@
+"""Dropping neurons: order and losses against brute force, the refit against numpy's least squares, degenerate cases."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nxdi_svd_plugin.errors import SvdError
+from nxdi_svd_plugin.factorize.dropping import eliminate, kept_shares, refit, widths
+
+DAMPING = 0.1
+
+
+def problem(inner=12, hidden=5, tokens=60, seed=0):
+    """z [T, I] with correlated neurons of unequal sizes, W [I, H], E[z z^T] and the covariance of the gradients."""
+    gen = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=gen, dtype=torch.float64)  # noqa: E731
+    z = draw(tokens, inner) @ (torch.eye(inner, dtype=torch.float64) + 0.4 * draw(inner, inner) / inner**0.5)
+    z *= torch.linspace(0.3, 2, inner, dtype=torch.float64)[torch.randperm(inner, generator=gen)]
+    g = draw(tokens, hidden) * torch.linspace(0.5, 2, hidden, dtype=torch.float64)
+    return z, draw(inner, hidden), z.T @ z / tokens, g.T @ g / tokens
+
+
+def ridged(covariance):
+    a = covariance.numpy()
+    return a + DAMPING * a.diagonal().mean() * np.eye(len(a))
+
+
+def exact_loss(inner, gradients, weight, kept):
+    """1/2 tr((W - W')^T A (W - W') G) at its minimum, by normal equations, in numpy."""
+    a, g, w = ridged(inner), ridged(gradients), weight.numpy()
+    left = np.zeros_like(w)
+    left[kept] = np.linalg.solve(a[np.ix_(kept, kept)], a[kept] @ w) if len(kept) else 0.0
+    return 0.5 * np.trace((w - left).T @ a @ (w - left) @ g)
+
+
+@pytest.mark.parametrize(("inner", "hidden", "groups"), [(12, 5, 1), (7, 11, 1), (12, 3, 3), (10, 4, 2)])
+def test_one_at_a_time_is_greedy_brute_force(inner, hidden, groups):
+    _, weight, a, g = problem(inner, hidden)
+    found = eliminate(a.clone(), g, weight, list(range(inner, 0, -groups)), groups, DAMPING, at_once=1)
+    kept, part, open_ = list(range(inner)), inner // groups, set()
+    for neuron, loss in zip(found.order.tolist(), found.losses.tolist(), strict=True):
+        open_ = open_ or set(range(groups))  # a stage: every group loses one
+        each = {i: exact_loss(a, g, weight, [k for k in kept if k != i]) for i in kept if i // part in open_}
+        assert neuron == min(each, key=each.get)
+        # float64 through an inverse of condition below 1e3
+        assert loss == pytest.approx(each[neuron], rel=1e-9)
+        kept.remove(neuron)
+        open_.remove(neuron // part)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 99), st.integers(1, 9), st.sampled_from([1, 2, 4]))
+def test_batches_have_the_exact_loss_of_what_they_drop(seed, at_once, groups):
+    _, weight, a, g = problem(16, 6, seed=seed)
+    stages = [16, 12, 4]
+    found = eliminate(a.clone(), g, weight, stages, groups, DAMPING, at_once)
+    assert len(set(found.order.tolist())) == 12
+    for gone in range(1, 13):
+        kept = sorted(set(range(16)) - set(found.order[:gone].tolist()))
+        assert float(found.losses[gone - 1]) == pytest.approx(exact_loss(a, g, weight, kept), rel=1e-9)
+    for stage in stages[1:]:
+        lost = (found.order[: 16 - stage] // (16 // groups)).bincount(minlength=groups)
+        assert lost.tolist() == [(16 - stage) // groups] * groups
+
+
+def test_the_refit_is_numpys_least_squares():
+    """Ridge towards W: rows sqrt(ridge) I below the tokens, with W's own as their targets."""
+    z, weight, a, _ = problem(9, 4)
+    kept = torch.tensor([0, 3, 4, 8])
+    ridge = np.sqrt(DAMPING * float(a.diagonal().mean()) * len(z))
+    rows = np.vstack([z.numpy(), ridge * np.eye(9)])
+    expected = np.linalg.lstsq(rows[:, kept.numpy()], rows @ weight.numpy(), rcond=None)[0]
+    found = refit(a, weight, kept, DAMPING)
+    torch.testing.assert_close(found, torch.from_numpy(expected), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(refit(len(z) * a, weight, kept, DAMPING), found, rtol=1e-9, atol=1e-12)
+
+
+def test_the_equations_are_solved_in_panels_too(monkeypatch):
+    _, weight, a, g = problem(23, 4)
+    kept = torch.tensor([i for i in range(23) if i % 5])
+    whole, order = refit(a, weight, kept, DAMPING), eliminate(a.clone(), g, weight, [23, 10], 1, DAMPING).order
+    monkeypatch.setattr("nxdi_svd_plugin.factorize.dropping.ROWS", 4)
+    torch.testing.assert_close(refit(a, weight, kept, DAMPING), whole, rtol=1e-10, atol=1e-13)
+    assert torch.equal(eliminate(a.clone(), g, weight, [23, 10], 1, DAMPING).order, order)
+
+
+def test_dropping_nothing_changes_nothing():
+    _, weight, a, g = problem()
+    found = eliminate(a.clone(), g, weight, [12], 1, DAMPING)
+    assert len(found.order) == len(found.losses) == 0
+    assert torch.equal(refit(a, weight, torch.arange(12), DAMPING), weight)
+
+
+def test_dead_neurons_go_first_and_change_no_other():
+    _, weight, a, g = problem()
+    dead = torch.tensor([2, 7])
+    a[dead], a[:, dead] = 0.0, 0.0
+    weight[dead] *= 1e-3
+    found = eliminate(a.clone(), g, weight, [12, 10], 1, DAMPING)
+    assert sorted(found.order.tolist()) == [2, 7]
+    kept = torch.tensor([i for i in range(12) if i not in (2, 7)])
+    torch.testing.assert_close(refit(a, weight, kept, DAMPING), weight[kept], rtol=1e-12, atol=1e-12)
+
+
+def test_a_copy_of_a_neuron_goes_without_loss():
+    """Without damping to speak of, its twin takes its weights over."""
+    z, weight, _, g = problem(8, 3)
+    z[:, 5] = z[:, 1]
+    a = z.T @ z / len(z)
+    found = eliminate(a.clone(), g, weight, [8, 7], 1, 1e-9)
+    assert found.order.tolist() in ([1], [5])
+    assert float(found.losses[0]) < 1e-6 * exact_loss(a, g, weight, list(range(7)))
+    kept = torch.tensor([i for i in range(8) if i != int(found.order[0])])
+    output = z[:, kept] @ refit(a, weight, kept, 1e-9)
+    torch.testing.assert_close(output, z @ weight, rtol=0, atol=1e-6 * float((z @ weight).abs().max()))
+
+
+@pytest.mark.parametrize("silent", ["inner", "gradients"])
+def test_without_a_signal_nothing_is_lost(silent):
+    _, weight, a, g = problem()
+    {"inner": a, "gradients": g}[silent].zero_()
+    found = eliminate(a.clone(), g, weight, [12, 6], 2, DAMPING)
+    assert len(set(found.order.tolist())) == 6 and float(found.losses.abs().max()) == 0.0
+    assert torch.isfinite(refit(a, weight, torch.arange(3), DAMPING)).all()
+
+
+def test_fewer_tokens_than_neurons_are_damped():
+    _, weight, a, g = problem(20, 6, tokens=3)
+    found = eliminate(a.clone(), g, weight, [20, 10, 5], 1, DAMPING, at_once=1)
+    kept = sorted(set(range(20)) - set(found.order.tolist()))
+    assert float(found.losses[-1]) == pytest.approx(exact_loss(a, g, weight, kept), rel=1e-8)
+    assert torch.isfinite(refit(a, weight, torch.tensor(kept), DAMPING)).all()
+
+
+def test_what_is_not_finite_or_no_covariance_is_refused():
+    _, weight, a, g = problem()
+    with pytest.raises(SvdError, match="not finite"):
+        eliminate(torch.full_like(a, torch.nan), g, weight, [12, 6], 1, DAMPING)
+    with pytest.raises(SvdError, match="not positive definite; raise damping"):
+        eliminate(a - 2 * a.diagonal().max() * torch.eye(12, dtype=a.dtype), g, weight, [12, 6], 1, DAMPING)
+    with pytest.raises(SvdError, match="not positive definite; raise damping"):
+        refit(torch.full_like(a, torch.nan), weight, torch.arange(5), DAMPING)
+
+
+def test_widths_are_multiples_of_a_step_or_all():
+    assert widths(1536, 256, 384) == [1536, 1280, 1024, 768, 512]
+    assert widths(90, 4, 80) == [90, 88, 84, 80]
+    assert widths(90, 100, 1) == [90]
+
+
+def test_shares_are_exact_where_the_far_side_is_uncorrelated():
+    _, weight, a, g = problem()
+    order, stages, squares = torch.tensor([3, 0, 7, 11]), [12, 10, 8], a.diagonal()
+    found = kept_shares(weight.T, g, squares, order, stages)
+    for share, width in zip(found, stages, strict=True):
+        kept = sorted(set(range(12)) - set(order[: 12 - width].tolist()))
+        left, whole = (w.T @ squares[k].diag() @ w for w, k in ((weight[kept], kept), (weight, range(12))))
+        assert share == pytest.approx(float(torch.trace(g @ left) / torch.trace(g @ whole)), rel=1e-12)
+    assert kept_shares(weight.T, g, 0 * squares, order, stages) == [1.0, 1.0, 1.0]
