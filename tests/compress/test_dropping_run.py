@@ -18,6 +18,7 @@ from nxdi_svd_plugin.compress.run import run as loop
 from nxdi_svd_plugin.compress.run.job import prepare
 from nxdi_svd_plugin.compress.run.run import compress
 from nxdi_svd_plugin.errors import RecipeError
+from nxdi_svd_plugin.evaluate.layer_loss import predicted_losses
 from nxdi_svd_plugin.modeling.configs import layers_of
 from nxdi_svd_plugin.modeling.load import load_model, load_pretrained
 from nxdi_svd_plugin.recipe import from_dict
@@ -97,6 +98,8 @@ def test_it_is_an_ordinary_smaller_mlp(dropped):
     counted = sum(t.numel() for name, t in stored(output).items() if ".mlp." in name)
     assert counted == report.parameters.mlp <= 0.8 * report.parameters.mlp_dense
     assert all(check.ok for check in verify(output, recorded_hashes, source))
+    predicted = [m.drop_loss or 0.0 for m in report.matrices if m.name == "down_proj"]
+    assert predicted_losses(output) == predicted and max(predicted) > 0
     model = load_pretrained(output)
     assert [layer.mlp.up_proj.out_features for layer in model.model.layers] == [m.width for m in report.layers.values()]
 

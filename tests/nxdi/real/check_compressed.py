@@ -55,19 +55,21 @@ def test_a_tiny_compressed_model(tp, form, svd_llama, tmp_path):
 
 
 @pytest.mark.parametrize("tp", [1, 2])
-@pytest.mark.parametrize("kind", ["mixed", "all_dense"])
+@pytest.mark.parametrize("kind", ["mixed", "groups", "all_dense"])
 def test_a_model_that_dropped_neurons(kind, tp, svd_llama, tmp_path):
-    """Layers of unlike widths: interpolative and dense projections side by side; and a smaller dense MLP, no factor."""
+    """Layers of unlike widths: interpolative and dense projections side by side; or a smaller dense MLP."""
+    mixed = ["--rank", "0.gate_proj=16", "--rank", "1.down_proj=24", "--dense", "2", "--dense", "0.up_proj"]
     options = {
-        "mixed": ["--rank", "0.gate_proj=16", "--rank", "1.down_proj=24", "--dense", "2", "--dense", "0.up_proj"],
+        "mixed": [*mixed, "--tp-degree", "1"],
+        "groups": [*mixed, "--tp-degree", "2"],
         "all_dense": ["--dense", "gate_proj", "--dense", "up_proj", "--dense", "down_proj"],
     }[kind]
-    options += ["--drop", "--tp-degree", "1", "--ratio", "0.3", "--block", "4", "--samples", "8", "--length", "128"]
+    options += ["--drop", "--ratio", "0.3", "--block", "4", "--samples", "8", "--length", "128"]
     directory = compress(svd_llama.parent / "dense", tmp_path / "compressed", *options)
     reference = load_pretrained(directory, torch.float32)
     layers = layers_of(reference.config)
     forms = {p.form for mlp in layers.values() for _, p in mlp.items()}
-    assert forms == ({"dense", "interpolative"} if kind == "mixed" else {"dense"})
+    assert forms == ({"dense"} if kind == "all_dense" else {"dense", "interpolative"})
     assert min(mlp.width for mlp in layers.values()) < reference.config.intermediate_size
     check(directory, reference, torch.tensor([[5, 17, 201, 88, 3, 42, 9]]), tp, 2e-5)
 
