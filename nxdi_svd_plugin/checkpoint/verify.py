@@ -146,7 +146,8 @@ def check_base(
     order: torch.Tensor | None,
     moved: Collection[int],
 ) -> Check:
-    """Tensors that are neither factors nor fitted again are bit-equal to the base's, and the base has no other but the factored weights.
+    """Tensors that are neither factors nor fitted again are bit-equal to the base's, and the base has no other but the
+    factored weights.
 
     moved: the layers whose intermediate neurons are in another order than the base's.
     """

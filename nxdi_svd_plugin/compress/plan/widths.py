@@ -22,6 +22,7 @@ from nxdi_svd_plugin.checkpoint.source import SourceConfig
 from nxdi_svd_plugin.compress.calibrate.groups import Groups
 from nxdi_svd_plugin.compress.forms import choices, named
 from nxdi_svd_plugin.compress.plan.budget import Energies, budget, priced, warn_if_unused
+from nxdi_svd_plugin.compress.plan.limits import NO_LIMITS, Limits, within
 from nxdi_svd_plugin.compress.plan.ranks import fixed_projection
 from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.factorize.allocate import Options, total
@@ -62,15 +63,21 @@ def layer_widths(config: SourceConfig, recipe: Recipe, layer: int) -> list[int]:
     return widths(config.intermediate, recipe.block * groups.count, int(LEAST * config.intermediate) + 1)
 
 
-def global_widths(config: SourceConfig, recipe: Recipe, energies: Energies, curves: Mapping[int, Curve]) -> Layers:
+def global_widths(
+    config: SourceConfig,
+    recipe: Recipe,
+    energies: Energies,
+    curves: Mapping[int, Curve],
+    limits: Limits = NO_LIMITS,
+) -> Layers:
     """Width, forms and ranks of every layer within the parameters that the recipe's ratio leaves.
 
     Args:
-        energies: as `budget.global_ranks`.
+        energies, limits: as `budget.global_ranks`; what limits the whole width limits every other.
     Raises:
         RecipeError: the budget is smaller than the smallest choices need, or `max_patterns` than what is fixed needs.
     """
-    offers = [_Offers(config, recipe, i, curves[i], energies) for i in range(config.layers)]
+    offers = [_Offers(config, recipe, i, curves[i], energies, limits) for i in range(config.layers)]
     found = [offer.undominated() for offer in offers]
     kept = budget(config, recipe)
     if recipe.max_patterns:
@@ -94,12 +101,15 @@ Choices = tuple[list[Mlp], Options]
 class _Offers:
     """What one layer may become: the loss of dropping, and costs and losses of every projection, by width."""
 
-    def __init__(self, config: SourceConfig, recipe: Recipe, layer: int, curve: Curve, energies: Energies) -> None:
+    def __init__(
+        self, config: SourceConfig, recipe: Recipe, layer: int, curve: Curve, energies: Energies, limits: Limits
+    ) -> None:
         self._drop: dict[int, float] = {}
         self._offered: dict[int, list[list[Projection]]] = {}
         self._options: dict[int, list[Options]] = {}
         for k, width in enumerate(curve.widths):
-            offered = [_projections(config, recipe, layer, name, width) for name in PROJECTIONS]
+            every = {name: _projections(config, recipe, layer, name, width) for name in PROJECTIONS}
+            offered = [_allowed(own, limits.get((layer, name)), recipe.block) for name, own in every.items()]
             if all(offered):
                 self._drop[width], self._offered[width] = curve.loss[k], offered
                 self._options[width] = [
@@ -148,6 +158,11 @@ def _projections(config: SourceConfig, recipe: Recipe, layer: int, name: str, wi
         return [fixed]
     ranks = choices(form, config.hidden, part, recipe.block)
     return [*(form.planned(rank, groups.count) for rank in ranks), DENSE]
+
+
+def _allowed(offered: list[Projection], limit: int | None, block: int) -> list[Projection]:
+    """Those whose rank the weight has; dense where it has none of them."""
+    return list(dict.fromkeys(within(p, limit, block) for p in offered))
 
 
 def _common(config: SourceConfig, offers: Sequence[_Offers], found: Sequence[Choices], kept: int) -> list[Choices]:
