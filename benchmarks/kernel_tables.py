@@ -216,6 +216,28 @@ def decode(rows: list[Row], groups: int) -> str:
     return markdown(heads, body)
 
 
+def several(rows: list[Row]) -> str:
+    """`up_gate` and `down` of all groups of a core in one call, beside a call for each; which of the two is taken."""
+    body = [
+        [
+            row["model"],
+            row["groups"],
+            row["kernel"],
+            row["rank"],
+            f"{row['hbm_bytes'] / 1e6:.1f}",
+            f"{row['apart']['hbm_bytes'] / 1e6:.1f}",
+            f"{row['pe_cycles'] / row['apart']['pe_cycles']:.4f}",
+            f"{row['modelled_latency_us']:.0f}",
+            f"{row['apart']['modelled_latency_us']:.0f}",
+            "one call" if row["calls"] == 1 else "a call each",
+        ]
+        for row in rows
+        if row["table"] == "several"
+    ]
+    heads = ["model", "groups", "kernel", "r of a group", "HBM MB, one call", "a call each", "PE / a call each"]
+    return markdown([*heads, "modelled us, one call", "a call each", "taken"], body)
+
+
 def tables(rows: list[Row]) -> dict[str, str]:
     """Every table by the name of its marker, with the provenance of the rows."""
     return {
@@ -234,6 +256,7 @@ def tables(rows: list[Row]) -> dict[str, str]:
         "interpolative": interpolative(rows),
         "decode": decode(rows, 1),
         "decode-groups": decode(rows, 2),
+        "several": several(rows),
     }
 
 

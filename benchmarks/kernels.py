@@ -8,15 +8,17 @@ Everything is simulated: no row comes from a device. Latency is the model of doc
 
 import json
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nxdi_svd_plugin.compress.forms import named
+from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.factorize.rank import block_rank
 from nxdi_svd_plugin.kernels.fused_xuv import xuv
 from nxdi_svd_plugin.kernels.measure import baselines
-from nxdi_svd_plugin.kernels.measure.calls import Share, fused_down, fused_mlp, fused_up_gate, sum_of_groups
+from nxdi_svd_plugin.kernels.measure.calls import Call, Share, fused_down, fused_mlp, fused_up_gate, sum_of_groups
 from nxdi_svd_plugin.kernels.measure.counts import count, count_call, counted, provenance
 from nxdi_svd_plugin.kernels.packing import packed_shapes
 from nxdi_svd_plugin.kernels.tiling.blocks import hbm_bytes, sbuf_bytes
@@ -24,6 +26,7 @@ from nxdi_svd_plugin.kernels.tiling.brute_force import least_hbm_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.decode import mlp_bytes, mlp_chains
 from nxdi_svd_plugin.kernels.tiling.engines import minimum_pe_cycles, transpose_cycles
+from nxdi_svd_plugin.kernels.tiling.groups import calls_of
 from nxdi_svd_plugin.kernels.tiling.paper import arithmetic_intensity, peak_sbuf_bytes
 from nxdi_svd_plugin.kernels.tiling.planner import choose
 from nxdi_svd_plugin.simulator import Trace
@@ -197,6 +200,33 @@ def decode(model: str, tp: int, tokens: int, groups: int = 1) -> dict[str, Any]:
     }
 
 
+def several(model: str, groups: int, tokens: int = 2048) -> list[dict[str, Any]]:
+    """`up_gate` and `down` of `groups` groups on one core, in one call and in a call each with a sum of the outputs.
+
+    Ranks are Eq. 5's for a group; no rows where that saves nothing."""
+    hidden, whole = MODELS[model]
+    width = whole // groups
+    try:
+        rank = rank_of("pair", hidden, width, 128)
+    except RecipeError:
+        return []
+    pair, size, rows = Share(rank), (tokens, hidden, width), []
+    ways: tuple[tuple[Chain, Callable[[int], Call], list[Call]], ...] = (
+        (Chain("up_gate", tokens, hidden, (rank, rank), width), lambda n: fused_up_gate(*size, pair, pair, n), []),
+        (
+            Chain("down", tokens, width, (rank,), hidden),
+            lambda n: fused_down(*size, pair, n),
+            sum_of_groups(tokens, hidden, groups),
+        ),
+    )
+    for chain, call, sums in ways:
+        one, apart = count_call(call(groups)), [count_call(each) for each in [*[call(1)] * groups, *sums]]
+        row = {"table": "several", "model": model, "groups": groups, "kernel": chain.kernel, "tokens": tokens}
+        row |= {"rank": rank, "calls": calls_of(chain, groups)}
+        rows.append({**row, **counted(one), "apart": counted(*apart)})
+    return rows
+
+
 def main() -> None:
     rows = table_1()
     for tokens in TOKENS:
@@ -210,6 +240,7 @@ def main() -> None:
                 rows += interpolative(model, tp, tokens)
             rows += [decode(model, tp, tokens) for tokens in (1, 8, 128)]
         rows += [decode(model, 1, tokens, groups=2) for tokens in (1, 8, 128)]
+        rows += [row for groups in (2, 4) for row in several(model, groups)]
     origin = {**provenance(), "git": commit()}
     ROWS.write_text("".join(json.dumps({**row, **origin}) + "\n" for row in rows))
     print(f"{len(rows)} rows in {ROWS}")
