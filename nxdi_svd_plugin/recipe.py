@@ -7,6 +7,7 @@
     tau: 0.5               # rounding threshold of Eq. 5, for allocation uniform
     ranks: {down_proj: 384, 0.gate_proj: 512}  # of all groups together
     dense: [0, 31.down_proj]
+    drop: false            # also drop neurons: every layer keeps the width that its budget prefers
     form: interpolative    # or pair
     objective: two_sided   # or input (the paper's whitening)
     allocation: global     # ranks by predicted loss within one budget, or uniform (Eq. 5)
@@ -79,6 +80,8 @@ class Recipe:
     ratio: in (0, 1); 0.10 when not given. It is met by the projections that are neither dense nor given a rank.
     tp_degree: NxDI's tensor-parallel degree at which a core holds, reads and computes its share and no more. Every
         group of a projection has the same rank and pivot places, so that all cores run one program.
+    drop: whether layers may lose intermediate neurons, for which down is fitted again. A layer that `dense` names as a
+        whole keeps its own; with all three projections dense, what remains is a narrower dense MLP.
     dtype: of the factors; "source" keeps the dtype of the weight they replace.
     shard_size: largest size of one output file in bytes; `from_dict` takes "5GB" too.
     Raises:
@@ -92,6 +95,7 @@ class Recipe:
     tau: float = DEFAULT_TAU
     ranks: Mapping[str, int] = field(default_factory=dict)
     dense: tuple[str, ...] = ()
+    drop: bool = False
     form: str = "pair"
     objective: str = "input"
     allocation: str = "uniform"
@@ -125,6 +129,8 @@ class Recipe:
         _check("form", self.form, str)
         _one_of("objective", self.objective, OBJECTIVES)
         _one_of("allocation", self.allocation, ALLOCATIONS)
+        if not isinstance(self.drop, bool):
+            raise RecipeError(f"drop is {self.drop!r}; expected true or false")
         _check("damping", self.damping, float)
         _check("max_patterns", self.max_patterns, int)
         if not 0 < self.damping < math.inf or self.max_patterns < 0:
@@ -140,6 +146,11 @@ class Recipe:
             raise RecipeError(
                 "allocation global needs losses that compare across matrices, which objective input does not give; use "
                 "objective two_sided or allocation uniform"
+            )
+        if self.drop and self.allocation == "uniform":
+            raise RecipeError(
+                "drop needs losses to weigh neurons against ranks, which allocation uniform does not use; use "
+                "allocation global"
             )
         if self.tau != DEFAULT_TAU and self.allocation == "global":
             raise RecipeError(

@@ -15,8 +15,9 @@ import torch
 from nxdi_svd_plugin.checkpoint.names import SINGLE_FILE, shard_name
 from nxdi_svd_plugin.stored.dtypes import DTYPES
 
-CODES = {torch.float64: "F64", **{getattr(torch, name): dtype.code for name, dtype in DTYPES.items()}}
-"""torch's dtype to the code in a safetensors header; float64 is in working files alone."""
+WORKING = {torch.float64: "F64", torch.int64: "I64"}  # in working files alone
+CODES = {**WORKING, **{getattr(torch, name): dtype.code for name, dtype in DTYPES.items()}}
+"""torch's dtype to the code in a safetensors header."""
 Entries = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 

@@ -17,6 +17,8 @@ REPORT = "report.json"
 UNFINISHED = ".unfinished"
 """Directory inside an output that is not complete: its shards, and what a resumed run needs."""
 ORDER = "mlp_order.npy"
+NOBODY = -1
+"""What a row of it has after the neurons of a layer that keeps fewer."""
 """int32 [layers, I]: where each stored intermediate neuron was in the source; interpolative checkpoints only."""
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy
 import torch
 
-from nxdi_svd_plugin.checkpoint.names import HEAD, ORDER, REPORT, ROTARY_BUFFER
+from nxdi_svd_plugin.checkpoint.names import HEAD, NOBODY, ORDER, REPORT, ROTARY_BUFFER
 from nxdi_svd_plugin.checkpoint.reader import Reader, file_sha256
 from nxdi_svd_plugin.checkpoint.source import check_buildable, read_compressed
 from nxdi_svd_plugin.checkpoint.tensors import stored_tensors
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.stored.cells import pivot_runs
-from nxdi_svd_plugin.stored.layers import Layers
+from nxdi_svd_plugin.stored.layers import Layers, Mlp
 from nxdi_svd_plugin.stored.projection import READS
 
 Hashes = Callable[[Path], Mapping[str, str]]
@@ -56,7 +56,8 @@ def verify(directory: Path, hashes: Hashes, base: Path | None = None) -> list[Ch
         checks.append(check_order(order, config.layers, config.dense.intermediate))
         order = order if checks[-1].ok else None
     if base is not None:
-        moved = {i for i, mlp in config.layers.items() if any(pivot_runs(mlp))}
+        whole = config.dense.intermediate
+        moved = {i for i, mlp in config.layers.items() if any(pivot_runs(mlp)) or mlp.width < whole}
         checks.append(check_base(reader, Reader(base), expected, order, moved))
     return checks
 
@@ -99,7 +100,8 @@ def check_hashes(directory: Path, reader: Reader, hashes: Hashes) -> Check:
 
 
 def neuron_order(directory: Path) -> torch.Tensor | None:
-    """Where each stored intermediate neuron was in the source [layers, I], None where no file says so."""
+    """Where each stored intermediate neuron was in the source [layers, I], NOBODY after the last of a layer that keeps
+    fewer; None where no file says so."""
     path = directory / ORDER
     try:
         return torch.from_numpy(numpy.load(path, allow_pickle=False)).long() if path.is_file() else None
@@ -108,13 +110,18 @@ def neuron_order(directory: Path) -> torch.Tensor | None:
 
 
 def check_order(order: torch.Tensor, layers: Layers, intermediate: int) -> Check:
-    """Every row of a layer that keeps all neurons is a permutation that leaves each in its group."""
+    """Every row has as many neurons of the source as its layer keeps, each once and in its group, then NOBODY."""
     if order.shape != (len(layers), intermediate):
         return answer(INSIDE, [f"{ORDER} is {list(order.shape)}"], "")
-    whole = {i: mlp.groups for i, mlp in layers.items() if mlp.width == intermediate}
-    moved = {i: order[i].view(groups, -1).sort().values.flatten() for i, groups in whole.items()}
-    bad = [f"layer {i} of {ORDER}" for i, found in moved.items() if not torch.equal(found, torch.arange(intermediate))]
+    bad = [f"layer {i} of {ORDER}" for i, mlp in layers.items() if not _in_groups(order[i], mlp)]
     return answer(INSIDE, bad, f"{len(layers)} layers")
+
+
+def _in_groups(row: torch.Tensor, mlp: Mlp) -> bool:
+    kept, none = row[: mlp.width], row[mlp.width :]
+    groups = kept.view(mlp.groups, -1).div(len(row) // mlp.groups, rounding_mode="floor")
+    right = torch.equal(groups, torch.arange(mlp.groups)[:, None].expand_as(groups))
+    return right and len(set(kept.tolist())) == mlp.width and bool((none == NOBODY).all())
 
 
 def in_order(name: str, weight: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
@@ -122,7 +129,14 @@ def in_order(name: str, weight: torch.Tensor, order: torch.Tensor | None) -> tor
     if order is None or ".mlp." not in name:
         return weight
     layer, projection = name.split(".")[2], name.split(".")[4]  # model.layers.{i}.mlp.{projection}.weight
-    return weight.index_select(READS[projection].weight_axis, order[int(layer)])
+    row = order[int(layer)]
+    return weight.index_select(READS[projection].weight_axis, row[row != NOBODY])
+
+
+def fitted_again(base: Reader, expected: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Down projections that stay dense in layers that keep fewer neurons than the base."""
+    down = [name for name in expected if name.endswith(".mlp.down_proj.weight") and name in base.tensors]
+    return [name for name in down if base.tensors[name].shape != expected[name]]
 
 
 def check_base(
@@ -132,12 +146,14 @@ def check_base(
     order: torch.Tensor | None,
     moved: Collection[int],
 ) -> Check:
-    """Tensors that are not factors are bit-equal to the base's, and the base has no other but the factored weights.
+    """Tensors that are neither factors nor fitted again are bit-equal to the base's, and the base has no other but the
+    factored weights.
 
     moved: the layers whose intermediate neurons are in another order than the base's.
     """
     name = "untouched tensors equal the base's"
-    untouched = [n for n in reader.tensors if n not in factors(expected)]
+    changed = factors(expected) | set(fitted_again(base, expected))
+    untouched = [n for n in reader.tensors if n not in changed]
     unknown = [n for n in untouched if order is None and ".mlp." in n and int(n.split(".")[2]) in moved]
     if unknown:
         return Check(name, False, f"{ORDER} is missing, so the neurons of {unknown[0]} cannot be found in the base")
@@ -157,7 +173,7 @@ def differing(
     same: Callable[[torch.Tensor, torch.Tensor], bool],
 ) -> list[str]:
     """What is not a factor and not the `same` in the base, and what only the base has."""
-    low_rank = factors(expected)
+    low_rank = factors(expected) | set(fitted_again(base, expected))
     bad = [
         name
         for name in reader.tensors

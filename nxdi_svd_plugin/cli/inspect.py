@@ -118,14 +118,15 @@ def to_text(found: dict[str, Any]) -> str:
     core = f", {found['mlp_bytes_per_core']} on a core at tensor-parallel degree {found['groups']}"
     lines += [f"{found['mlp_bytes']} bytes of MLP weights in {found['model_bytes']} bytes{core}", ""]
     lines.append(
-        f"{'layer':>5}  {'projection':<10}  {'form':<13}  {'rank':>5}  {'bytes':>12}  output error  in bf16  max C"
+        f"{'layer':>5}  {'width':>5}  {'projection':<10}  {'form':<13}  {'rank':>5}  {'bytes':>12}  output error  "
+        "in bf16  max C"
     )
     for row in found["matrices"]:
         error, rounding = percent(row["relative_error"], 2), percent(row["bf16_error"], 2)
         growth = "" if row["growth"] is None else f"{row['growth']:.2f}"
         lines.append(
-            f"{row['layer']:>5}  {row['projection']:<10}  {row['form']:<13}  {row.get('rank', ''):>5}  "
-            f"{row['bytes']:>12}  {error:>12}  {rounding:>7}  {growth:>5}".rstrip()
+            f"{row['layer']:>5}  {row['width']:>5}  {row['projection']:<10}  {row['form']:<13}  "
+            f"{row.get('rank', ''):>5}  {row['bytes']:>12}  {error:>12}  {rounding:>7}  {growth:>5}".rstrip()
         )
     if found["recovered"]:
         lines += ["", "the output errors are those of the compression, before recovery"]

@@ -26,7 +26,7 @@ TOKENS, WINDOW = 2048, 512  # without other numbers; every window runs once for 
 
 
 def predicted_losses(directory: Path) -> list[float]:
-    """Sum of the predicted losses of each layer's projections, from report.json.
+    """Sum of the predicted losses of each layer's projections and dropped neurons, from report.json.
 
     Raises:
         CheckpointError: it has none: another objective than two_sided, a directory from elsewhere, or factors that
@@ -43,7 +43,7 @@ def predicted_losses(directory: Path) -> list[float]:
             raise CheckpointError(
                 f"the report of {directory} has no predicted losses; compress with objective two_sided"
             )
-        losses[record.layer] += record.predicted_loss or 0.0
+        losses[record.layer] += (record.predicted_loss or 0.0) + (record.drop_loss or 0.0)
     return list(losses.values())
 
 

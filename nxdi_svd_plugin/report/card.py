@@ -132,15 +132,21 @@ def stored_text(layers: Layers) -> str:
 
 
 def rank_summary(report: Report) -> str:
-    """Smallest to largest rank of each projection, and how many stay dense."""
+    """Smallest to largest rank of each projection, and how many stay dense; the widths, where neurons were dropped."""
     parts = []
+    if any(record.drop_loss is not None for record in report.matrices):
+        parts.append(f"intermediate neurons {_span({record.width for record in report.matrices})}")
     for name in PROJECTIONS:
         found = [record.rank for record in report.matrices if record.name == name]
-        ranks = sorted({rank for rank in found if rank is not None})
+        ranks = {rank for rank in found if rank is not None}
         dense = found.count(None)
-        span = f"{ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "") if ranks else "all dense"
-        parts.append(f"{name} {span}" + (f" ({dense} dense)" if dense and ranks else ""))
+        parts.append(f"{name} {_span(ranks) or 'all dense'}" + (f" ({dense} dense)" if dense and ranks else ""))
     return ", ".join(parts)
+
+
+def _span(numbers: set[int]) -> str:
+    ends = sorted({min(numbers), max(numbers)}) if numbers else []
+    return " to ".join(map(str, ends))
 
 
 def recovery_text(recovery: Recovery | None) -> str:

@@ -12,17 +12,22 @@ WIDTH = 22
 
 
 def layer_rows(matrices: Iterable[MatrixRecord]) -> list[list[str]]:
-    """One row a layer: its number and the cells of gate, up and down."""
-    rows: dict[int, dict[str, str]] = {}
+    """One row a layer: its number, the neurons that it keeps, and the cells of gate, up and down."""
+    rows: dict[tuple[int, int], dict[str, str]] = {}
     for record in matrices:
-        rows.setdefault(record.layer, {})[record.name] = record.cell()
-    return [[str(layer), *(cells.get(name, "") for name in PROJECTIONS)] for layer, cells in sorted(rows.items())]
+        rows.setdefault((record.layer, record.width), {})[record.name] = record.cell()
+    return [
+        [str(layer), str(width), *(cells.get(name, "") for name in PROJECTIONS)]
+        for (layer, width), cells in sorted(rows.items())
+    ]
 
 
 def layer_table(matrices: Iterable[MatrixRecord]) -> str:
     """`layer_rows` for a terminal."""
-    rows = [["layer", *PROJECTIONS], *layer_rows(matrices)]
-    lines = ["  ".join([f"{layer:>5}", *(f"{cell:>{WIDTH}}" for cell in cells)]) for layer, *cells in rows]
+    rows = [["layer", "width", *PROJECTIONS], *layer_rows(matrices)]
+    lines = [
+        "  ".join([f"{layer:>5}  {width:>5}", *(f"{cell:>{WIDTH}}" for cell in cells)]) for layer, width, *cells in rows
+    ]
     return "\n".join([f"{lines[0]}   rank (output error on the calibration text + what bfloat16 adds)", *lines[1:]])
 
 

@@ -159,7 +159,7 @@ def markdown(entries: Sequence[Entry]) -> str:
             f"![output error and ranks]({layers_file(i, entries)})",
             "",
         ]
-        parts += [LAYERS_NOTE, "", *table(("layer", *PROJECTIONS), layer_rows(entry.report.matrices))]
+        parts += [LAYERS_NOTE, "", *table(("layer", "width", *PROJECTIONS), layer_rows(entry.report.matrices))]
         parts += losses_lines(entry.losses, losses_file(i, entries)) if entry.losses else []
         parts += [
             line for text in rounding_lines(entry.report.matrices) for line in ("", f"{text[0].upper()}{text[1:]}.")

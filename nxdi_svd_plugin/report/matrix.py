@@ -19,7 +19,8 @@ class MatrixRecord:
     layer, name: which one. width: intermediate neurons that its layer keeps. projection: how it is stored.
     relative_error: |y - x W| / |x W| on the calibration tokens. discarded, energy: of the objective, beyond the rank
     and in all. relative_ridge: added to the covariance, in units of its mean diagonal; None too where that is zero.
-    predicted_loss: nats per token that the two-sided objective expects. bf16_error: relative output error of the stored
+    predicted_loss: nats per token that the two-sided objective expects. drop_loss: of down, those that dropping neurons
+    of the layer is expected to cost. bf16_error: relative output error of the stored
     factors in bfloat16 against the same factors in float64. growth: largest coefficient of an interpolative far matrix;
     limited: how far the limit of that has changed the matrix, 0 as a rule. seconds: of factoring. weight_rank: the
     largest rank of all groups, each alike, that zeros or repeated neurons of the dense weight leave, where that is less
@@ -37,6 +38,7 @@ class MatrixRecord:
     energy: float | None = None
     relative_ridge: float | None = None
     predicted_loss: float | None = None
+    drop_loss: float | None = None
     bf16_error: float | None = None
     growth: float | None = None
     limited: float | None = None

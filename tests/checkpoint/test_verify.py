@@ -14,7 +14,7 @@ from nxdi_svd_plugin.checkpoint.verify import check_order
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.report.record import recorded_hashes
 from nxdi_svd_plugin.stored.layers import mlp_of
-from nxdi_svd_plugin.stored.projection import PROJECTIONS, LowRank
+from nxdi_svd_plugin.stored.projection import DENSE, PROJECTIONS, LowRank
 
 U = "model.layers.0.mlp.gate_proj.u"
 NORM = "model.layers.1.input_layernorm.weight"
@@ -190,6 +190,22 @@ def test_without_the_order_moved_neurons_cannot_be_compared(pair):
     path.write_text(json.dumps(config))
     found = failing(verify(directory, base))["untouched tensors equal the base's"]
     assert found.startswith("mlp_order.npy is missing, so the neurons of model.layers.1.mlp.down_proj.weight cannot")
+
+
+def test_the_order_of_a_layer_that_dropped_neurons():
+    """Six of ten stay, three of every group, then -1."""
+    mlp = mlp_of(6, dict.fromkeys(PROJECTIONS, LowRank(2, (), 2)))
+    rows = {
+        (4, 0, 1, 9, 5, 6, -1, -1, -1, -1): True,
+        (4, 0, 1, 9, 5, 6, 7, -1, -1, -1): False,  # seven
+        (4, 0, 1, 9, 5, 2, -1, -1, -1, -1): False,  # of the other group
+        (4, 0, 0, 9, 5, 6, -1, -1, -1, -1): False,  # twice
+        (4, 0, -1, 9, 5, 6, -1, -1, -1, -1): False,
+    }
+    for row, fine in rows.items():
+        assert check_order(torch.tensor([row]), {0: mlp}, 10).ok is fine
+    dense = mlp_of(6, dict.fromkeys(PROJECTIONS, DENSE))
+    assert check_order(torch.tensor([[4, 0, 1, 2, 3, 9, -1, -1, -1, -1]]), {0: dense}, 10).ok
 
 
 def test_not_a_directory(tmp_path):

@@ -1,4 +1,4 @@
-"""The default recipe on two gloo processes against one: the same ranks, pivots and tensors to rounding."""
+"""Recipes of two passes on two gloo processes against one: the same ranks, pivots and tensors to rounding."""
 
 import json
 
@@ -12,16 +12,27 @@ import sys
 from nxdi_svd_plugin.compress.run.run import compress
 from nxdi_svd_plugin.recipe import from_dict
 
-recipe = {"tp_degree": 2, "block": 4, "ratio": 0.1, "dense": ["1.up_proj"], "calibration": {"samples": 5, "length": 40}}
+recipe = {"ratio": 0.1, "calibration": {"samples": 5, "length": 40}, **eval(sys.argv[3])}
 compress(sys.argv[1], sys.argv[2], from_dict(recipe), progress=False)
 """
+RECIPES = {
+    "groups": {"tp_degree": 2, "block": 4, "dense": ["1.up_proj"]},
+    "dropped": {
+        "drop": True,
+        "tp_degree": 1,
+        "ratio": 0.25,
+        "block": 4,
+        "dense": ["1.up_proj"],
+        "ranks": {"0.gate_proj": 20},
+    },
+}
 
 
-@pytest.fixture(scope="module")
-def both(tiny_llama, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("worlds")
-    assert launch(1, CHILD, tiny_llama, folder / "one")[0] == [0]
-    assert launch(2, CHILD, tiny_llama, folder / "two")[0] == [0, 0]
+@pytest.fixture(scope="module", params=RECIPES)
+def both(request, tiny_llama, tmp_path_factory):
+    folder, recipe = tmp_path_factory.mktemp("worlds"), repr(RECIPES[request.param])
+    assert launch(1, CHILD, tiny_llama, folder / "one", recipe)[0] == [0]
+    assert launch(2, CHILD, tiny_llama, folder / "two", recipe)[0] == [0, 0]
     return folder
 
 

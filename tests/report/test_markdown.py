@@ -56,8 +56,8 @@ def test_one_model_without_evaluation(tmp_path):
     width, height = png_size(files[1])
     assert width > 800 and height > 400
     text = files[0].read_text()
-    assert "# Compression of tiny" in text and "| 0 | 16 (1.0 %) | 16 (1.0 %) | 16 (1.0 %) |" in text
-    assert "| 3 | 64 (4.0 %) | 64 (4.0 %) | dense |" in text
+    assert "# Compression of tiny" in text and "| 0 | 90 | 16 (1.0 %) | 16 (1.0 %) | 16 (1.0 %) |" in text
+    assert "| 3 | 90 | 64 (4.0 %) | 64 (4.0 %) | dense |" in text
     assert "0.1000 of the mlp | 0.1010 | 0.0500 | 2.0 → 1.9 | " in text and " | 12 | 1.00 |" in text
     assert "32768 tokens of wiki.txt (sha256 abababababab" in text and "## Quality" not in text
 

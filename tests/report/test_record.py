@@ -157,8 +157,8 @@ def test_cells_of_every_form():
         "4 (10.0 % + 1.0 %)"
     )
     assert layer_rows(reversed(mixed())) == [
-        ["0", "256 (12.5 % + 1.1 %)", "384 (12.5 % + 1.1 %)", "dense"],
-        ["1", "256 (12.5 % + 1.1 %)", "128 (12.5 % + 1.1 %)", "384 (12.5 % + 1.1 %)"],
+        ["0", "1536", "256 (12.5 % + 1.1 %)", "384 (12.5 % + 1.1 %)", "dense"],
+        ["1", "1536", "256 (12.5 % + 1.1 %)", "128 (12.5 % + 1.1 %)", "384 (12.5 % + 1.1 %)"],
     ]
     lines = layer_table(mixed()).splitlines()
     assert len(lines) == 3 and lines[1].split()[0] == "0" and lines[1].endswith("dense")

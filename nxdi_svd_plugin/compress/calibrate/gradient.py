@@ -5,9 +5,9 @@ and flows backwards: each layer is loaded alone, run again from its stored input
 goes to disk for the layer below. Labels are drawn from the dense model's own predictions, so that the squared gradients
 are the true Fisher information (the Hessian of KL(dense || compressed)), not the empirical one.
 
-No statistic is I x I: what the intermediate side contributes is projected by the weight first, unless it comes in
-groups that are smaller than H (see factorize/spectrum.py). One sample's products are float32, their sum over samples
-float64.
+No statistic is I x I but the one that dropping neurons needs (inner.py): what the intermediate side contributes is
+projected by the weight first, unless it comes in groups that are smaller than H (see factorize/spectrum.py). One
+sample's products are float32, their sum over samples float64.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from nxdi_svd_plugin.checkpoint.names import EMBEDDING, FINAL_NORM, HEAD
 from nxdi_svd_plugin.checkpoint.reader import Reader
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, one_layer_config
 from nxdi_svd_plugin.compress.calibrate.groups import Groups
+from nxdi_svd_plugin.compress.calibrate.inner import add_inner
 from nxdi_svd_plugin.compress.calibrate.layer import decode
 from nxdi_svd_plugin.compress.calibrate.sizes import SLICE
 from nxdi_svd_plugin.compress.calibrate.statistics import FAR, SQUARES, Statistics, parts
@@ -87,8 +88,8 @@ class LayerBackward:
         d_up = dz a,   d_gate = dz up silu'(gate),   dx = d_gate W_gate + d_up W_up.
     """
 
-    def __init__(self, model: Any, groups: Groups, statistics: Statistics) -> None:
-        self.groups, self.statistics = groups, statistics
+    def __init__(self, model: Any, groups: Groups, statistics: Statistics, inner: Tensor | None = None) -> None:
+        self.groups, self.statistics, self.inner = groups, statistics, inner
         self._model, self._silent = model, Silent()
         mlp = model.layers[0].mlp
         self._gate, self._up, self._down = (getattr(mlp, name).weight for name in PROJECTIONS)
@@ -111,6 +112,8 @@ class LayerBackward:
         self.statistics.add("inputs", x)
         self.statistics.add("down_gradients", gradient)
         self._add_far("down_proj", inner, self._down.T)
+        if self.inner is not None:
+            add_inner(self.inner, inner)
         inner_gradient = torch.mm(gradient, self._down, out=inner)
         slope = share.add_(act - act * share)
         gate_gradient = up.mul_(inner_gradient).mul_(slope)

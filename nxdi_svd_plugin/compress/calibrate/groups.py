@@ -15,11 +15,16 @@ from nxdi_svd_plugin.recipe import Recipe
 
 @dataclass(frozen=True)
 class Groups:
-    """How the intermediate side is cut. count: g, which divides `intermediate`."""
+    """How the intermediate side is cut.
+
+    count: g, which divides `intermediate`. hidden_sums: the sums are on the hidden side even where a group has fewer
+    neurons, as they were made before others were dropped.
+    """
 
     count: int
     hidden: int
     intermediate: int
+    hidden_sums: bool = False
 
     @classmethod
     def of(cls, config: SourceConfig, recipe: Recipe) -> Groups:
@@ -33,8 +38,8 @@ class Groups:
 
     @property
     def narrow(self) -> bool:
-        """Whether a group has fewer neurons than the model has hidden dimensions."""
-        return self.part < self.hidden
+        """Whether the sums are on the neurons' side: a group has fewer of them than the model hidden dimensions."""
+        return self.part < self.hidden and not self.hidden_sums
 
     @property
     def side(self) -> int:

@@ -64,7 +64,8 @@ def objective(recipe: Recipe) -> Objective:
 def groups_of(recipe: Recipe, sums: Statistics, tokens: int, name: str, weight: Tensor) -> Iterator[Sides]:
     """The groups of a projection; `weight` is torch's [out, in]. The paper's formulas take sums, the others means."""
     wide: Tensor = READS[name].hidden_first(weight)
-    groups = Groups(recipe.tp_degree, *wide.shape)
+    hidden, neurons = wide.shape
+    groups = Groups(recipe.tp_degree, hidden, neurons, hidden_sums=sums.sums["outputs"].shape[1] == hidden)
     statistics = sums if recipe.is_paper else sums.per_token(tokens)
     return (Sides(groups, statistics, name, k, wide[:, at]) for k, at in enumerate(groups.slices()))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,7 @@ def global_ranks(config: SourceConfig, recipe: Recipe, energies: Energies, limit
     ]
     rows = allocate_layers(options, budget(config, recipe), recipe.max_patterns)
     used, _ = total([o for layer in options for o in layer], [chosen for row in rows for chosen in row])
-    _warn_if_unused(used / budget(config, recipe), recipe)
+    warn_if_unused(used / budget(config, recipe), recipe)
     found = {
         (i, name): offered[i, name][chosen]
         for i, row in enumerate(rows)
@@ -63,7 +63,8 @@ def global_ranks(config: SourceConfig, recipe: Recipe, energies: Energies, limit
     return layers_of(config, found)
 
 
-def _warn_if_unused(share: float, recipe: Recipe) -> None:
+def warn_if_unused(share: float, recipe: Recipe) -> None:
+    """Say that a choice leaves more than 0.1 % of the budget."""
     if share < 0.999:
         logger.warning(
             "the ranks found use %.2f %% of the parameters that the ratio leaves, so the model is smaller than asked. "
@@ -102,8 +103,14 @@ def _options(
     penalty: float,
 ) -> Options:
     """Costs and losses of what is offered; what this layer may not be costs more than all losses together."""
+    found = priced(config.hidden, config.intermediate, offered, energy)
+    may = np.array([p in allowed for p in offered])
+    return Options(found.cost, np.where(may, found.loss, penalty))
+
+
+def priced(hidden: int, width: int, offered: Sequence[Projection], energy: NDArray[np.float64]) -> Options:
+    """Numbers stored and predicted loss of forms and ranks of one projection, the loss of dense being 0."""
     tail = np.concatenate([np.cumsum(energy[::-1])[::-1], [0.0]])
-    cost = [p.parameters(config.hidden, config.intermediate) for p in offered]
+    cost = [p.parameters(hidden, width) for p in offered]
     loss = [0.0 if isinstance(p, Dense) else 0.5 * float(tail[min(p.rank // p.groups, len(energy))]) for p in offered]
-    loss = [value if p in allowed else penalty for p, value in zip(offered, loss, strict=True)]
     return Options(np.array(cost, dtype=np.int64), np.array(loss))

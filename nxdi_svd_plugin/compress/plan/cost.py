@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from nxdi_svd_plugin.checkpoint.source import SourceConfig
+from nxdi_svd_plugin.checkpoint.source import SourceConfig, projections
 from nxdi_svd_plugin.checkpoint.tensors import expected_tensors, layer_tensors
 from nxdi_svd_plugin.compress.calibrate.groups import Groups
 from nxdi_svd_plugin.compress.calibrate.sizes import SLICE
 from nxdi_svd_plugin.compress.calibrate.statistics import kept_names, statistics_shapes
+from nxdi_svd_plugin.compress.plan.ranks import fixed_projection
+from nxdi_svd_plugin.compress.plan.widths import LEAST, layer_widths
 from nxdi_svd_plugin.recipe import Recipe
 from nxdi_svd_plugin.stored.layers import Layers
-from nxdi_svd_plugin.stored.projection import PROJECTIONS, LowRank
+from nxdi_svd_plugin.stored.projection import DENSE, PROJECTIONS, LowRank
 
 LIBRARIES = 500 * 2**20
 """Python with torch and transformers loaded, measured with torch 2.13 on x86."""
@@ -53,7 +55,8 @@ def peak_memory(config: SourceConfig, recipe: Recipe) -> Memory:
     load: the largest tensor (an embedding) as stored and its copy. calibrate: one layer in float32 with one stored
     tensor, its float64 sums, the activations of one sample; with gradients the head or what autograd keeps of a sample.
     factor: the sums and a decomposition with its workspace, or what is kept of a layer, one decomposition, the
-    truncated projections, their coefficients and the solution of one, in float64.
+    truncated projections, their coefficients and the solution of one, in float64; where neurons may be dropped, their
+    covariance and its root.
     """
     sizes = {name: math.prod(shape) for name, shape in expected_tensors(config).items()}
     square, wide = 8 * config.hidden**2, 8 * config.hidden * config.intermediate
@@ -61,11 +64,35 @@ def peak_memory(config: SourceConfig, recipe: Recipe) -> Memory:
     sums = statistics_bytes(groups, recipe)
     decompose = sums + 3 * wide + 4 * square + spectra_bytes(groups)
     factors = kept_bytes(groups, recipe) + 6 * square + len(PROJECTIONS) * 2 * wide + 3 * wide
+    neurons = neurons_bytes(groups, recipe)
+    narrow = max(sums + neurons.eliminated, neurons.fitted)
     return Memory(
         load=8 * max(sizes.values()),
-        calibrate=max(_head(config, recipe), _layer(config, recipe, layer_numbers(config)) + sums),
-        factor=max(decompose, factors),
+        calibrate=max(_head(config, recipe), _layer(config, recipe, layer_numbers(config)) + sums + neurons.summed),
+        factor=max(decompose, factors, narrow),
     )
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """Bytes of the covariance of a layer's neurons where some may be dropped, else 0.
+
+    summed: float64. stored: float32. eliminated: float64 with a Cholesky root, or with down, M and an update of it.
+    fitted: as stored, and those that stay in float64 with down, both sides of the equations and their solution.
+    """
+
+    summed: int
+    stored: int
+    eliminated: int
+    fitted: int
+
+
+def neurons_bytes(groups: Groups, recipe: Recipe) -> Neurons:
+    """Of one layer."""
+    if not recipe.drop:
+        return Neurons(0, 0, 0, 0)
+    square, wide = groups.intermediate**2, 8 * groups.hidden * groups.intermediate
+    return Neurons(8 * square, 4 * square, 8 * square + max(8 * square, 3 * wide), 12 * square + 4 * wide)
 
 
 def statistics_bytes(groups: Groups, recipe: Recipe) -> int:
@@ -113,7 +140,11 @@ def disk_needs(config: SourceConfig, recipe: Recipe, tokens: int, processes: int
     boundaries = config.layers + 3 if recipe.differentiates else 2
     groups, together = Groups.of(config, recipe), min(processes, config.layers)
     waiting = together if recipe.is_paper else config.layers
-    spectra = together * statistics_bytes(groups, recipe) + waiting * kept_bytes(groups, recipe)
+    sums = statistics_bytes(groups, recipe)
+    if recipe.drop:  # all statistics wait for the widths
+        spectra = waiting * (sums + neurons_bytes(groups, recipe).stored)
+    else:
+        spectra = together * sums + waiting * kept_bytes(groups, recipe)
     return Disk(4 * tokens * config.hidden * boundaries, spectra)
 
 
@@ -121,7 +152,9 @@ def calibration_work(config: SourceConfig, recipe: Recipe, tokens: int) -> int:
     """Floating-point operations of the calibration: 2 a weight and token forward, 2 more forward and 2 back for the
     gradient (activations only), the head, and the sums."""
     shapes = statistics_shapes(Groups.of(config, recipe), recipe.objective).values()
-    sums = 2 * tokens * config.layers * sum(math.prod(shape) for shape in shapes if len(shape) > 1)
+    numbers = sum(math.prod(shape) for shape in shapes if len(shape) > 1)
+    numbers += config.intermediate**2 // 2 if recipe.drop else 0  # of a symmetric matrix
+    sums = 2 * tokens * config.layers * numbers
     forward = 2 * tokens * layer_numbers(config) * config.layers
     if not recipe.differentiates:
         return forward + sums
@@ -129,8 +162,19 @@ def calibration_work(config: SourceConfig, recipe: Recipe, tokens: int) -> int:
 
 
 def eigendecompositions(config: SourceConfig, recipe: Recipe, layers: Layers) -> tuple[int, int]:
-    """How many symmetric matrices are decomposed, one a group of every projection that is not fixed dense, and their
-    side."""
+    """How many symmetric matrices are decomposed at most, one a group of every projection that is not fixed dense, and
+    their side. Where neurons may be dropped it is done again for what stays."""
     groups = Groups.of(config, recipe)
-    low = sum(isinstance(p, LowRank) for mlp in layers.values() for _, p in mlp.items())
+    if recipe.drop:
+        low = 2 * sum(fixed_projection(config, recipe, *key) != DENSE for key in projections(config))
+    else:
+        low = sum(isinstance(p, LowRank) for mlp in layers.values() for _, p in mlp.items())
     return groups.count * low, groups.side
+
+
+def elimination_work(config: SourceConfig, recipe: Recipe) -> int:
+    """Floating-point operations of choosing the neurons that go: inverse (I^3), updates of what is left of it (down to
+    a share l of I: 2/3 (1 - l^3) I^3) and of M [I, H] (I^2 H (1 - l^2)), in float64."""
+    layers = sum(len(layer_widths(config, recipe, i)) > 1 for i in range(config.layers))
+    neurons = config.intermediate
+    return int(layers * neurons**2 * (neurons * (1 + 2 / 3 * (1 - LEAST**3)) + config.hidden * (1 - LEAST**2)))

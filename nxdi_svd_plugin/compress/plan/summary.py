@@ -9,8 +9,16 @@ from typing import Any
 from nxdi_svd_plugin.checkpoint.names import model_name
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, read_config
 from nxdi_svd_plugin.checkpoint.tensors import parameters
+from nxdi_svd_plugin.compress.calibrate.groups import Groups
 from nxdi_svd_plugin.compress.plan.budget import budget
-from nxdi_svd_plugin.compress.plan.cost import calibration_work, disk_needs, eigendecompositions, peak_memory
+from nxdi_svd_plugin.compress.plan.cost import (
+    calibration_work,
+    disk_needs,
+    eigendecompositions,
+    elimination_work,
+    neurons_bytes,
+    peak_memory,
+)
 from nxdi_svd_plugin.compress.plan.ranks import decide_ranks, larger, reached, stored_parameters
 from nxdi_svd_plugin.recipe import Recipe
 from nxdi_svd_plugin.stored.dtypes import DTYPES
@@ -80,6 +88,8 @@ def _calibration(config: SourceConfig, recipe: Recipe, layers: Layers) -> dict[s
         "eigendecomposition_side": side,
         "disk_hidden_states": disk.states,
         "disk_statistics": disk.spectra,
+        "neurons_memory": neurons_bytes(Groups.of(config, recipe), recipe).eliminated,
+        "elimination_flop": elimination_work(config, recipe),
         "flop": calibration_work(config, recipe, tokens),
         "flop_paper": calibration_work(config, Recipe(), tokens),
     }
@@ -87,6 +97,8 @@ def _calibration(config: SourceConfig, recipe: Recipe, layers: Layers) -> dict[s
 
 def _notes(config: SourceConfig, recipe: Recipe, layers: Layers, got: float) -> list[str]:
     """What a reader should know: ranks that come later, how far rounding to the block is from what was asked."""
+    if recipe.drop:
+        return ["widths and ranks are chosen together, within the budget, once the losses are known"]
     if recipe.allocation == "global":
         return [
             "ranks shown are Eq. 5's; allocation global chooses others, within the budget, once the losses are known"
@@ -119,10 +131,20 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"(statistics {work['disk_statistics'] / 1e9:.2f} GB)",
         f"{work['eigendecompositions']} eigendecompositions of {work['eigendecomposition_side']} x "
         f"{work['eigendecomposition_side']} matrices",
+        *_elimination_lines(work),
         "the output error of each layer is known once the calibration text has run: report.json, `nxdi-svd inspect`",
         *plan["notes"],
     ]
     return "\n".join(lines)
+
+
+def _elimination_lines(work: dict[str, int]) -> list[str]:
+    if not work["neurons_memory"]:
+        return []
+    return [
+        f"dropping neurons: {work['elimination_flop'] / 1e12:.1f} TFLOP in float64, "
+        f"{work['neurons_memory'] / 2**30:.2f} GiB for the covariance of a layer's neurons and its root"
+    ]
 
 
 def _layer_lines(plan: dict[str, Any]) -> list[str]:

@@ -11,15 +11,25 @@ import torch
 
 from nxdi_svd_plugin.checkpoint.names import EMBEDDING
 from nxdi_svd_plugin.compress.calibrate import gradient, layer, states
+from nxdi_svd_plugin.compress.calibrate import inner as sums_of_neurons
 from nxdi_svd_plugin.compress.calibrate.groups import Groups
 from nxdi_svd_plugin.compress.calibrate.products import quick_products
 from nxdi_svd_plugin.compress.calibrate.statistics import Statistics, statistics_shapes
+from nxdi_svd_plugin.compress.plan.widths import layer_widths
 from nxdi_svd_plugin.compress.run.session import Session
+
+INNER = "inner"
+"""Name of z z^T in its file."""
 
 
 def statistics(index: int) -> str:
     """Name of the working file with the statistics of a layer."""
     return f"statistics-{index:05d}"
+
+
+def neurons(index: int) -> str:
+    """Name of the working file with the covariance of a layer's neurons, where some may be dropped."""
+    return f"neurons-{index:05d}"
 
 
 def embed(run: Session) -> str:
@@ -71,7 +81,10 @@ def head(run: Session) -> str:
 def backward(run: Session, index: int) -> str:
     """The loss gradient at a layer's input from that at its output, and the statistics of its MLP."""
     model = layer.load_layer(run.job.reader, run.job.config, index, run.device)
-    back = gradient.LayerBackward(model, groups(run), nothing(run))
+    inner = None
+    if len(layer_widths(run.job.config, run.job.recipe, index)) > 1:
+        inner = sums_of_neurons.nothing(run.job.config.intermediate, run.device)
+    back = gradient.LayerBackward(model, groups(run), nothing(run), inner)
     inputs = states.read_samples(run.files, states.hidden(index), run.shape)
     above = states.read_samples(run.files, states.gradient(index + 1), run.shape)
 
@@ -82,7 +95,7 @@ def backward(run: Session, index: int) -> str:
 
     with quick_products():
         states.write_samples(run.files, states.gradient(index), gradients())
-    save_statistics(run, index, back.statistics)
+    save_statistics(run, index, back.statistics, inner)
     return "statistics"
 
 
@@ -96,9 +109,12 @@ def nothing(run: Session) -> Statistics:
     return Statistics.zero(statistics_shapes(groups(run), run.job.recipe.objective), run.device)
 
 
-def save_statistics(run: Session, index: int, sums: Statistics) -> None:
+def save_statistics(run: Session, index: int, sums: Statistics, inner: torch.Tensor | None = None) -> None:
     """Sum over all processes, and store where they will be needed: on the process that decomposes the layer."""
     total = sums.total(run.world.total)
     states.check_finite(statistics(index), *total.sums.values())
+    between = None if inner is None else run.world.total(inner)
     if index % run.world.size == run.world.rank:
         run.files.write_tensors(statistics(index), total.sums)
+        if between is not None:
+            run.files.write_tensors(neurons(index), {INNER: sums_of_neurons.whole(between)})

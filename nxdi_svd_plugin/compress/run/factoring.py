@@ -3,41 +3,42 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from nxdi_svd_plugin.checkpoint.atomic import disk_errors
-from nxdi_svd_plugin.checkpoint.names import ORDER, layer_prefix, projection_prefix
-from nxdi_svd_plugin.compress.calibrate.statistics import Statistics
+from nxdi_svd_plugin.checkpoint.names import NOBODY, ORDER, layer_prefix
 from nxdi_svd_plugin.compress.factor.layer import LayerFactors, factor_layer, moved
+from nxdi_svd_plugin.compress.factor.narrow import elimination
 from nxdi_svd_plugin.compress.factor.rounding import stored_errors, warn
 from nxdi_svd_plugin.compress.factor.spectra import Decomposition, decompose, energies, restore
 from nxdi_svd_plugin.compress.forms import named
-from nxdi_svd_plugin.compress.plan.budget import global_ranks
+from nxdi_svd_plugin.compress.plan.budget import Energies, global_ranks
 from nxdi_svd_plugin.compress.plan.limits import Limits
 from nxdi_svd_plugin.compress.plan.ranks import fixed_projection
-from nxdi_svd_plugin.compress.run.calibration import statistics
+from nxdi_svd_plugin.compress.plan.widths import Curve, global_widths
+from nxdi_svd_plugin.compress.run.calibration import INNER, neurons
 from nxdi_svd_plugin.compress.run.job import stored_dtype
 from nxdi_svd_plugin.compress.run.session import Session
+from nxdi_svd_plugin.compress.run.sources import (
+    curves_of,
+    dropping_file,
+    energies_file,
+    read,
+    source_of,
+    spectra_file,
+    stages_of,
+    sums_of,
+    weight_of,
+)
 from nxdi_svd_plugin.errors import SvdError
 from nxdi_svd_plugin.report.matrix import MatrixRecord
-from nxdi_svd_plugin.stored.layers import layers_to_json
+from nxdi_svd_plugin.stored.layers import Layers, layers_to_json
 from nxdi_svd_plugin.stored.projection import DENSE, PROJECTIONS, LowRank
-
-
-def spectra_file(index: int) -> str:
-    """Name of the working file with the decomposition of a layer."""
-    return f"spectra-{index:05d}"
-
-
-def energies_file(index: int) -> str:
-    """Name of the working file with the energies of a layer's projections, which the ranks are decided from."""
-    return f"energies-{index:05d}"
 
 
 def order_file(index: int) -> str:
@@ -46,18 +47,23 @@ def order_file(index: int) -> str:
 
 
 def spectra(run: Session, layers: tuple[int, ...]) -> str:
-    """Decompose this process's layer; its statistics are read once."""
+    """Decompose this process's layer; its statistics are read once, or again when its width is known."""
+    recipe, tokens = run.job.recipe, run.job.samples.numel()
     for index in run.own(layers):
-        stored = run.files.read_tensors(statistics(index))
-        sums = Statistics({name: tensor.to(run.device) for name, tensor in stored.items()})
+        sums = sums_of(run, index)
         wanted = [name for name in PROJECTIONS if _may_change(run, index, name)]
-        weights = ((name, run.weight(projection_prefix(index, name) + "weight")) for name in wanted)
-        kept = decompose(run.job.recipe, sums, run.job.samples.numel(), weights)
-        run.files.write_tensors(spectra_file(index), kept)
-        if run.job.recipe.allocation == "global":
-            totals = {name: energies(run.job.recipe, kept, name) for name in wanted}
+        kept = decompose(recipe, sums, tokens, ((name, weight_of(run, index, name)) for name in wanted))
+        if not recipe.drop:
+            run.files.write_tensors(spectra_file(index), kept)
+        if recipe.allocation == "global":
+            totals = {name: energies(recipe, kept, name) for name in wanted}
             run.files.write_tensors(energies_file(index), totals)
-    return "eigenvalues and eigenvectors"
+        del kept
+        stages = stages_of(run, index)
+        if len(stages) > 1:
+            weights, inner = partial(weight_of, run, index), read(run, neurons(index))[INNER].to(torch.float64)
+            run.files.write_tensors(dropping_file(index), elimination(recipe, sums, inner, tokens, weights, stages))
+    return "eigenvalues" if recipe.drop else "eigenvalues and eigenvectors"
 
 
 def _may_change(run: Session, index: int, name: str) -> bool:
@@ -75,10 +81,21 @@ def ranks(run: Session) -> str:
         for name, energy in run.files.read_tensors(energies_file(index)).items()
     }
     every = {key: energy for part in run.world.all(mine) for key, energy in part.items()}
-    found = run.world.on_first(lambda: global_ranks(run.job.config, run.job.recipe, every, run.job.limits))
+    curves = {index: curve for part in run.world.all(curves_of(run)) for index, curve in part.items()}
+    found = run.world.on_first(lambda: _decided(run, every, curves))
     run.state.layers = {"format_version": run.state.identity["format"], **layers_to_json(found)}
     low = sum(isinstance(p, LowRank) for mlp in found.values() for _, p in mlp.items())
-    return f"{low} of {len(found) * len(PROJECTIONS)} projections become low rank"
+    said = f"{low} of {len(found) * len(PROJECTIONS)} projections become low rank"
+    if not run.job.recipe.drop:
+        return said
+    stay = sum(mlp.width for mlp in found.values()) / (len(found) * run.job.config.intermediate)
+    return f"{stay:.1%} of the neurons stay, {said}"
+
+
+def _decided(run: Session, every: Energies, curves: Mapping[int, Curve]) -> Layers:
+    if run.job.recipe.drop:
+        return global_widths(run.job.config, run.job.recipe, every, curves, run.job.limits)
+    return global_ranks(run.job.config, run.job.recipe, every, run.job.limits)
 
 
 def copy(run: Session) -> str:
@@ -95,7 +112,8 @@ def copy(run: Session) -> str:
 def _rewritten(run: Session, index: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """Full name, dtype and shape of what the factors of a layer write."""
     mlp = run.layers[index]
-    again = {name for name, p in mlp.items() if isinstance(p, LowRank)} | set(moved(mlp))
+    narrower = mlp.width < run.job.config.intermediate
+    again = {name for name, p in mlp.items() if isinstance(p, LowRank) or narrower} | set(moved(mlp))
     return {
         f"{layer_prefix(index)}mlp.{tensor}": (stored_dtype(run.job, index, tensor.split(".")[0], mlp), shape)
         for tensor, shape in mlp.tensors(run.job.config.hidden).items()
@@ -118,29 +136,24 @@ def factor(run: Session, layers: tuple[int, ...]) -> str:
 
 
 def _factor(run: Session, index: int) -> LayerFactors:
-    planned, began, recipe = run.layers[index], time.monotonic(), run.job.recipe
-    kept = {name: tensor.to(run.device) for name, tensor in run.files.read_tensors(spectra_file(index)).items()}
-    tokens, weights = run.job.samples.numel(), partial(_weight, run, index)
-    low = [name for name, p in planned.items() if isinstance(p, LowRank)]
+    planned, began, recipe, tokens = run.layers[index], time.monotonic(), run.job.recipe, run.job.samples.numel()
+    made_of = source_of(run, index)
 
     def decompositions(name: str) -> Iterator[Decomposition]:
-        return restore(recipe, kept, tokens, name, weights(name))
+        return restore(recipe, made_of.decomposed, tokens, name, made_of.weights(name))
 
     try:
-        made = factor_layer(weights, decompositions, planned, named(recipe.form), recipe.block)
+        made = factor_layer(made_of.weights, decompositions, planned, named(recipe.form), recipe.block)
     except SvdError as error:
         raise SvdError(f"layer {index} {error}") from error
-    if low:
-        for name, errors in stored_errors(made, weights, kept["inputs"] / tokens).items():
+    if made.measured:
+        for name, errors in stored_errors(made, made_of.weights, made_of.decomposed["inputs"] / tokens).items():
             made.measured[name] |= errors
         warn(index, made.measured)
+    made = made_of.narrowed(made)
     for numbers in made.measured.values():
-        numbers["seconds"] = (time.monotonic() - began) / len(low)
+        numbers["seconds"] = (time.monotonic() - began) / len(made.measured)
     return made
-
-
-def _weight(run: Session, index: int, name: str) -> Tensor:
-    return run.weight(projection_prefix(index, name) + "weight")
 
 
 def _records(limits: Limits, index: int, made: LayerFactors) -> list[dict[str, Any]]:
@@ -178,6 +191,7 @@ def write_orders(run: Session) -> None:
     width = run.job.config.intermediate
     rows = np.tile(np.arange(width, dtype=np.int32), (run.job.config.layers, 1))
     for name in found:
-        rows[int(name.rpartition("-")[2])] = np.frombuffer(run.files.path(name).read_bytes(), dtype=np.int32)
+        order = np.frombuffer(run.files.path(name).read_bytes(), dtype=np.int32)
+        rows[int(name.rpartition("-")[2])] = np.pad(order, (0, width - len(order)), constant_values=NOBODY)
     with disk_errors(run.output / ORDER), open(run.output / ORDER, "wb") as file:
         np.save(file, rows, allow_pickle=False)

@@ -16,7 +16,7 @@ from nxdi_svd_plugin.checkpoint.names import CONFIG, REPORT, UNFINISHED
 from nxdi_svd_plugin.checkpoint.working import WorkingFiles
 from nxdi_svd_plugin.checkpoint.writer import check_output, prepare_output, remove_unfinished
 from nxdi_svd_plugin.compress.calibrate import states
-from nxdi_svd_plugin.compress.run import calibration, factoring, manifest
+from nxdi_svd_plugin.compress.run import calibration, factoring, manifest, sources
 from nxdi_svd_plugin.compress.run.allocator import keep_freed_blocks
 from nxdi_svd_plugin.compress.run.finish import completed, finish
 from nxdi_svd_plugin.compress.run.job import Job, check_space, identity, prepare
@@ -165,16 +165,23 @@ def reads(run: Session, step: Step) -> list[str]:
     if step.kind == "backward":
         return [states.hidden(*step.layers), states.gradient(step.layers[0] + 1)]
     if step.kind == "spectra":
-        return [calibration.statistics(i) for i in run.own(step.layers)]
+        return [name for i in run.own(step.layers) for name in sources.sums_files(run, i)]
     if step.kind == "ranks":
         every = range(run.world.rank, run.job.config.layers, run.world.size)
-        return [factoring.energies_file(i) for i in every]
-    return [factoring.spectra_file(i) for i in run.own(step.layers)] if step.kind == "factor" else []
+        return [name for i in every for name in sources.loss_files(run, i)]
+    if step.kind == "factor":
+        return [name for i in run.own(step.layers) for name in sources.factor_files(run, i)]
+    return []
 
 
 def drops(run: Session, step: Step) -> list[str]:
-    """Those of them that no later step reads: all, but for the inputs of a layer that a gradient will come back to."""
+    """Those of them that no later step reads: all, but for the inputs of a layer that a gradient will come back to, and
+    what the factors need once the width of a layer is known."""
     comes_back = step.kind == "forward" and run.job.recipe.differentiates
+    waits = step.kind in ("spectra", "ranks") and run.job.recipe.drop
+    if waits:
+        again = {name for i in range(run.job.config.layers) for name in sources.factor_files(run, i)}
+        return [name for name in reads(run, step) if name not in again]
     return [] if comes_back else reads(run, step)
 
 

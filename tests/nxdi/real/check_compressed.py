@@ -11,6 +11,7 @@ from zero_heads import add_zero_heads
 
 from nxdi_svd_plugin import load_pretrained
 from nxdi_svd_plugin.cli.main import main
+from nxdi_svd_plugin.modeling.configs import layers_of
 from nxdi_svd_plugin.stored.layers import parse_layers
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on. "
@@ -50,6 +51,26 @@ def test_a_tiny_compressed_model(tp, form, svd_llama, tmp_path):
     ]
     directory = compress(svd_llama.parent / "dense", tmp_path / "compressed", *options)
     reference = dense_reference(directory, "llama") if form == "pair" else load_pretrained(directory, torch.float32)
+    check(directory, reference, torch.tensor([[5, 17, 201, 88, 3, 42, 9]]), tp, 2e-5)
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("kind", ["mixed", "groups", "all_dense"])
+def test_a_model_that_dropped_neurons(kind, tp, svd_llama, tmp_path):
+    """Layers of unlike widths: interpolative and dense projections side by side; or a smaller dense MLP."""
+    mixed = ["--rank", "0.gate_proj=16", "--rank", "1.down_proj=24", "--dense", "2", "--dense", "0.up_proj"]
+    options = {
+        "mixed": [*mixed, "--tp-degree", "1"],
+        "groups": [*mixed, "--tp-degree", "2"],
+        "all_dense": ["--dense", "gate_proj", "--dense", "up_proj", "--dense", "down_proj"],
+    }[kind]
+    options += ["--drop", "--ratio", "0.3", "--block", "4", "--samples", "8", "--length", "128"]
+    directory = compress(svd_llama.parent / "dense", tmp_path / "compressed", *options)
+    reference = load_pretrained(directory, torch.float32)
+    layers = layers_of(reference.config)
+    forms = {p.form for mlp in layers.values() for _, p in mlp.items()}
+    assert forms == ({"dense"} if kind == "all_dense" else {"dense", "interpolative"})
+    assert min(mlp.width for mlp in layers.values()) < reference.config.intermediate_size
     check(directory, reference, torch.tensor([[5, 17, 201, 88, 3, 42, 9]]), tp, 2e-5)
 
 
