@@ -1,4 +1,5 @@
-"""LoRA on both matrices of every low-rank projection (Eq. 9): U + B_u A_u and V + B_v A_v, merged back.
+"""LoRA on both matrices of every low-rank projection (Eq. 9): U + B_u A_u and V + B_v A_v, merged back; and on down
+where it stayed dense in a layer that dropped neurons, as it is no longer the source's.
 
 peft adapts nn.Linear. While training, each low-rank projection is therefore replaced by linear layers that share its
 memory; merging writes the sums into the same parameters and puts the projection back, so what is stored keeps its form.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,33 @@ class LinearParts(nn.Module):
         return y
 
 
+class DenseParts(nn.Module):
+    """The same for a dense projection: one nn.Linear, `weight`, on its memory."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self._layer = [layer]
+        self.weight = nn.ModuleList([linear(*self.pieces("weight"))])
+
+    @property
+    def layer(self) -> nn.Linear:
+        """The layer that this one stands for."""
+        return self._layer[0]
+
+    def pieces(self, name: str) -> tuple[Tensor, ...]:
+        """The weight as [in, out], a view."""
+        return (self.layer.get_parameter(name).detach().t(),)
+
+    def linears(self, name: str) -> list[nn.Module]:
+        """The linear layer on it."""
+        return list(cast(nn.ModuleList, self.get_submodule(name)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] to [..., out]."""
+        y: Tensor = self.weight[0](x)
+        return y
+
+
 def linear(matrix: Tensor) -> nn.Linear:
     """nn.Linear that computes x @ matrix on the matrix's own memory."""
     layer = nn.Linear(matrix.shape[0], matrix.shape[1], bias=False, device="meta")
@@ -74,26 +102,31 @@ def linear(matrix: Tensor) -> nn.Linear:
     return layer
 
 
-def low_rank_layers(model: nn.Module) -> dict[str, LowRankLinear]:
-    """Name and layer of every projection that is not dense.
+def compressed_layers(model: Any) -> dict[str, LowRankLinear | nn.Linear]:
+    """Name and layer of every projection that is not dense, and of every down that was fitted again.
 
     Raises:
         CheckpointError: there is none.
     """
-    found = {name: layer for name, layer in model.named_modules() if isinstance(layer, LowRankLinear)}
+    found: dict[str, LowRankLinear | nn.Linear] = {}
+    for name, layer in model.named_modules():
+        down = name.endswith(".mlp.down_proj") and isinstance(layer, nn.Linear)
+        if isinstance(layer, LowRankLinear) or (down and layer.in_features < model.config.intermediate_size):
+            found[name] = layer
     if not found:
-        raise CheckpointError("the model has no low-rank projection: compress it first with `nxdi-svd compress`")
+        raise CheckpointError(
+            "the model has no low-rank projection and dropped no neurons: compress it first with `nxdi-svd compress`"
+        )
     return found
 
 
-def factor_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name and parameter of every near and far."""
-    return {
-        f"{name}.{part}": p for name, layer in low_rank_layers(model).items() for part, p in layer.named_parameters()
-    }
+def factor_parameters(model: Any) -> dict[str, nn.Parameter]:
+    """Name and parameter of every near and far, and of every down that was fitted again."""
+    layers = compressed_layers(model).items()
+    return {f"{name}.{part}": p for name, layer in layers for part, p in layer.named_parameters()}
 
 
-def attach(model: nn.Module, rank: int, alpha: float, generator: torch.Generator) -> dict[str, nn.Parameter]:
+def attach(model: Any, rank: int, alpha: float, generator: torch.Generator) -> dict[str, nn.Parameter]:
     """Put LoRA of `rank`, scaled by alpha / rank, on near and far of every projection; the rest is frozen.
 
     A is drawn from `generator` (uniform as peft does, bound 1/sqrt(fan in)), B is zero: the function is unchanged.
@@ -102,12 +135,12 @@ def attach(model: nn.Module, rank: int, alpha: float, generator: torch.Generator
         The parameters to train, by name.
     Raises:
         MissingExtraError: peft is not installed.
-        CheckpointError: the model has no low-rank projection.
+        CheckpointError: the model has nothing to train.
     """
     peft = import_extra("peft", "recovery")
     model.requires_grad_(False)
-    for name, layer in low_rank_layers(model).items():
-        replace(model, name, LinearParts(layer))
+    for name, layer in compressed_layers(model).items():
+        replace(model, name, LinearParts(layer) if isinstance(layer, LowRankLinear) else DenseParts(layer))
     targets = [
         f"{name}.{part}" for name, parts in parts_of(model) for part, m in parts.named_modules() if type(m) is nn.Linear
     ]
@@ -132,9 +165,9 @@ def merge(model: nn.Module) -> None:
         replace(model, name, parts.layer)
 
 
-def parts_of(model: nn.Module) -> Iterator[tuple[str, LinearParts]]:
+def parts_of(model: nn.Module) -> Iterator[tuple[str, LinearParts | DenseParts]]:
     """Name and layer of every layer that `attach` put in."""
-    return ((name, layer) for name, layer in model.named_modules() if isinstance(layer, LinearParts))
+    return ((name, layer) for name, layer in model.named_modules() if isinstance(layer, (LinearParts, DenseParts)))
 
 
 def replace(model: nn.Module, name: str, layer: nn.Module) -> None:

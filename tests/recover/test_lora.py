@@ -4,12 +4,13 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from tiny_models import save_factored
 
 from nxdi_svd_plugin.errors import CheckpointError, MissingExtraError
 from nxdi_svd_plugin.modeling.load import load_model, load_pretrained
 from nxdi_svd_plugin.modeling.low_rank_linear import LowRankLinear
 from nxdi_svd_plugin.recover import lora
-from nxdi_svd_plugin.stored.projection import LowRank, Side
+from nxdi_svd_plugin.stored.projection import PROJECTIONS, LowRank, Side
 
 TOKENS = torch.arange(2 * 11).view(2, 11) + 40
 
@@ -132,7 +133,7 @@ def test_pivots_pass_through_after_training(side):
 
 
 def test_a_dense_model_is_refused(tiny_llama):
-    with pytest.raises(CheckpointError, match="no low-rank projection: compress it first"):
+    with pytest.raises(CheckpointError, match="no low-rank projection and dropped no neurons: compress it first"):
         lora.factor_parameters(load_model(tiny_llama, torch.float32))
 
 
@@ -140,3 +141,25 @@ def test_without_peft_the_pip_line_is_named(tiny_svd_llama, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
     with pytest.raises(MissingExtraError, match=r"nxdi-svd-plugin\[recovery\]"):
         lora.attach(torch.nn.Sequential(LowRankLinear(LowRank(2), Side.HIDDEN, 3, 3)), 2, 2.0, seeded())
+
+
+def test_a_dense_down_that_was_fitted_again_is_trained_too(tiny_llama, tmp_path):
+    """Layers 0 and 1 of 70 and 50 neurons beside the whole layer 2, all dense."""
+    pytest.importorskip("peft")
+    every = tuple((i, name) for i in range(3) for name in PROJECTIONS)
+    directory = save_factored(tiny_llama, tmp_path / "narrow", 4, every, ((0, 70), (1, 50)))
+    model = load_pretrained(directory, torch.float32).eval()
+    downs = [f"model.layers.{i}.mlp.down_proj.weight" for i in (0, 1)]
+    assert list(lora.factor_parameters(model)) == downs
+    keys = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        trained = lora.attach(model, 3, 6.0, seeded())
+        assert len(trained) == 4
+        for i, parameter in enumerate(trained.values()):
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=seeded(i)))
+        adapted = model(TOKENS).logits
+        lora.merge(model)
+        merged = model(TOKENS).logits
+    assert torch.allclose(merged, adapted, atol=2e-5 * float(adapted.abs().max()))
+    after = model.state_dict()
+    assert [name for name in keys if not torch.equal(after[name], keys[name])] == downs
