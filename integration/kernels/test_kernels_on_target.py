@@ -74,11 +74,14 @@ def identity_at(c, first):
 
 @pytest.mark.parametrize("case", CASES)
 def test_latency(target, record, case):
-    """Percentiles on the device, a model on the simulator; at the paper's shapes xuv beats dense."""
+    """Percentiles on the device, a model on the simulator; at the paper's shapes xuv beats dense on the device.
+
+    The model cannot say so: it has plain xuv 2 to 4 % slower at some lengths, and its band is many times that.
+    """
     row = {"case": case, "target": target.name, **target.latency_us(case)}
     record(row)
     assert row["us"] > 0
-    if PAPER in case and case.startswith("xuv"):
+    if PAPER in case and case.startswith("xuv") and target.name == "device":
         dense = target.latency_us(case.replace("xuv", "dense"))
         assert row["us"] < dense["us"]
 
