@@ -216,8 +216,17 @@ def transformers_config(raw: Mapping[str, Any]) -> Any:
     """The transformers config of what `read_raw` gave."""
     from transformers import AutoConfig
 
-    values = copy.deepcopy({key: value for key, value in raw.items() if key != "model_type"})  # transformers 5 edits it
-    return AutoConfig.for_model(raw["model_type"], **values)
+    values = {key: value for key, value in as_known_here(raw).items() if key != "model_type"}
+    return AutoConfig.for_model(raw["model_type"], **copy.deepcopy(values))  # transformers 5 edits it
+
+
+def as_known_here(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A config in both spellings without `dtype` where this transformers (before 4.56) does not know it: it would save
+    it as it was read, beside the torch_dtype of what is saved."""
+    from transformers import PretrainedConfig
+
+    known = hasattr(PretrainedConfig(), "dtype")
+    return {key: value for key, value in raw.items() if known or key != "dtype"}
 
 
 def check_buildable(config: SourceConfig) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
 
+from nxdi_svd_plugin.checkpoint.source import as_known_here
 from nxdi_svd_plugin.checkpoint.spellings import config_for_both
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.stored.layers import Layers, parse_layers
@@ -24,7 +25,7 @@ class BothSpellings:
         Raises:
             CheckpointError: the spellings contradict each other.
         """
-        return super().from_dict(config_for_both(config_dict), **kwargs)  # type: ignore[misc]
+        return super().from_dict(as_known_here(config_for_both(config_dict)), **kwargs)  # type: ignore[misc]
 
 
 class SvdLlamaConfig(BothSpellings, LlamaConfig):
