@@ -1,25 +1,16 @@
 """README.md: readable in a minute, its tables are those of the committed rows, its pictures and pages are there."""
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
+
+from scripts import script
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "README.md").read_text()
 
 
-def script():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    spec = importlib.util.spec_from_file_location("readme", ROOT / "benchmarks" / "readme.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.path.remove(str(ROOT / "benchmarks"))
-    return module
-
-
 def test_the_tables_are_those_of_the_rows():
-    made = script()
+    made = script("readme")
     assert made.replaced(PAGE, made.tables()) == PAGE
 
 

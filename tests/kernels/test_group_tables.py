@@ -1,22 +1,16 @@
 """A core with a group of its own holds, moves and computes its share of what dense does; the rows and their pages."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
+from scripts import script
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    spec = importlib.util.spec_from_file_location("groups", ROOT / "benchmarks" / "groups.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.path.remove(str(ROOT / "benchmarks"))
-    return module
+@pytest.fixture(scope="module", name="script")
+def the_script():
+    return script("groups")
 
 
 def test_the_pages_are_in_step_with_the_rows(script):

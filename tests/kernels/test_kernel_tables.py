@@ -1,16 +1,14 @@
 """docs/kernels.md holds exactly the tables that the committed rows give, and every row says where it comes from."""
 
-import importlib.util
 from pathlib import Path
+
+from scripts import script
 
 ROOT = Path(__file__).parents[2]
 
 
 def generator():
-    spec = importlib.util.spec_from_file_location("kernel_tables", ROOT / "benchmarks" / "kernel_tables.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("kernel_tables")
 
 
 def test_the_page_is_in_step_with_the_rows():
