@@ -146,7 +146,9 @@ def _within_quota(v: Tensor, pivots: Tensor, label: Tensor, quota: Sequence[int]
     """The first pivots of every class up to its quota, and others in place of the rest: those that are longest in the
     directions which the kept ones do not span."""
     kept = torch.cat([pivots[label[pivots] == c][:most] for c, most in enumerate(quota)])
-    others = torch.linalg.qr(v[:, kept], mode="complete").Q[:, len(kept) :]
+    reflectors, scales = torch.geqrf(v[:, kept])
+    last = torch.eye(len(v), dtype=v.dtype, device=v.device)[:, len(kept) :]
+    others = torch.ormqr(reflectors, scales, last)
     left = [most - int((label[kept] == c).sum()) for c, most in enumerate(quota)]
     return torch.cat([kept, _pivoted_qr(others.T @ v, label, left, kept)])
 

@@ -15,7 +15,7 @@ from nxdi_svd_plugin.compress.calibrate.statistics import FAR, SQUARES, Statisti
 from nxdi_svd_plugin.compress.factor import sides
 from nxdi_svd_plugin.compress.factor.layer import factor_layer
 from nxdi_svd_plugin.compress.factor.spectra import decompose, energies, restore
-from nxdi_svd_plugin.compress.forms import Truncation, named
+from nxdi_svd_plugin.compress.forms import Factors, named
 from nxdi_svd_plugin.compress.plan.budget import budget, global_ranks
 from nxdi_svd_plugin.compress.plan.ranks import decide_ranks
 from nxdi_svd_plugin.compress.run.run import compress
@@ -178,7 +178,7 @@ def test_groups_have_their_own_pivots_in_the_same_places(data):
     for name in names:
         rank = block * data.draw(st.integers(1, part // (3 * block)))
         draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-        cut[name] = [Truncation(draw(hidden, rank), draw(rank, part), None) for _ in range(count)]
+        cut[name] = [Factors(draw(hidden, rank), draw(rank, part), None) for _ in range(count)]
     made = named("interpolative").store(cut, part, block)
     assert all(
         set(own.tolist()) == set(range(k * part, (k + 1) * part)) for k, own in enumerate(made.order.split(part))

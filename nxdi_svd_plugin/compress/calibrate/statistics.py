@@ -81,13 +81,24 @@ class Statistics:
 
     def add(self, name: str, x: Tensor, group: int | None = None) -> None:
         """Add x^T x for x [..., n] to a sum, or to that of one group; its products have the precision of x, the sum
-        float64."""
+        float64. Where the two differ, the sums are whole only after `mirror`."""
+        from nxdi_svd_plugin.factorize.panels import add_lower
+
         tokens, total = x.reshape(-1, x.shape[-1]), self.sums[name]
         total = total if group is None else total[group]
         if x.dtype == total.dtype:
             total.addmm_(tokens.T, tokens)
         else:
-            total.add_(tokens.T @ tokens)
+            add_lower(total, tokens)
+
+    def mirror(self) -> None:
+        """Make the sums symmetric to the last bit, once the last sample is added."""
+        from nxdi_svd_plugin.factorize.panels import mirror
+
+        for total in self.sums.values():
+            if total.dim() > 1:
+                for square in total.reshape(-1, *total.shape[-2:]):
+                    mirror(square)
 
     def add_squares(self, name: str, x: Tensor) -> None:
         """Add the sums of squares of x [..., I] over tokens."""

@@ -7,7 +7,6 @@ matrix: M cov M^T.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from nxdi_svd_plugin.compress.calibrate.groups import Groups
 from nxdi_svd_plugin.compress.calibrate.products import quick_products
 from nxdi_svd_plugin.compress.calibrate.statistics import Statistics
+from nxdi_svd_plugin.factorize.panels import symmetric
 from nxdi_svd_plugin.stored.projection import READS, Side
 
 
@@ -24,12 +24,12 @@ class Decomposed:
     """What is kept of the decomposition of one group.
 
     energy: [a], descending: what dropping each direction costs, in the objective's unit. vectors: [a, a], as columns.
-    ridges: what was added to diagonals, None where these are zero; the last in units of the mean.
+    numbers: what else the objective needs to restore it; None where a ridge is relative to zero.
     """
 
     energy: Tensor
     vectors: Tensor
-    ridges: tuple[float | None, ...]
+    numbers: tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Sides:
         """M M^T in float64, with products and sums in `products`; bfloat16 weights lose nothing in quick ones."""
         m = self._turned(products)
         with quick_products():
-            return (m @ m.T).to(torch.float64)
+            return symmetric(m.T, m.T).to(torch.float64)
 
     def covariance(self) -> Tensor:
         """Of the smaller side in the loss: of what is read there, or of the gradient of what is written there."""
@@ -83,12 +83,22 @@ class Sides:
             self._through(self.statistics.inputs) if self.groups.narrow else self.statistics.far(self.name, self.group)
         )
 
-    def output(self, gram: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-        """Covariances of the two sides, the second through the matrix, whose product is the energy of the output."""
+    def weighing(self) -> Tensor:
+        """How the output weighs the smaller side: the covariance of what is read there, or the identity."""
         if self.reads_smaller:
-            return self.read(), gram()
-        written = self.written()
-        return torch.eye(len(written), dtype=written.dtype, device=written.device), written
+            return self.read()
+        return torch.eye(self.groups.side, dtype=torch.float64, device=self.matrix.device)
+
+    def output(self, gram: Tensor) -> tuple[Tensor, Tensor]:
+        """Covariances of the two sides, the second through the matrix, whose product is the energy of the output."""
+        return self.weighing(), gram if self.reads_smaller else self.written()
+
+    def dropped_output(self, u: Tensor, g: Tensor) -> float:
+        """The energy of what an output loses with u g M of its matrix M, u [a, d] and g [d, a]."""
+        if not self.reads_smaller:
+            return float(((u.T @ u) * (g @ self.written() @ g.T)).sum())
+        dropped = g.to(torch.float32) @ self._turned(torch.float32)
+        return float(((u.T @ self.read() @ u) * (dropped @ dropped.T)).sum())
 
     def _turned(self, dtype: torch.dtype) -> Tensor:
         """M, the matrix with its smaller side first."""

@@ -73,8 +73,8 @@ def groups_of(recipe: Recipe, sums: Statistics, tokens: int, name: str, weight: 
 def decompose(
     recipe: Recipe, sums: Statistics, tokens: int, weights: Iterable[tuple[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """What is kept of a layer: `<projection>.<group>.energy`, `.vectors` and `.ridges`, and the statistics that the
-    factors need.
+    """What is kept of a layer: `<projection>.<group>.energy`, `.vectors` and `.numbers`, and the statistics that
+    the factors need.
 
     Args:
         sums: over all tokens. weights: (projection, torch weight [out, in]) of those that may become low rank.
@@ -85,9 +85,9 @@ def decompose(
         for sides in groups_of(recipe, sums, tokens, name, weight):
             found, stem = one.decompose(sides), f"{name}.{sides.group}"
             kept |= {key: sums.sums[key] for key in kept_names(sides.groups, recipe.objective)}
-            ridges = [torch.nan if ridge is None else ridge for ridge in found.ridges]
+            numbers = [torch.nan if number is None else number for number in found.numbers]
             kept |= {f"{stem}.energy": found.energy, f"{stem}.vectors": found.vectors}
-            kept[f"{stem}.ridges"] = torch.tensor(ridges, dtype=torch.float64)
+            kept[f"{stem}.numbers"] = torch.tensor(numbers, dtype=torch.float64)
     return kept
 
 
@@ -103,8 +103,8 @@ def restore(
     """The groups of one projection out of what `decompose` gave, one in memory at a time."""
     one, sums = objective(recipe), Statistics({key: t for key, t in kept.items() if "." not in key})
     for sides in groups_of(recipe, sums, tokens, name, weight):
-        energy, vectors, ridges = (kept[f"{name}.{sides.group}.{part}"] for part in ("energy", "vectors", "ridges"))
-        numbers = tuple(None if ridge != ridge else ridge for ridge in ridges.tolist())
+        energy, vectors, found = (kept[f"{name}.{sides.group}.{part}"] for part in ("energy", "vectors", "numbers"))
+        numbers = tuple(None if number != number else number for number in found.tolist())
         yield one.restore(sides, Decomposed(energy, vectors, numbers))
 
 

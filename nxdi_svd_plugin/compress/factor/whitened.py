@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nxdi_svd_plugin.compress.factor.sides import Decomposed, Sides
-from nxdi_svd_plugin.compress.forms import Truncation
+from nxdi_svd_plugin.compress.forms import Factors, Truncation
 from nxdi_svd_plugin.factorize import svd
 from nxdi_svd_plugin.factorize.whitening import Whitening, whiten
 from nxdi_svd_plugin.stored.projection import READS, Side
@@ -39,7 +39,7 @@ class InputWhitened:
         else:
             found = svd.factor_by_output(self.sides.weight, torch.empty(0), rank, self.eigen)
         reads = READS[self.sides.name]
-        return Truncation(*((found.u, found.v) if reads is Side.HIDDEN else (found.v.T, found.u.T)), None)
+        return Factors(*((found.u, found.v) if reads is Side.HIDDEN else (found.v.T, found.u.T)), None)
 
     def loss(self, rank: int) -> None:
         """The output error of one projection says nothing about the model's."""
@@ -66,7 +66,7 @@ class Whitened:
     def restore(self, sides: Sides, kept: Decomposed) -> InputWhitened:
         """What the group is truncated with."""
         whitening = self._whitening(sides) if sides.reads_smaller else None
-        return InputWhitened(sides, svd.Eigen(kept.energy, kept.vectors, *kept.ridges), whitening)
+        return InputWhitened(sides, svd.Eigen(kept.energy, kept.vectors, *kept.numbers), whitening)
 
     def _whitening(self, sides: Sides) -> Whitening:
         if sides.groups.narrow:

@@ -20,17 +20,40 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Truncation:
-    """The best rank-r matrix of one group of a projection: near [H, r] far [r, n], float64.
+class Truncation(Protocol):
+    """The best rank-r matrix W' of one group of a projection: near [H, r] far [r, n], float64.
 
-    The rows of far are the whitened coordinates of the columns. split: [r], by which a pair divides near and multiplies
-    far to share the singular values out (Eq. 6-8); None where they are shared out already.
+    The rows of far are the whitened coordinates of the columns.
     """
+
+    @property
+    def near(self) -> Tensor:
+        """[H, r]; may be made only when asked for."""
+
+    @property
+    def far(self) -> Tensor:
+        """[r, n]."""
+
+    @property
+    def split(self) -> Tensor | None:
+        """[r], by which a pair divides near and multiplies far to share the singular values out (Eq. 6-8); None where
+        they are shared out already."""
+
+    def columns(self, at: Tensor) -> Tensor:
+        """[H, len(at)] of W'."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A truncation that has its factors."""
 
     near: Tensor
     far: Tensor
     split: Tensor | None
+
+    def columns(self, at: Tensor) -> Tensor:
+        """[H, len(at)] of W'."""
+        return self.near @ self.far[:, at]
 
 
 @dataclass(frozen=True)

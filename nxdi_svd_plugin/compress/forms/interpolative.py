@@ -97,7 +97,7 @@ def _factors(
         kept = torch.zeros(len(order), dtype=torch.bool)
         kept[indices(runs)] = True
         pivots, others = order[kept].to(t.far.device), order[~kept].to(t.far.device)
-        near.append(t.near @ t.far[:, pivots])
+        near.append(t.columns(pivots))
         far.append(one.in_order(others, pivots))
     return torch.cat(near, 1), torch.cat(far, 1)
 

@@ -30,7 +30,7 @@ class Pair:
     def store(self, truncated: Mapping[str, Sequence[Truncation]], part: int, block: int) -> Stored:
         """The truncated factors, split, group beside group."""
         return Stored(
-            {name: self.planned(groups[0].near.shape[1], len(groups)) for name, groups in truncated.items()},
+            {name: self.planned(len(groups[0].far), len(groups)) for name, groups in truncated.items()},
             {name: _split(groups) for name, groups in truncated.items()},
             None,
             {name: {} for name in truncated},
@@ -45,7 +45,8 @@ def _split(groups: Sequence[Truncation]) -> tuple[Tensor, Tensor]:
 
 
 def _one(t: Truncation) -> tuple[Tensor, Tensor]:
-    return (t.near, t.far) if t.split is None else (t.near / t.split, t.far * t.split[:, None])
+    split = t.split
+    return (t.near, t.far) if split is None else (t.near / split, t.far * split[:, None])
 
 
 FORM: Form = Pair()

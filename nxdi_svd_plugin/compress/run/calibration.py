@@ -95,6 +95,7 @@ def backward(run: Session, index: int) -> str:
 
     with quick_products():
         states.write_samples(run.files, states.gradient(index), gradients())
+    back.statistics.mirror()
     save_statistics(run, index, back.statistics, inner)
     return "statistics"
 

@@ -7,6 +7,7 @@ import torch
 
 from nxdi_svd_plugin.compress.calibrate.groups import Groups
 from nxdi_svd_plugin.compress.calibrate.statistics import SQUARES, Statistics, statistics_shapes
+from nxdi_svd_plugin.factorize.panels import PANEL
 
 CPU = torch.device("cpu")
 EPS = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
@@ -60,3 +61,15 @@ def test_sums_of_all_processes_become_means():
     assert set(means.sums) == set(sums.sums)
     assert torch.equal(means.inputs, torch.eye(3, dtype=torch.float64) * 3)
     assert torch.equal(means.far("down_proj", 0), torch.full((3, 3), 0.25, dtype=torch.float64))
+
+
+def test_float32_sums_are_whole_once_mirrored():
+    """Wider than a panel, of two groups: only what is on and below the diagonal is summed until then."""
+    x = torch.randn(2, 6, PANEL + 9, generator=torch.Generator().manual_seed(2))
+    found = Statistics.zero({"outputs": (2, PANEL + 9, PANEL + 9), "gate_squares": (3,)}, CPU)
+    for group, part in enumerate(x):
+        found.add("outputs", part, group)
+    found.mirror()
+    wanted = x.double().mT @ x.double()
+    assert torch.equal(found.sums["outputs"], found.sums["outputs"].mT)
+    torch.testing.assert_close(found.sums["outputs"], wanted, rtol=0, atol=6 * 2.0**-24 * float(wanted.max()))
