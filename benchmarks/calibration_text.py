@@ -3,8 +3,11 @@
     python benchmarks/calibration_text.py --model SMOLLM2 --output generated.txt
 
 SmolLM2-135M-Instruct (Apache-2.0), bfloat16, torch 2.13, sampled at temperature 1 without any cut (so that the text
-covers what the model itself considers possible), seed 0, one piece of 512 tokens for each beginning below. Two lines
-were then removed by hand, and the last pieces (about 4,100 tokens) became the held-out text. Another torch gives other
+covers what the model itself considers possible), one piece of 512 tokens for each beginning below: with seed 0 and 1
+those of BEGINNINGS, with seed 1, 2 and 3 those of QUIET (`--quiet`). The last pieces of the first run (about 4,100
+tokens) became the held-out text. Of the others every paragraph was read, and those that one would not pass on were
+removed (hate, slurs, abuse of religions, sex, violence against persons, suicide, terror, claims about living persons,
+addresses), which is more than half of all; tests/test_shipped_text.py keeps a list of words. Another torch gives other
 text.
 """
 
@@ -79,6 +82,40 @@ The election results were
 It is often said that money
 The human heart has four""".splitlines()
 
+QUIET = """\
+To replace the battery of the clock, first
+class Stack:
+Add the onions and the carrots to
+The bridge was built of stone and
+A prime number is a number that
+{"name": "kettle", "price":
+Water boils at a temperature of
+Dear customer, your order of
+The table below lists the
+In the game of chess, a bishop
+A telescope collects light with
+To bake bread, mix the flour with
+Honey bees build their
+<html><head><title>Garden tools</title>
+for i in range(10):
+The weather on Monday will be
+The library opens at nine and
+Exercise 4. Calculate the area of
+The piano has eighty-eight
+Steel is an alloy of
+How do I sort a list in Python?
+An adjective describes
+The bicycle has two wheels and
+The lighthouse on the cape
+A cloud forms when
+SELECT COUNT(*) FROM orders WHERE
+The moon moves around the earth
+Trees lose their leaves in
+To paint a wall, begin with
+Welcome to the quarterly report of
+The volcano last erupted in
+The ratio of the two numbers is""".splitlines()
+
 
 def main() -> None:
     import torch
@@ -87,12 +124,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="SmolLM2 as demo/smollm2.py writes it")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quiet", action="store_true", help="begin as QUIET does")
     args = parser.parse_args()
-    torch.manual_seed(0)
+    torch.manual_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")
     tokenizer.pad_token = tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(args.model, torch_dtype=torch.bfloat16)
-    inputs = tokenizer(BEGINNINGS, return_tensors="pt", padding=True)
+    inputs = tokenizer(QUIET if args.quiet else BEGINNINGS, return_tensors="pt", padding=True)
     pieces = model.generate(
         **inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, min_new_tokens=500, max_new_tokens=512
     )
