@@ -21,10 +21,9 @@ from nxdi_svd_plugin.stored.cells import pivot_runs
 from nxdi_svd_plugin.stored.layers import Layers, Mlp
 from nxdi_svd_plugin.stored.projection import READS
 
-Hashes = Callable[[Path], Mapping[str, str]]
-"""The SHA-256 of every weight file that a directory's report says; report/record.py's `recorded_hashes`."""
-
-
+Recorded = Callable[[Path], tuple[Mapping[str, str], Layers]]
+"""What a directory's report says: the SHA-256 of every weight file, and the stored layers; report/record.py's
+`recorded`."""
 INSIDE = "neurons are moved inside their group"
 
 
@@ -38,9 +37,9 @@ class Check:
     detail: str
 
 
-def verify(directory: Path, hashes: Hashes, base: Path | None = None) -> list[Check]:
-    """Check keys, shapes, finiteness, hashes and neuron order of `directory`; with `base`, that what was not compressed
-    equals it.
+def verify(directory: Path, recorded: Recorded, base: Path | None = None) -> list[Check]:
+    """Check keys, shapes, finiteness, hashes, layers and neuron order of `directory`; with `base`, that what was not
+    compressed equals it.
 
     Raises:
         CheckpointError: the directory or a file cannot be read at all, or it is not a compressed one.
@@ -50,7 +49,8 @@ def verify(directory: Path, hashes: Hashes, base: Path | None = None) -> list[Ch
     expected = stored_tensors(config.dense, config.layers)
     reader = Reader(directory)
     tied = bool(config.dense.raw.get("tie_word_embeddings", False))
-    checks = [*check_names(reader, tied, expected), check_finite(reader), check_hashes(directory, reader, hashes)]
+    checks = [*check_names(reader, tied, expected), check_finite(reader)]
+    checks += check_record(directory, reader, config.layers, recorded)
     order = neuron_order(directory)
     if order is not None:
         checks.append(check_order(order, config.layers, config.dense.intermediate))
@@ -85,18 +85,23 @@ def check_finite(reader: Reader) -> Check:
     return answer("all values are finite", bad, f"{len(reader.tensors)} tensors")
 
 
-def check_hashes(directory: Path, reader: Reader, hashes: Hashes) -> Check:
-    """sha256 of each weight file against those that were recorded."""
+def check_record(directory: Path, reader: Reader, layers: Layers, recorded: Recorded) -> Iterator[Check]:
+    """What was recorded: sha256 of each weight file; groups, widths, ranks and pivots. No tensor's shape says where
+    pivots are."""
     name = "files have the hashes in report.json"
     if not (directory / REPORT).is_file():
-        return Check(name, None, f"not compared: there is no {REPORT}, as after save_pretrained")
+        yield Check(name, None, f"not compared: there is no {REPORT}, as after save_pretrained")
+        return
     try:
-        files = hashes(directory)
+        files, stored = recorded(directory)
     except CheckpointError as error:
-        return Check(name, False, str(error))
+        yield Check(name, False, str(error))
+        return
     bad = [file for file in files if not (directory / file).is_file() or file_sha256(directory / file) != files[file]]
     bad += [f"{file} (not in report.json)" for file in reader.files if file not in files]
-    return answer(name, bad, f"{len(files)} files")
+    yield answer(name, bad, f"{len(files)} files")
+    other = [f"layer {i}" for i in sorted({*layers, *stored}) if layers.get(i) != stored.get(i)]
+    yield answer("layers are as report.json says", other, f"{len(layers)} layers")
 
 
 def neuron_order(directory: Path) -> torch.Tensor | None:
@@ -156,7 +161,9 @@ def check_base(
     untouched = [n for n in reader.tensors if n not in changed]
     unknown = [n for n in untouched if order is None and ".mlp." in n and int(n.split(".")[2]) in moved]
     if unknown:
-        return Check(name, False, f"{ORDER} is missing, so the neurons of {unknown[0]} cannot be found in the base")
+        return Check(
+            name, False, f"{ORDER} is missing or wrong: the neurons of {unknown[0]} cannot be found in the base"
+        )
     return answer(name, differing(reader, base, expected, order, same_bits), f"{len(untouched)} tensors")
 
 

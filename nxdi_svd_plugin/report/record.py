@@ -193,10 +193,11 @@ class Report:
         )
 
 
-def recorded_hashes(directory: Path) -> dict[str, str]:
-    """SHA-256 of every weight file, as report.json has them.
+def recorded(directory: Path) -> tuple[dict[str, str], Layers]:
+    """SHA-256 of every weight file, and the stored layers, as report.json has them.
 
     Raises:
         CheckpointError: as `Report.read`.
     """
-    return Report.read(directory).files
+    report = Report.read(directory)
+    return report.files, report.layers

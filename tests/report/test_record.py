@@ -11,7 +11,7 @@ from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.report.cells import error_lines, layer_rows, layer_table
 from nxdi_svd_plugin.report.matrix import ADDED, MatrixRecord
 from nxdi_svd_plugin.report.peak import peak_memory
-from nxdi_svd_plugin.report.record import Report, recorded_hashes
+from nxdi_svd_plugin.report.record import Report, recorded
 from nxdi_svd_plugin.stored.projection import DENSE, LowRank
 
 GROUPED = tuple(dataclasses.replace(m, projection=LowRank(20, ((0, 10),), 2)) for m in matrices())
@@ -37,7 +37,7 @@ def test_read_is_what_was_written(report, tmp_path):
     assert Report.read(tmp_path) == report
     Report.read(tmp_path).write(tmp_path)
     assert (tmp_path / "report.json").read_bytes() == first
-    assert recorded_hashes(tmp_path) == report.files
+    assert recorded(tmp_path) == (report.files, report.layers)
 
 
 def test_the_keys_on_disk():
