@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy
 import torch
 
+from nxdi_svd_plugin.checkpoint.layout import tensor_bytes
 from nxdi_svd_plugin.checkpoint.names import HEAD, NOBODY, ORDER, REPORT, ROTARY_BUFFER
 from nxdi_svd_plugin.checkpoint.reader import Reader, file_sha256
 from nxdi_svd_plugin.checkpoint.source import check_buildable, read_compressed
 from nxdi_svd_plugin.checkpoint.tensors import stored_tensors
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.stored.cells import pivot_runs
-from nxdi_svd_plugin.stored.layers import Layers, Mlp
+from nxdi_svd_plugin.stored.layers import Layers, Mlp, groups_of
 from nxdi_svd_plugin.stored.projection import READS
 
 Recorded = Callable[[Path], tuple[Mapping[str, str], Layers]]
@@ -49,7 +50,7 @@ def verify(directory: Path, recorded: Recorded, base: Path | None = None) -> lis
     expected = stored_tensors(config.dense, config.layers)
     reader = Reader(directory)
     tied = bool(config.dense.raw.get("tie_word_embeddings", False))
-    checks = [*check_names(reader, tied, expected), check_finite(reader)]
+    checks = [*check_names(reader, tied, expected, config.layers), check_finite(reader)]
     checks += check_record(directory, reader, config.layers, recorded)
     order = neuron_order(directory)
     if order is not None:
@@ -62,8 +63,8 @@ def verify(directory: Path, recorded: Recorded, base: Path | None = None) -> lis
     return checks
 
 
-def check_names(reader: Reader, tied: bool, expected: Mapping[str, tuple[int, ...]]) -> Iterator[Check]:
-    """Names and shapes. A tied lm_head may be stored or left out."""
+def check_names(reader: Reader, tied: bool, expected: Mapping[str, tuple[int, ...]], layers: Layers) -> Iterator[Check]:
+    """Names and shapes, and what they are for a core. A tied lm_head may be stored or left out."""
     optional = {HEAD} if tied else set()
     found = {name: info.shape for name, info in reader.tensors.items() if not ROTARY_BUFFER.fullmatch(name)}
     missing = sorted(set(expected) - set(found) - optional)
@@ -76,7 +77,14 @@ def check_names(reader: Reader, tied: bool, expected: Mapping[str, tuple[int, ..
     wanted = f"{len(expected) - 1} and the tied head" if tied else f"{len(expected)}"
     yield answer("no tensor is missing", missing, f"{wanted} expected")
     yield answer("no tensor is unexpected", extra, f"{len(found)} found")
-    yield answer("shapes fit config.json", wrong, "all")
+    yield answer("shapes fit config.json", wrong, on_a_core(reader, layers))
+
+
+def on_a_core(reader: Reader, layers: Layers) -> str:
+    """Bytes of the MLPs on one of as many cores as groups."""
+    groups = groups_of(layers)
+    total = sum(tensor_bytes(info.dtype, info.shape) for name, info in reader.tensors.items() if ".mlp." in name)
+    return f"{total // groups} bytes of MLP weights on a core at tensor-parallel degree {groups}"
 
 
 def check_finite(reader: Reader) -> Check:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from reports import write_report
 from safetensors.torch import load_file, save_file
+from tiny_models import save_factored
 
 from nxdi_svd_plugin.checkpoint import verify as module
 from nxdi_svd_plugin.checkpoint.verify import check_order
@@ -49,6 +50,14 @@ def test_a_good_directory_passes(pair):
     checks = verify(*pair)
     assert failing(checks) == {}
     assert [check.name for check in checks][-1] == "untouched tensors equal the base's"
+
+
+@pytest.mark.parametrize("groups", [1, 2, 5])
+def test_what_a_core_holds_is_said(groups, tiny_llama, tmp_path):
+    directory = save_factored(tiny_llama, tmp_path / "svd", 20, groups=groups)
+    [check] = [check for check in verify(directory) if check.name == "shapes fit config.json"]
+    each = 4 * 9 * (20 // groups) * (44 + 90 // groups)
+    assert check.detail == f"{each} bytes of MLP weights on a core at tensor-parallel degree {groups}"
 
 
 def flip_one_bit(tensors):
