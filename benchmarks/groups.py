@@ -27,7 +27,7 @@ from kernel_tables import markdown, replaced  # noqa: E402
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, read_config  # noqa: E402
 from nxdi_svd_plugin.compress.plan.ranks import decide_ranks, reached, stored_parameters  # noqa: E402
 from nxdi_svd_plugin.errors import RecipeError  # noqa: E402
-from nxdi_svd_plugin.hardware import tiles  # noqa: E402
+from nxdi_svd_plugin.hardware import PARTITIONS, tiles  # noqa: E402
 from nxdi_svd_plugin.kernels.measure import layer as core  # noqa: E402
 from nxdi_svd_plugin.recipe import Recipe  # noqa: E402
 from nxdi_svd_plugin.stored.cores import neurons_of, sharing  # noqa: E402
@@ -146,18 +146,40 @@ def ratio_table(rows: list[Row], ratio: float) -> str:
     return markdown(["model", "tp", "factors", "rank of a group", "ratio reached", *MEASURES.values()], body)
 
 
+PRODUCTS, FREE, X_ONLY, BOTH = "products alone", "dense transposes nothing", "dense: X", "dense: X, down's input"
+"""What is counted of the tensor engine: without transposes on either side, or beside dense kernels that do these."""
+
+
+def transposes(row: Row) -> tuple[int, int]:
+    """Tensor-engine cycles that transpose X [S, H], and the input of down [S, I / tp], once: 128 for each 128 x 128."""
+    hidden = PARTITIONS * row[f"transpose_cycles_{PREFILL}"] // PREFILL
+    return row[f"transpose_cycles_{PREFILL}"], PREFILL * tiles(row["dense_parameters"] // (3 * hidden))
+
+
+def cycles(row: Row) -> dict[str, float]:
+    """Tensor-engine cycles over (1 - ratio reached) x dense's, by what the dense kernel transposes. Ours has X's."""
+    ours, dense = row[f"pe_cycles_{PREFILL}"], row[f"dense_pe_cycles_{PREFILL}"]
+    x, inner = transposes(row)
+    terms = {
+        FREE: (ours, dense),
+        X_ONLY: (ours, dense + x),
+        BOTH: (ours, dense + x + inner),
+        PRODUCTS: (ours - x, dense),
+    }
+    return {name: mine / theirs / (1 - row["reached"]) for name, (mine, theirs) in terms.items()}
+
+
 def bounds(rows: list[Row]) -> str:
     """The largest figure of all rows with as many groups as cores, over (1 - ratio reached) x dense's, by degree."""
     body = []
     for tp in DEGREES:
         own = [row for row in rows if row["tp"] == row["groups"] == tp]
-        cells = [max(over_dense(row, key) / (1 - row["reached"]) for row in own) for key in MEASURES]
-        name = f"pe_cycles_{PREFILL}"
-        plain = [(row[name] - row[f"transpose_cycles_{PREFILL}"]) / row[f"dense_{name}"] for row in own]
-        least = max(part / (1 - row["reached"]) for part, row in zip(plain, own, strict=True))
+        cells = [max(over_dense(row, key) / (1 - row["reached"]) for row in own) for key in list(MEASURES)[:-1]]
+        found = [max(cycles(row)[name] for row in own) for name in (FREE, X_ONLY, BOTH, PRODUCTS)]
         most = max(over_dense(row, key) for row in own for key in MEASURES)
-        body.append([tp, len(own), *(f"{cell:.4f}" for cell in (*cells, least, most))])
-    heads = ["tp = groups", "rows", *MEASURES.values(), "cycles without X's transposes", "largest over dense itself"]
+        body.append([tp, len(own), *(f"{cell:.4f}" for cell in (*cells, *found, most))])
+    counted = [f"cycles, S = {PREFILL}; {FREE}", X_ONLY, BOTH, PRODUCTS]
+    heads = ["tp = groups", "rows", *list(MEASURES.values())[:-1], *counted, "largest over dense itself"]
     return markdown(heads, body)
 
 

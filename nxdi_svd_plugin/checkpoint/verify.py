@@ -12,19 +12,19 @@ from pathlib import Path
 import numpy
 import torch
 
+from nxdi_svd_plugin.checkpoint.layout import tensor_bytes
 from nxdi_svd_plugin.checkpoint.names import HEAD, NOBODY, ORDER, REPORT, ROTARY_BUFFER
 from nxdi_svd_plugin.checkpoint.reader import Reader, file_sha256
 from nxdi_svd_plugin.checkpoint.source import check_buildable, read_compressed
 from nxdi_svd_plugin.checkpoint.tensors import stored_tensors
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.stored.cells import pivot_runs
-from nxdi_svd_plugin.stored.layers import Layers, Mlp
+from nxdi_svd_plugin.stored.layers import Layers, Mlp, groups_of
 from nxdi_svd_plugin.stored.projection import READS
 
-Hashes = Callable[[Path], Mapping[str, str]]
-"""The SHA-256 of every weight file that a directory's report says; report/record.py's `recorded_hashes`."""
-
-
+Recorded = Callable[[Path], tuple[Mapping[str, str], Layers]]
+"""What a directory's report says: the SHA-256 of every weight file, and the stored layers; report/record.py's
+`recorded`."""
 INSIDE = "neurons are moved inside their group"
 
 
@@ -38,9 +38,9 @@ class Check:
     detail: str
 
 
-def verify(directory: Path, hashes: Hashes, base: Path | None = None) -> list[Check]:
-    """Check keys, shapes, finiteness, hashes and neuron order of `directory`; with `base`, that what was not compressed
-    equals it.
+def verify(directory: Path, recorded: Recorded, base: Path | None = None) -> list[Check]:
+    """Check keys, shapes, finiteness, hashes, layers and neuron order of `directory`; with `base`, that what was not
+    compressed equals it.
 
     Raises:
         CheckpointError: the directory or a file cannot be read at all, or it is not a compressed one.
@@ -50,7 +50,8 @@ def verify(directory: Path, hashes: Hashes, base: Path | None = None) -> list[Ch
     expected = stored_tensors(config.dense, config.layers)
     reader = Reader(directory)
     tied = bool(config.dense.raw.get("tie_word_embeddings", False))
-    checks = [*check_names(reader, tied, expected), check_finite(reader), check_hashes(directory, reader, hashes)]
+    checks = [*check_names(reader, tied, expected, config.layers), check_finite(reader)]
+    checks += check_record(directory, reader, config.layers, recorded)
     order = neuron_order(directory)
     if order is not None:
         checks.append(check_order(order, config.layers, config.dense.intermediate))
@@ -62,8 +63,8 @@ def verify(directory: Path, hashes: Hashes, base: Path | None = None) -> list[Ch
     return checks
 
 
-def check_names(reader: Reader, tied: bool, expected: Mapping[str, tuple[int, ...]]) -> Iterator[Check]:
-    """Names and shapes. A tied lm_head may be stored or left out."""
+def check_names(reader: Reader, tied: bool, expected: Mapping[str, tuple[int, ...]], layers: Layers) -> Iterator[Check]:
+    """Names and shapes, and what they are for a core. A tied lm_head may be stored or left out."""
     optional = {HEAD} if tied else set()
     found = {name: info.shape for name, info in reader.tensors.items() if not ROTARY_BUFFER.fullmatch(name)}
     missing = sorted(set(expected) - set(found) - optional)
@@ -76,7 +77,14 @@ def check_names(reader: Reader, tied: bool, expected: Mapping[str, tuple[int, ..
     wanted = f"{len(expected) - 1} and the tied head" if tied else f"{len(expected)}"
     yield answer("no tensor is missing", missing, f"{wanted} expected")
     yield answer("no tensor is unexpected", extra, f"{len(found)} found")
-    yield answer("shapes fit config.json", wrong, "all")
+    yield answer("shapes fit config.json", wrong, on_a_core(reader, layers))
+
+
+def on_a_core(reader: Reader, layers: Layers) -> str:
+    """Bytes of the MLPs on one of as many cores as groups."""
+    groups = groups_of(layers)
+    total = sum(tensor_bytes(info.dtype, info.shape) for name, info in reader.tensors.items() if ".mlp." in name)
+    return f"{total // groups} bytes of MLP weights on a core at tensor-parallel degree {groups}"
 
 
 def check_finite(reader: Reader) -> Check:
@@ -85,18 +93,23 @@ def check_finite(reader: Reader) -> Check:
     return answer("all values are finite", bad, f"{len(reader.tensors)} tensors")
 
 
-def check_hashes(directory: Path, reader: Reader, hashes: Hashes) -> Check:
-    """sha256 of each weight file against those that were recorded."""
+def check_record(directory: Path, reader: Reader, layers: Layers, recorded: Recorded) -> Iterator[Check]:
+    """What was recorded: sha256 of each weight file; groups, widths, ranks and pivots. No tensor's shape says where
+    pivots are."""
     name = "files have the hashes in report.json"
     if not (directory / REPORT).is_file():
-        return Check(name, None, f"not compared: there is no {REPORT}, as after save_pretrained")
+        yield Check(name, None, f"not compared: there is no {REPORT}, as after save_pretrained")
+        return
     try:
-        files = hashes(directory)
+        files, stored = recorded(directory)
     except CheckpointError as error:
-        return Check(name, False, str(error))
+        yield Check(name, False, str(error))
+        return
     bad = [file for file in files if not (directory / file).is_file() or file_sha256(directory / file) != files[file]]
     bad += [f"{file} (not in report.json)" for file in reader.files if file not in files]
-    return answer(name, bad, f"{len(files)} files")
+    yield answer(name, bad, f"{len(files)} files")
+    other = [f"layer {i}" for i in sorted({*layers, *stored}) if layers.get(i) != stored.get(i)]
+    yield answer("layers are as report.json says", other, f"{len(layers)} layers")
 
 
 def neuron_order(directory: Path) -> torch.Tensor | None:
@@ -156,7 +169,9 @@ def check_base(
     untouched = [n for n in reader.tensors if n not in changed]
     unknown = [n for n in untouched if order is None and ".mlp." in n and int(n.split(".")[2]) in moved]
     if unknown:
-        return Check(name, False, f"{ORDER} is missing, so the neurons of {unknown[0]} cannot be found in the base")
+        return Check(
+            name, False, f"{ORDER} is missing or wrong: the neurons of {unknown[0]} cannot be found in the base"
+        )
     return answer(name, differing(reader, base, expected, order, same_bits), f"{len(untouched)} tensors")
 
 

@@ -106,7 +106,7 @@ def matrix_rows(layers: Layers, dense: SourceConfig, sizes: Mapping[str, int]) -
 
 def to_text(found: dict[str, Any]) -> str:
     """The table for a person."""
-    from nxdi_svd_plugin.report.matrix import percent
+    from nxdi_svd_plugin.report.matrix import ADDED, percent
 
     lines = [f"{found['model_type']}, format {found['format_version']}, plugin {found['plugin_version']}"]
     if found["ratio"]:
@@ -128,6 +128,8 @@ def to_text(found: dict[str, Any]) -> str:
             f"{row['layer']:>5}  {row['width']:>5}  {row['projection']:<10}  {row['form']:<13}  "
             f"{row.get('rank', ''):>5}  {row['bytes']:>12}  {error:>12}  {rounding:>7}  {growth:>5}".rstrip()
         )
+    if found["groups"] > 1 and any(row["relative_error"] is not None for row in found["matrices"]):
+        lines += ["", ADDED]
     if found["recovered"]:
         lines += ["", "the output errors are those of the compression, before recovery"]
     return "\n".join(lines)

@@ -29,9 +29,9 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run every check and print them; 1 when one fails."""
     from nxdi_svd_plugin.checkpoint.verify import verify
-    from nxdi_svd_plugin.report.record import recorded_hashes
+    from nxdi_svd_plugin.report.record import recorded
 
-    checks = verify(Path(args.model), recorded_hashes, Path(args.base) if args.base else None)
+    checks = verify(Path(args.model), recorded, Path(args.base) if args.base else None)
     ok = all(check.ok is not False for check in checks)
     words = {True: "ok  ", False: "FAIL", None: "none"}
     text = "\n".join(f"{words[check.ok]} {check.name} ({check.detail})" for check in checks)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from nxdi_svd_plugin.report.matrix import MatrixRecord, percent
-from nxdi_svd_plugin.stored.projection import PROJECTIONS
+from nxdi_svd_plugin.report.matrix import ADDED, MatrixRecord, percent
+from nxdi_svd_plugin.stored.projection import PROJECTIONS, READS, LowRank, Side
 
 WIDTH = 22
 """Characters of the widest cell, "14336 (99.9 % + 1.0 %)"."""
@@ -31,12 +31,13 @@ def layer_table(matrices: Iterable[MatrixRecord]) -> str:
     return "\n".join([f"{lines[0]}   rank (output error on the calibration text + what bfloat16 adds)", *lines[1:]])
 
 
-def rounding_lines(matrices: Iterable[MatrixRecord]) -> list[str]:
-    """The worst rounding of the stored forms and the largest growth, and where; nothing if neither was measured."""
+def error_lines(matrices: Iterable[MatrixRecord]) -> list[str]:
+    """What the errors of groups are; the worst rounding of the stored forms and the largest growth, and where. Nothing
+    of what was not measured."""
     records = list(matrices)
     rounding = [(r.bf16_error, r) for r in records if r.bf16_error is not None]
     growth = [(r.growth, r) for r in records if r.growth is not None]
-    lines = []
+    lines = [ADDED] if any(map(_adds, records)) else []
     if rounding:
         error, worst = max(rounding, key=lambda found: found[0])
         lines.append(f"error that bfloat16 adds to an output: at most {percent(error, 2)} {_place(worst)}")
@@ -44,6 +45,11 @@ def rounding_lines(matrices: Iterable[MatrixRecord]) -> list[str]:
         largest, worst = max(growth, key=lambda found: found[0])
         lines.append(f"max abs C: at most {largest:.2f} {_place(worst)}")
     return lines
+
+
+def _adds(record: MatrixRecord) -> bool:
+    several = isinstance(record.projection, LowRank) and record.projection.groups > 1
+    return several and READS[record.name] is Side.INTERMEDIATE and record.relative_error is not None
 
 
 def _place(record: MatrixRecord) -> str:

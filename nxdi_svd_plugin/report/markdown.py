@@ -12,7 +12,7 @@ from pathlib import Path
 from nxdi_svd_plugin.checkpoint.names import model_name, read_json
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.report import figures
-from nxdi_svd_plugin.report.cells import layer_rows, rounding_lines
+from nxdi_svd_plugin.report.cells import error_lines, layer_rows
 from nxdi_svd_plugin.report.json_object import from_json
 from nxdi_svd_plugin.report.measured import Evaluation, LayerLosses, Recovery, Row, Tasks
 from nxdi_svd_plugin.report.record import Report
@@ -161,9 +161,7 @@ def markdown(entries: Sequence[Entry]) -> str:
         ]
         parts += [LAYERS_NOTE, "", *table(("layer", "width", *PROJECTIONS), layer_rows(entry.report.matrices))]
         parts += losses_lines(entry.losses, losses_file(i, entries)) if entry.losses else []
-        parts += [
-            line for text in rounding_lines(entry.report.matrices) for line in ("", f"{text[0].upper()}{text[1:]}.")
-        ]
+        parts += [line for text in error_lines(entry.report.matrices) for line in ("", f"{text[0].upper()}{text[1:]}.")]
     return "\n".join([*parts, ""])
 
 

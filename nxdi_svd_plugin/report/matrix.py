@@ -10,6 +10,8 @@ from nxdi_svd_plugin.report.json_object import expect, field_values, to_json
 from nxdi_svd_plugin.stored.projection import DENSE_FORM, PROJECTIONS, LowRank, Projection, parse_projection
 
 FORM_KEYS = ("form", "rank", "pivots")
+ADDED = "the output error of down adds the squared errors of its groups, as if they were uncorrelated"
+"""What is to be known of `relative_error` where a model has several groups; docs/accuracy.md, "Errors"."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,9 @@ class MatrixRecord:
     """One projection; a number that was not measured is None and not in the JSON object.
 
     layer, name: which one. width: intermediate neurons that its layer keeps. projection: how it is stored.
-    relative_error: |y - x W| / |x W| on the calibration tokens. discarded, energy: of the objective, beyond the rank
-    and in all. relative_ridge: added to the covariance, in units of its mean diagonal; None too where that is zero.
+    relative_error: |y - x W| / |x W| on the calibration tokens; of down in several groups, see ADDED. discarded,
+    energy: of the objective, beyond the rank and in all. relative_ridge: added to the covariance, in units of its mean
+    diagonal; None too where that is zero.
     predicted_loss: nats per token that the two-sided objective expects. drop_loss: of down, those that dropping neurons
     of the layer is expected to cost. bf16_error: relative output error of the stored
     factors in bfloat16 against the same factors in float64. growth: largest coefficient of an interpolative far matrix;

@@ -10,7 +10,7 @@ from typing import Any
 from nxdi_svd_plugin.checkpoint.atomic import json_bytes, write_bytes
 from nxdi_svd_plugin.checkpoint.names import REPORT, read_json
 from nxdi_svd_plugin.errors import CheckpointError
-from nxdi_svd_plugin.report.cells import layer_table, rounding_lines
+from nxdi_svd_plugin.report.cells import error_lines, layer_table
 from nxdi_svd_plugin.report.json_object import expect, field_values, to_json
 from nxdi_svd_plugin.report.matrix import MatrixRecord
 from nxdi_svd_plugin.report.measured import Evaluation, LayerLosses, Recovery, Tasks
@@ -183,7 +183,7 @@ class Report:
         return "\n".join(
             [
                 layer_table(self.matrices),
-                *rounding_lines(self.matrices),
+                *error_lines(self.matrices),
                 f"ratio asked {ratio.asked:.4f} of the {ratio.target}; reached {ratio.mlp:.4f} of the MLP, "
                 f"{ratio.model:.4f} of the model",
                 f"MLP weights of one core: {self.core}",
@@ -193,10 +193,11 @@ class Report:
         )
 
 
-def recorded_hashes(directory: Path) -> dict[str, str]:
-    """SHA-256 of every weight file, as report.json has them.
+def recorded(directory: Path) -> tuple[dict[str, str], Layers]:
+    """SHA-256 of every weight file, and the stored layers, as report.json has them.
 
     Raises:
         CheckpointError: as `Report.read`.
     """
-    return Report.read(directory).files
+    report = Report.read(directory)
+    return report.files, report.layers

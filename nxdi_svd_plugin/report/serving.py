@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nxdi_svd_plugin.stored.kernel_fit import DEGREES, kernel_degrees, kernel_fit
+from nxdi_svd_plugin.stored.kernel_fit import even_degrees, kernel_degrees, kernel_fit
 from nxdi_svd_plugin.stored.layers import Layers, groups_of
 
 USUAL = 2
@@ -25,15 +25,16 @@ def serving(layers: Layers) -> Advice:
 
     As many cores as groups is what the model was compressed for.
     """
-    degrees, most = kernel_degrees(layers), max(USUAL, groups_of(layers))
+    degrees, groups = kernel_degrees(layers), groups_of(layers)
+    most = groups if groups > 1 else USUAL
     tp = max((degree for degree in degrees if degree <= most), default=1)
     fits = [kernel_fit(mlp, tp) for mlp in layers.values()]
     reason = next((fit.describe() for fit in fits if fit.refused), "")
     if not degrees:
-        return Advice("svd", USUAL, f"The fused kernels cannot run this model ({reason}).")
+        return Advice("svd", most, f"The fused kernels cannot run this model ({reason}).")
     if not any(fit.pivots for fit in fits):
-        return Advice("svd", USUAL, f"The fused kernels run no projection of this model ({reason}).")
-    if degrees == list(DEGREES):
+        return Advice("svd", most, f"The fused kernels run no projection of this model ({reason}).")
+    if degrees == even_degrees(layers):
         return Advice("svd_fused", tp)
     at = " or ".join(map(str, degrees))
     why = (

@@ -104,7 +104,12 @@ def _together(mlp: Mlp, refused: Mapping[str, str]) -> dict[str, str]:
     return {}
 
 
+def even_degrees(layers: Mapping[int, Mlp]) -> list[int]:
+    """Those of DEGREES that the groups go on evenly, and as many cores as groups."""
+    groups = groups_of(layers)
+    return [tp for tp in sorted({*DEGREES, groups}) if fits(groups, tp)]
+
+
 def kernel_degrees(layers: Mapping[int, Mlp]) -> list[int]:
-    """The degrees of DEGREES that the groups go on evenly and at which no pivots keep a projection from the kernels."""
-    even = [tp for tp in DEGREES if fits(groups_of(layers), tp)]
-    return [tp for tp in even if not any(kernel_fit(mlp, tp).misfit for mlp in layers.values())]
+    """The `even_degrees` at which no pivots keep a projection from the kernels."""
+    return [tp for tp in even_degrees(layers) if not any(kernel_fit(mlp, tp).misfit for mlp in layers.values())]

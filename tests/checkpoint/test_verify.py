@@ -8,11 +8,12 @@ import pytest
 import torch
 from reports import write_report
 from safetensors.torch import load_file, save_file
+from tiny_models import save_factored
 
 from nxdi_svd_plugin.checkpoint import verify as module
 from nxdi_svd_plugin.checkpoint.verify import check_order
 from nxdi_svd_plugin.errors import CheckpointError
-from nxdi_svd_plugin.report.record import recorded_hashes
+from nxdi_svd_plugin.report.record import recorded
 from nxdi_svd_plugin.stored.layers import mlp_of
 from nxdi_svd_plugin.stored.projection import DENSE, PROJECTIONS, LowRank
 
@@ -21,7 +22,7 @@ NORM = "model.layers.1.input_layernorm.weight"
 
 
 def verify(directory, base=None):
-    return module.verify(directory, recorded_hashes, base)
+    return module.verify(directory, recorded, base)
 
 
 @pytest.fixture(params=["llama", "qwen3"])
@@ -49,6 +50,14 @@ def test_a_good_directory_passes(pair):
     checks = verify(*pair)
     assert failing(checks) == {}
     assert [check.name for check in checks][-1] == "untouched tensors equal the base's"
+
+
+@pytest.mark.parametrize("groups", [1, 2, 5])
+def test_what_a_core_holds_is_said(groups, tiny_llama, tmp_path):
+    directory = save_factored(tiny_llama, tmp_path / "svd", 20, groups=groups)
+    [check] = [check for check in verify(directory) if check.name == "shapes fit config.json"]
+    each = 4 * 9 * (20 // groups) * (44 + 90 // groups)
+    assert check.detail == f"{each} bytes of MLP weights on a core at tensor-parallel degree {groups}"
 
 
 def flip_one_bit(tensors):
@@ -125,7 +134,7 @@ def test_a_narrower_layer_and_groups_are_expected_as_config_says(pair):
     config["svd_config"]["layers"]["0"]["width"] = 60
     path.write_text(json.dumps(config))
     found = failing(verify(pair[0]))
-    assert list(found) == ["shapes fit config.json"]
+    assert list(found) == ["shapes fit config.json", "layers are as report.json says"]
     assert found["shapes fit config.json"].startswith("8: model.layers.0.mlp.gate_proj.v [20, 90] instead of [10, 60]")
     assert "model.layers.0.mlp.down_proj.u [90, 20] instead of [60, 10]" in found["shapes fit config.json"]
     config["svd_config"]["layers"]["0"]["width"] = 59
@@ -153,6 +162,25 @@ def test_a_config_that_would_load_something_else_is_refused(pair, change, messag
     path.write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=message):
         verify(pair[0])
+
+
+def store_pivots(directory, pivots):
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    entry = {"form": "interpolative", "rank": 20, "pivots": pivots}
+    config["svd_config"]["layers"]["0"]["gate_proj"] = entry
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("pivots", [[[1, 21]], [[0, 10], [11, 21]], [[70, 90]]])
+def test_pivots_in_another_place_are_found(pivots, pair):
+    """They change no shape, so that every path would load them; only the report knows better."""
+    store_pivots(pair[0], [[0, 20]])
+    stem = U.removesuffix("u")
+    rewrite(pair[0], lambda t: t.update({f"{stem}c": t.pop(f"{stem}v")[:, :70].contiguous()}))
+    assert failing(verify(pair[0])) == {}
+    store_pivots(pair[0], pivots)
+    assert failing(verify(pair[0])) == {"layers are as report.json says": "1: layer 0"}
 
 
 def test_moved_neurons_are_compared_at_their_old_place(pair):
@@ -189,7 +217,9 @@ def test_without_the_order_moved_neurons_cannot_be_compared(pair):
         config["svd_config"]["layers"]["1"][name] = entry
     path.write_text(json.dumps(config))
     found = failing(verify(directory, base))["untouched tensors equal the base's"]
-    assert found.startswith("mlp_order.npy is missing, so the neurons of model.layers.1.mlp.down_proj.weight cannot")
+    assert found.startswith(
+        "mlp_order.npy is missing or wrong: the neurons of model.layers.1.mlp.down_proj.weight cannot"
+    )
 
 
 def test_the_order_of_a_layer_that_dropped_neurons():

@@ -22,7 +22,7 @@ from nxdi_svd_plugin.evaluate.layer_loss import predicted_losses
 from nxdi_svd_plugin.modeling.configs import layers_of
 from nxdi_svd_plugin.modeling.load import load_model, load_pretrained
 from nxdi_svd_plugin.recipe import from_dict
-from nxdi_svd_plugin.report.record import recorded_hashes
+from nxdi_svd_plugin.report.record import recorded
 from nxdi_svd_plugin.stored.projection import DENSE, PROJECTIONS
 
 SMALL = {"drop": True, "tp_degree": 1, "block": 4, "ratio": 0.2, "calibration": {"samples": 4, "length": 40}}
@@ -97,7 +97,7 @@ def test_it_is_an_ordinary_smaller_mlp(dropped):
     assert report.ratio.mlp == pytest.approx(0.2, abs=4 / 270)
     counted = sum(t.numel() for name, t in stored(output).items() if ".mlp." in name)
     assert counted == report.parameters.mlp <= 0.8 * report.parameters.mlp_dense
-    assert all(check.ok for check in verify(output, recorded_hashes, source))
+    assert all(check.ok for check in verify(output, recorded, source))
     predicted = [m.drop_loss or 0.0 for m in report.matrices if m.name == "down_proj"]
     assert predicted_losses(output) == predicted and max(predicted) > 0
     model = load_pretrained(output)

@@ -20,7 +20,7 @@ from nxdi_svd_plugin.errors import CheckpointError, RecipeError, SvdError
 from nxdi_svd_plugin.factorize.rank import block_rank
 from nxdi_svd_plugin.modeling.load import load_model, load_pretrained
 from nxdi_svd_plugin.recipe import from_dict
-from nxdi_svd_plugin.report.record import recorded_hashes
+from nxdi_svd_plugin.report.record import recorded
 from nxdi_svd_plugin.stored.projection import LowRank
 
 IMAGINARY = '''
@@ -84,7 +84,7 @@ def test_one_file_makes_a_form(imaginary, method, tiny_llama, tmp_path):
         kept = 44 * 90 - (0.2 * 9 * 44 * 90 - (44 * 90 - 7 * groups * sides)) / 8
         each = 4 * math.floor(kept / groups / (2 * sides) / 4 + 0.5)
         assert {record.rank for record in low} - {7 * groups} == {each * groups}
-    assert all(check.ok for check in verify(tmp_path / "out", recorded_hashes))
+    assert all(check.ok for check in verify(tmp_path / "out", recorded))
     load_pretrained(tmp_path / "out")
 
 
@@ -116,7 +116,7 @@ def test_a_stored_form_that_nobody_listed_falls_nowhere(tiny_svd_llama, tmp_path
     config["svd_config"]["layers"]["0"]["up_proj"] = {"form": "imaginary", "rank": 4}
     (bad / "config.json").write_text(json.dumps(config))
     said = "projection form 'imaginary' is unknown; this version reads dense, pair, interpolative"
-    for read in (load_pretrained, partial(verify, hashes=recorded_hashes)):
+    for read in (load_pretrained, partial(verify, recorded=recorded)):
         with pytest.raises(CheckpointError, match=said):
             read(bad)
     for command in (["inspect", str(bad)], ["bench", str(bad), "--tp", "1", "--tokens", "1"], ["verify", str(bad)]):

@@ -216,6 +216,26 @@ def test_the_budget_is_met_with_equal_ranks(form, groups, block):
 
 
 @pytest.mark.parametrize(
+    ("form", "hidden", "inner", "groups", "unused"),
+    [("interpolative", 2048, 6144, 8, 0.001), ("pair", 2048, 8192, 4, 0.0025), ("pair", 3072, 8192, 8, 0.0025)],
+)
+def test_a_budget_takes_ratios_that_eq_5_rounds_to_nothing_saved(form, hidden, inner, groups, unused):
+    """Qwen3-1.7B at tp 8, Llama-3.2-1B at tp 4, Llama-3.2-3B at tp 8, blocks of 128. One block in all groups of a
+    projection is up to 0.27 % of a budget here; what is left is less than that."""
+    config = SourceConfig(Path(), {}, "llama", hidden, inner, 16)
+    options = {"form": form, "tp_degree": groups, "ratio": 0.05}
+    with pytest.raises(RecipeError, match="saves nothing"):
+        decide_ranks(config, from_dict({**options, "allocation": "uniform"}))
+    shown = decide_ranks(config, from_dict(options))
+    assert all(p.parameters(hidden, inner) < hidden * inner for mlp in shown.values() for _, p in mlp.items())
+    energy = np.exp(-np.arange(min(hidden, inner // groups)) / 200)
+    found = {(i, name): energy * (1 + i) for i in range(16) for name in PROJECTIONS}
+    layers = global_ranks(config, from_dict(options), found)
+    used = sum(mlp.parameters(hidden) for mlp in layers.values())
+    assert 1 - unused <= used / budget(config, from_dict(options)) <= 1
+
+
+@pytest.mark.parametrize(
     ("changes", "said"),
     [
         (

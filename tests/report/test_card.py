@@ -174,6 +174,10 @@ def layers_with(width=1536, groups=1, **pivots):
             "cannot run this model (up_proj: at tp 1 ",
         ),
         (layers_with(groups=2), "svd_fused", 2, ""),
+        (layers_with(groups=3), "svd_fused", 3, ""),
+        (layers_with(groups=3, gate=((0, 64),), up=((64, 128),)), "svd", 3, "cannot run this model (gate_proj, up_pr"),
+        (layers_with(groups=3, gate=((0, 128),), up=((128, 256),)), "svd_fused", 3, ""),
+        (layers_with(groups=4, gate=((0, 128),), up=((128, 256),)), "svd_fused", 4, "degree 1 or 2 or 4, where"),
         ({0: Mlp(1536, DENSE, DENSE, DENSE)}, "svd", 2, "no projection of this model (gate_proj"),
     ],
 )

@@ -8,10 +8,10 @@ import pytest
 from reports import EVALUATION, EVERYTHING, LOSSES, RECOVERY, TASKS, a_report, matrices, mixed
 
 from nxdi_svd_plugin.errors import CheckpointError
-from nxdi_svd_plugin.report.cells import layer_rows, layer_table, rounding_lines
-from nxdi_svd_plugin.report.matrix import MatrixRecord
+from nxdi_svd_plugin.report.cells import error_lines, layer_rows, layer_table
+from nxdi_svd_plugin.report.matrix import ADDED, MatrixRecord
 from nxdi_svd_plugin.report.peak import peak_memory
-from nxdi_svd_plugin.report.record import Report, recorded_hashes
+from nxdi_svd_plugin.report.record import Report, recorded
 from nxdi_svd_plugin.stored.projection import DENSE, LowRank
 
 GROUPED = tuple(dataclasses.replace(m, projection=LowRank(20, ((0, 10),), 2)) for m in matrices())
@@ -37,7 +37,7 @@ def test_read_is_what_was_written(report, tmp_path):
     assert Report.read(tmp_path) == report
     Report.read(tmp_path).write(tmp_path)
     assert (tmp_path / "report.json").read_bytes() == first
-    assert recorded_hashes(tmp_path) == report.files
+    assert recorded(tmp_path) == (report.files, report.layers)
 
 
 def test_the_keys_on_disk():
@@ -162,11 +162,25 @@ def test_cells_of_every_form():
     ]
     lines = layer_table(mixed()).splitlines()
     assert len(lines) == 3 and lines[1].split()[0] == "0" and lines[1].endswith("dense")
-    assert rounding_lines(mixed()) == [
+    assert error_lines(mixed()) == [
         "error that bfloat16 adds to an output: at most 1.10 % (layer 0 gate_proj)",
         "max abs C: at most 1.50 (layer 0 gate_proj)",
     ]
-    assert rounding_lines([MatrixRecord(0, "up_proj", 9, DENSE)]) == []
+    assert error_lines([MatrixRecord(0, "up_proj", 9, DENSE)]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "groups", "error", "said"),
+    [
+        ("down_proj", 3, 0.1, True),
+        ("down_proj", 1, 0.1, False),
+        ("up_proj", 3, 0.1, False),
+        ("down_proj", 3, None, False),
+    ],
+)
+def test_what_the_error_of_groups_is_stands_beside_it(name, groups, error, said):
+    record = MatrixRecord(0, name, 9, LowRank(6, (), groups), relative_error=error)
+    assert error_lines([record]) == ([ADDED] if said else [])
 
 
 def test_the_text_has_the_totals():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, projections
 from nxdi_svd_plugin.checkpoint.tensors import parameters
 from nxdi_svd_plugin.compress.calibrate.groups import Groups
@@ -43,8 +45,7 @@ def decide_ranks(config: SourceConfig, recipe: Recipe, limits: Limits = NO_LIMIT
         )
     if rest:
         wanted = _ratio_of_rest(config, recipe, found, len(rest))
-        rank = block_rank(wanted, groups.hidden, groups.part, recipe.block, recipe.tau, form.cost)
-        found |= dict.fromkeys(rest, form.planned(rank, groups.count))
+        found |= dict.fromkeys(rest, form.planned(_rank_of_rest(wanted, groups, recipe), groups.count))
     return layers_of(
         config, {key: within(projection, limits.get(key), recipe.block) for key, projection in found.items()}
     )
@@ -133,6 +134,18 @@ def _ratio_of_rest(config: SourceConfig, recipe: Recipe, fixed: dict[Key, Projec
             f"ratio {wanted:.3g}: change ratio, ranks or dense"
         )
     return wanted
+
+
+def _rank_of_rest(wanted: float, groups: Groups, recipe: Recipe) -> int:
+    """Eq. 5's rank in every group. Where a budget chooses later, among all ranks that save something, the nearest one
+    that saves nothing is no reason to stop: the next below it is shown."""
+    rounded = partial(block_rank, wanted, groups.hidden, groups.part, recipe.block, cost=named(recipe.form).cost)
+    try:
+        return rounded(tau=recipe.tau)
+    except RecipeError:
+        if recipe.allocation != "global":
+            raise
+        return rounded(tau=1.0)
 
 
 def stored_parameters(config: SourceConfig, layers: Layers) -> int:

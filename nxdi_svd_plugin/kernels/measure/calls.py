@@ -1,8 +1,8 @@
 """The kernel calls of one layer's MLP on one core, by shapes alone: dense, unfused and fused.
 
-The layout is the paper's (Fig. 4): V_gate, V_up and U_down, and dense weights, are split over the intermediate axis,
-U_gate, U_up and V_down are whole on every core. Where the calls run is decided elsewhere (kernels/measure/counts.py, or
-integration/kernels on a device); importing this binds no `nki`.
+What a core has of the groups is said in stored/cores.py; dense weights are split over the intermediate axis. Where the
+calls run is decided elsewhere (kernels/measure/counts.py, or integration/kernels on a device); importing this binds no
+`nki`.
 """
 
 from dataclasses import dataclass, field
