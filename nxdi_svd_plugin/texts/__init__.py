@@ -4,8 +4,8 @@ A file is plain UTF-8, or records as JSON lines (.jsonl, .ndjson) or one JSON ar
 .zst. records.py says what a record may be.
 
 "builtin" (calibration) ships with the package: pieces of up to 512 tokens on some 85 subjects, drawn from SmolLM2-135M-
-Instruct at temperature 1 by benchmarks/calibration_text.py, and read. Text of a language model covers more of what models see
-than any one document, and what is calibrated on it carries over to other texts (docs/accuracy.md).
+Instruct at temperature 1 by benchmarks/calibration_text.py, and read. Text of a language model covers more of what
+models see than any one document, and what is calibrated on it carries over to other texts (docs/accuracy.md).
 "builtin-heldout" (evaluation) is Python's pydoc_data.topics, technical English.
 """
 
