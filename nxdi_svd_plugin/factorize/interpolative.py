@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from nxdi_svd_plugin.errors import SvdError
+from nxdi_svd_plugin.factorize.dependent import chosen, combined
 from nxdi_svd_plugin.stored.projection import GROWTH_LIMIT
 
 PANEL = 64  # pivots chosen between two updates of the whole residual
@@ -27,6 +28,13 @@ RELIABLE = 1e-10  # squared norms below this part of a panel's largest are round
 GROWTH_BOUND = 1.5  # swaps stop when no exchangeable coefficient is larger
 MAX_SWAPS = 400
 EXCHANGED = 1e-9  # coefficients that many exchanges have made less accurate than this are solved for again
+
+
+class DependentError(SvdError):
+    """The columns that may be pivots have a smaller rank than there are to be pivots."""
+
+    def __init__(self) -> None:
+        super().__init__("the columns that may be pivots do not span the matrix: it is rank-deficient")
 
 
 @dataclass(frozen=True)
@@ -54,26 +62,58 @@ def interpolate(
     """Choose pivots among the columns of every matrix so that its k-th class gives as many of them as the k-th class of
     every other, a multiple of `block`.
 
-    How many is what the classes would give on their own, in the mean over the matrices, rounded to blocks.
+    How many is what the classes would give on their own, in the mean over the matrices, rounded to blocks. Where the
+    columns are too dependent for that (repeated neurons and zeros in unlucky mixes), some of the pivots carry nothing,
+    and what the others cannot give is `limited`.
 
     Args:
-        matrices: [r, n] of full row rank, all of one shape; the lengths of the columns decide which are worth keeping.
+        matrices: [r, n], all of one shape; the lengths of the columns decide which are worth keeping.
         classes: for every matrix index tensors that partition 0..n-1 (the sets in which earlier pivot choices have cut
             the columns), of the same lengths for all.
         block: r must be a multiple of it.
     Raises:
-        SvdError: r is no multiple of the block, the classes have no room, or a matrix is rank-deficient.
+        SvdError: r is no multiple of the block, or the classes have no room.
     """
-    rank, cells = len(matrices[0]), len(classes[0])
+    cells = len(classes[0])
     labels = [_labels(v, own) for v, own in zip(matrices, classes, strict=True)]
+    try:
+        return _independent(matrices, labels, cells, block, bound)
+    except DependentError:
+        return _dependent(matrices, labels, cells, block)
+
+
+def _independent(
+    matrices: Sequence[Tensor], labels: Sequence[Tensor], cells: int, block: int, bound: float
+) -> list[Interpolation]:
+    """Raises: DependentError."""
+    rank = len(matrices[0])
     free = [_pivoted_qr(v, label, [rank] * cells) for v, label in zip(matrices, labels, strict=True)]
     counts = [torch.bincount(label[j], minlength=cells) for label, j in zip(labels, free, strict=True)]
     mean = [total / len(matrices) for total in torch.stack(counts).sum(0).tolist()]
-    quota = block_quotas(mean, _usable(matrices, labels, cells), rank, block)
+    usable = _usable(matrices, labels, cells)
+    if sum(size // block for size in usable) * block < rank:
+        raise DependentError
+    quota = block_quotas(mean, usable, rank, block)
     found = []
     for v, label, pivots, own in zip(matrices, labels, free, counts, strict=True):
-        chosen = pivots if own.tolist() == quota else _within_quota(v, pivots, label, quota)
-        found.append(_swap(v, chosen, label, bound))
+        picked = pivots if own.tolist() == quota else _within_quota(v, pivots, label, quota)
+        found.append(_swap(v, picked, label, bound))
+    return found
+
+
+def _dependent(matrices: Sequence[Tensor], labels: Sequence[Tensor], cells: int, block: int) -> list[Interpolation]:
+    """The same for columns of any rank, by dependent.py."""
+    rank = len(matrices[0])
+    free = [label[chosen(v, label, [rank] * cells)] for v, label in zip(matrices, labels, strict=True)]
+    counts = torch.stack([torch.bincount(own, minlength=cells) for own in free]).sum(0)
+    quota = block_quotas((counts / len(matrices)).tolist(), torch.bincount(labels[0]).tolist(), rank, block)
+    found = []
+    for v, label in zip(matrices, labels, strict=True):
+        pivots = chosen(v, label, quota, fill=True).sort().values
+        mask = torch.ones(v.shape[1], dtype=torch.bool, device=v.device)
+        mask[pivots] = False
+        c, change = combined(v[:, pivots], v[:, mask], GROWTH_LIMIT)
+        found.append(Interpolation(pivots, c, float(c.abs().max()) if c.numel() else 0.0, change))
     return found
 
 
@@ -179,7 +219,7 @@ def _panel(pool: Tensor, count: int, labels: Sequence[int], left: list[int]) -> 
         if not left[labels[best]]:
             score[classes == labels[best]] = -torch.inf
     if not chosen:
-        raise SvdError("the columns that may be pivots do not span the matrix: it is rank-deficient")
+        raise DependentError
     return chosen
 
 
@@ -219,7 +259,7 @@ def limit_growth(kept: Tensor, c: Tensor, limit: float) -> Tensor:
         return c
     inverse, singular = torch.linalg.inv_ex(kept)
     if int(singular):
-        raise SvdError("the columns that may be pivots do not span the matrix: it is rank-deficient")
+        raise DependentError
     gram, result = inverse @ inverse.T, c.clone()
     for j in wrong:
         at: list[int] = []
@@ -228,7 +268,7 @@ def limit_growth(kept: Tensor, c: Tensor, limit: float) -> Tensor:
             target = result[at, j].clamp(-limit, limit)
             step, singular = torch.linalg.solve_ex(gram[at][:, at], c[at, j] - target)
             if int(singular) or not torch.isfinite(step).all():
-                raise SvdError("the columns that may be pivots do not span the matrix: it is rank-deficient")
+                raise DependentError
             result[:, j] = c[:, j] - gram[:, at] @ step
             result[at, j] = target
     return result
@@ -238,7 +278,7 @@ def _coefficients(v: Tensor, pivots: Tensor, rest: Tensor) -> Tensor:
     c: Tensor
     c, info = torch.linalg.solve_ex(v[:, pivots], v[:, rest])
     if int(info) or not torch.isfinite(c).all():
-        raise SvdError("the columns that may be pivots do not span the matrix: it is rank-deficient")
+        raise DependentError
     return c
 
 

@@ -33,8 +33,11 @@ def seen_by_kept(projected: Tensor, weight: Tensor, squares: Tensor, kept: Tenso
     if not gone.any() or not bool(squares.sum() > 0):
         return projected
     whole = _weighted(weight, squares)
+    size = float(whole.diagonal().mean())
+    if not size > 0:  # zero weights wherever there is a gradient
+        return projected
     lost = _weighted(weight[:, gone], squares[gone])
-    whole.diagonal().add_(RIDGE * float(whole.diagonal().mean()))
+    whole.diagonal().add_(RIDGE * size)
     share = torch.linalg.solve(whole, lost).T  # C_d C^-1
     stays = torch.eye(len(whole), dtype=PRECISION, device=whole.device) - share
     found: Tensor = stays @ projected.to(PRECISION) @ stays.T + lost - share @ lost

@@ -107,6 +107,46 @@ def check_kind(tiny_llama, tmp_path, change, limits, recipe):
         torch.testing.assert_close(model.model.layers[1].mlp(x), dense.model.layers[1].mlp(x))
 
 
+def copies(t, name, first, last):
+    """These neurons are the same one."""
+    weight = t[name] if name != DOWN else t[name].T
+    weight[first:last] = weight[first].clone()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ({**DEFAULT, "ratio": 0.5, "tp_degree": 2}, "zeros or repeated neurons keep 9 projections from small ranks"),
+        ({**DEFAULT, "ratio": 0.1, "max_patterns": 1, "dense": ["1"]}, "max_patterns 1 and the budget leave no room"),
+    ],
+)
+def test_what_no_choice_can_reach_is_refused_before_the_first_step(recipe, said, tiny_llama, tmp_path):
+    every = [MLP.replace("1", str(i)).format(n) for i in range(3) for n in ("gate", "up", "down")]
+    source = changed(tiny_llama, tmp_path / "in", lambda t: zero(t, *every)) if "zeros" in said else tiny_llama
+    with pytest.raises(SvdError, match=said):
+        compress(
+            source,
+            tmp_path / "out",
+            from_dict({**recipe, "block": 4, "calibration": vars(Calibration(samples=3, length=32))}),
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_dropping_next_to_zeros_and_copies(tiny_llama, tmp_path):
+    """Gate is zero where up is not: neurons that go leave no weight with a gradient behind."""
+
+    def change(t):
+        t[GATE][:45].zero_()
+        t[UP][45:].zero_()
+        copies(t, DOWN, 10, 80)
+
+    source = changed(tiny_llama, tmp_path / "in", change)
+    recipe = {"drop": True, "ratio": 0.5, "block": 2, "calibration": vars(Calibration(samples=3, length=32))}
+    report = compress(source, tmp_path / "out", from_dict(recipe))
+    assert all(r.relative_error is None or r.relative_error < 1 for r in report.matrices)
+    assert torch.isfinite(load_pretrained(tmp_path / "out")(torch.arange(3, 60)[None]).logits).all()
+
+
 def test_a_dry_run_says_it(tiny_llama, tmp_path, capsys):
     source = changed(tiny_llama, tmp_path / "in", lambda t: zero(t, GATE, UP, DOWN, UP.replace("layers.1", "layers.2")))
     argv = ["compress", "--model", str(source), "--output", str(tmp_path / "out"), "--block", "2", "--samples", "2"]

@@ -8,7 +8,7 @@ import pytest
 
 from nxdi_svd_plugin.checkpoint.source import SourceConfig
 from nxdi_svd_plugin.compress.plan.ranks import decide_ranks
-from nxdi_svd_plugin.compress.plan.widths import Curve, all_stay, global_widths, layer_widths
+from nxdi_svd_plugin.compress.plan.widths import Curve, all_stay, check_budget, global_widths, layer_widths
 from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.recipe import from_dict
 from nxdi_svd_plugin.stored.layers import Mlp
@@ -157,3 +157,22 @@ def test_widths_keep_a_quarter_and_whole_blocks_of_every_group():
     assert layer_widths(config, from_dict({"drop": True, "tp_degree": 1, "block": 8}), 0) == [190, *range(184, 47, -8)]
     assert layer_widths(config, from_dict({"drop": True, "block": 16, "tp_degree": 2}), 0) == [190, 160, 128, 96, 64]
     assert layer_widths(config, from_dict({"block": 8, "tp_degree": 1}), 0) == [190]
+
+
+@pytest.mark.parametrize("drop", [False, True])
+@pytest.mark.parametrize("form", ["pair", "interpolative"])
+def test_the_budget_is_refused_where_the_smallest_choices_exceed_it(form, drop):
+    """Against the costs of every choice of a tiny model, one projection fixed and one limited."""
+    config, ranks = config_of(2), {"0.up_proj": 4}
+    limits = {(1, "down_proj"): 0}
+    recipe = {"form": form, "drop": drop, "block": 2, "tp_degree": 2, "ranks": ranks}
+    curve = Curve(tuple(layer_widths(config, from_dict({**recipe, "ratio": 0.1}), 0)), (), {})
+    need = 0
+    for layer in range(2):
+        fits = [m for m in every_mlp(curve, form, 2, 2) if layer or getattr(m["up_proj"], "rank", 0) == 4]
+        fits = [m for m in fits if not layer or m["down_proj"] == DENSE]
+        need += min(mlp.parameters(HIDDEN) for mlp in fits)
+    most = 1 - need / config.mlp_parameters
+    check_budget(config, from_dict({**recipe, "ratio": most - 1e-9}), limits)
+    with pytest.raises(RecipeError, match=rf"allows need {need}; zeros or repeated neurons keep 1 projections"):
+        check_budget(config, from_dict({**recipe, "ratio": most + 1 / config.mlp_parameters}), limits)

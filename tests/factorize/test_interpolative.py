@@ -1,5 +1,6 @@
 """Interpolative form: exact, pivots in whole blocks per class, bounded growth, Eq. 5 with its cost, one order of I."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -82,10 +83,32 @@ def test_quotas_stay_near_what_was_wanted():
         block_quotas([64, 64], [100, 100], 130, 128)
 
 
-def test_a_rank_deficient_matrix_is_refused():
+def test_columns_of_a_smaller_rank_are_reproduced():
+    """Rank 4 of 8: four pivots carry nothing, and zero columns are pivots only where nothing else is left."""
     v = low_rank(4, 30)
-    with pytest.raises(SvdError, match="rank-deficient"):
-        interpolate_one(torch.cat([v, v]), [torch.arange(30)], 1)
+    v[:, 20:] = 0
+    stacked = torch.cat([v, 0.5 * v])
+    first, second = interpolate([stacked, stacked.flip(1)], [[torch.arange(15), torch.arange(15, 30)]] * 2, 2)
+    for wide, found in ((stacked, first), (stacked.flip(1), second)):
+        assert len(set(found.pivots.tolist())) == 8 and found.limited == 0 and found.growth <= GROWTH_LIMIT
+        assert int((found.pivots < 15).sum()) == int((first.pivots < 15).sum())
+        torch.testing.assert_close(wide[:, found.pivots] @ rebuild(wide, found), wide, rtol=0, atol=1e-12)
+
+
+def test_what_a_class_of_equal_columns_cannot_give_is_reported():
+    """Six of eight pivots must come from columns that are all alike: what is left is numpy's least squares."""
+    v = low_rank(8, 20)
+    v[:, 2:] = v[:, 2:3] + 1e-13 * low_rank(8, 18, seed=1)
+    found = interpolate_one(v, [torch.arange(2), torch.arange(2, 20)], 2)
+    assert int((found.pivots < 2).sum()) == 2
+    torch.testing.assert_close(v[:, found.pivots] @ rebuild(v, found), v, rtol=0, atol=1e-9)
+    wide = torch.cat([low_rank(4, 8, seed=2), torch.zeros(4, 4, dtype=v.dtype)], 1)
+    wide[:, :4] = wide[:, :1]
+    found = interpolate_one(wide, [torch.arange(4), torch.arange(4, 7), torch.arange(7, 12)], 2)
+    kept = wide[:, found.pivots].numpy()
+    best = kept @ np.linalg.lstsq(kept, wide.numpy(), rcond=1e-10)[0]
+    assert found.limited == pytest.approx(np.linalg.norm(best - wide.numpy()) / np.linalg.norm(wide.numpy()))
+    assert found.limited > 0.1
 
 
 @pytest.mark.parametrize("exchanged", [1e-9, -1.0], ids=["exchanged", "solved again"])

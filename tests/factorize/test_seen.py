@@ -47,3 +47,11 @@ def test_without_gradients_there_is_nothing_to_correct():
     assert float(seen_by_kept(0 * weight @ weight.T, weight, 0 * far.diagonal(), torch.arange(3)).abs().max()) == 0.0
     few = far.diagonal() * (torch.arange(14) < 2)  # C has rank 2 of 5
     assert torch.isfinite(seen_by_kept(weight @ few.diag() @ weight.T, weight, few, torch.arange(1, 14))).all()
+
+
+def test_weights_of_zeros_where_there_are_gradients():
+    """Half of the neurons have no weight, the other half no gradient."""
+    weight, squares = torch.zeros(5, 8), torch.zeros(8)
+    weight[:, :4], squares[4:] = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), 1.0
+    projected = torch.zeros(5, 5, dtype=torch.float64)
+    assert torch.equal(seen_by_kept(projected, weight, squares, torch.arange(2, 7)), projected)

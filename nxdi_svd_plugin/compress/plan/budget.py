@@ -39,6 +39,17 @@ def global_ranks(config: SourceConfig, recipe: Recipe, energies: Energies, limit
     Raises:
         RecipeError: the budget is smaller than the smallest ranks need, or `max_patterns` than what is fixed needs.
     """
+    found, used = ranks_within(config, recipe, energies, limits)
+    warn_if_unused(used / budget(config, recipe), recipe)
+    return found
+
+
+def ranks_within(config: SourceConfig, recipe: Recipe, energies: Energies, limits: Limits) -> tuple[Layers, int]:
+    """`global_ranks` without its warning, and the parameters that are used; without energies, whether there are any.
+
+    Raises:
+        RecipeError: as `global_ranks`.
+    """
     allowed = {key: _choices(config, recipe, *key, limits.get(key)) for key in projections(config)}
     offered = _common(allowed) if recipe.max_patterns else allowed
     penalty = 1.0 + sum(float(energy.sum()) for energy in energies.values())
@@ -48,7 +59,6 @@ def global_ranks(config: SourceConfig, recipe: Recipe, energies: Energies, limit
     ]
     rows = allocate_layers(options, budget(config, recipe), recipe.max_patterns)
     used, _ = total([o for layer in options for o in layer], [chosen for row in rows for chosen in row])
-    warn_if_unused(used / budget(config, recipe), recipe)
     found = {
         (i, name): offered[i, name][chosen]
         for i, row in enumerate(rows)
@@ -60,7 +70,19 @@ def global_ranks(config: SourceConfig, recipe: Recipe, energies: Energies, limit
             f"max_patterns {recipe.max_patterns} and the budget leave no room for what the recipe fixes ({wrong[0]}, "
             f"{len(wrong)} in all); raise max_patterns, lower the ratio, or fix fewer projections of single layers"
         )
-    return layers_of(config, found)
+    return layers_of(config, found), used
+
+
+def check_patterns(config: SourceConfig, recipe: Recipe, limits: Limits) -> None:
+    """Refuse `max_patterns` where it leaves no room for what the recipe fixes, or the weights limit, in single layers:
+    by the allocation of the run itself, with losses of zero.
+
+    Raises:
+        RecipeError: as `global_ranks`.
+    """
+    single = limits or any(selector[0].isdigit() for selector in (*recipe.ranks, *recipe.dense))
+    if recipe.allocation == "global" and recipe.max_patterns and single and not recipe.drop:
+        ranks_within(config, recipe, {}, limits)
 
 
 def warn_if_unused(share: float, recipe: Recipe) -> None:

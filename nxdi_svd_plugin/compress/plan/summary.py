@@ -20,6 +20,7 @@ from nxdi_svd_plugin.compress.plan.cost import (
     peak_memory,
 )
 from nxdi_svd_plugin.compress.plan.ranks import decide_ranks, larger, reached, stored_parameters
+from nxdi_svd_plugin.compress.plan.widths import check_budget
 from nxdi_svd_plugin.recipe import Recipe
 from nxdi_svd_plugin.stored.dtypes import DTYPES
 from nxdi_svd_plugin.stored.layers import Layers, Mlp, layers_to_json
@@ -37,6 +38,7 @@ def make_plan(model_dir: str | Path, recipe: Recipe) -> dict[str, Any]:
     """
     config = read_config(model_dir)
     layers = decide_ranks(config, recipe)
+    check_budget(config, recipe)
     kept = budget(config, recipe) if recipe.allocation == "global" else stored_parameters(config, layers)
     ratios, total = reached(config, recipe, kept), parameters(config)
     stored = str(config.raw.get("dtype") or config.raw.get("torch_dtype") or "float32").removeprefix("torch.")

@@ -99,6 +99,34 @@ def global_widths(
     return layers
 
 
+def check_budget(config: SourceConfig, recipe: Recipe, limits: Limits = NO_LIMITS) -> None:
+    """Refuse a ratio that no choice of widths and ranks can reach; the uniform allocation does so itself.
+
+    Raises:
+        RecipeError: says what the budget is and what the smallest choices need.
+    """
+    if recipe.allocation != "global":
+        return
+    kept, need = budget(config, recipe), sum(_smallest(config, recipe, i, limits) for i in range(config.layers))
+    if need > kept:
+        forced = f"; zeros or repeated neurons keep {len(limits)} projections from small ranks" if limits else ""
+        raise RecipeError(
+            f"ratio {recipe.asked} leaves {kept} parameters for the MLPs, but the smallest choices that the recipe "
+            f"allows need {need}{forced}; lower the ratio, the block or the number of dense projections"
+        )
+
+
+def _smallest(config: SourceConfig, recipe: Recipe, layer: int, limits: Limits) -> int:
+    """Parameters of the smallest MLP that a layer may become: of its narrowest width that has what the recipe fixes, as
+    every form needs more for more neurons."""
+    for width in reversed(layer_widths(config, recipe, layer)):
+        every = {name: _projections(config, recipe, layer, name, width) for name in PROJECTIONS}
+        offered = [_allowed(own, limits.get((layer, name)), recipe.block) for name, own in every.items()]
+        if all(offered):
+            break
+    return sum(min(p.parameters(config.hidden, width) for p in own) for own in offered)
+
+
 Choices = tuple[list[Mlp], Options]
 
 

@@ -20,10 +20,12 @@ from nxdi_svd_plugin.checkpoint.reader import Reader
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, read_config
 from nxdi_svd_plugin.compress.calibrate.groups import Groups
 from nxdi_svd_plugin.compress.calibrate.samples import check_ids, tokenize, warn_of_few, windows
+from nxdi_svd_plugin.compress.plan.budget import check_patterns
 from nxdi_svd_plugin.compress.plan.cost import disk_needs
 from nxdi_svd_plugin.compress.plan.degenerate import survey, warn
 from nxdi_svd_plugin.compress.plan.limits import Limits
 from nxdi_svd_plugin.compress.plan.ranks import decide_ranks, larger
+from nxdi_svd_plugin.compress.plan.widths import check_budget
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
 from nxdi_svd_plugin.recipe import Recipe
 from nxdi_svd_plugin.stored.layers import FORMAT_VERSION, Layers, Mlp
@@ -59,6 +61,7 @@ def prepare(model_dir: Path, recipe: Recipe) -> Job:
     config = read_config(model_dir)
     if warning := larger(config, decide_ranks(config, recipe)):
         logger.warning("%s", warning)
+    check_budget(config, recipe)
     reader = Reader(config.directory)
     reader.check_tensors(config)
     _check_length(config, recipe)
@@ -68,6 +71,8 @@ def prepare(model_dir: Path, recipe: Recipe) -> Job:
     warn_of_few(config, samples)
     limits = survey(reader, config, Groups.of(config, recipe))
     warn(limits)
+    check_budget(config, recipe, limits)
+    check_patterns(config, recipe, limits)
     return Job(config, reader, recipe, decide_ranks(config, recipe, limits), limits, text, samples)
 
 
