@@ -38,7 +38,7 @@ def place_model(args: argparse.Namespace, unknown: list[str], parser: argparse.A
         found, unknown = [expanded(unknown[0])], unknown[1:]
     if not found and not unknown:
         parser.error(f"MODEL is missing: `{parser.prog} MODEL`, the directory of a model")
-    if len(found) == 2:
+    if len(found) == 2 and not any(word.startswith("-") for word in unknown):  # else one may be the option's value
         parser.error(f"two models are given, {found[0]} and {found[1]}; give one")
     args.model = found[0] if found else None
     del args.word

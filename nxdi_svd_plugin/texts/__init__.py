@@ -21,11 +21,12 @@ from typing import Any, TextIO
 
 from nxdi_svd_plugin.errors import CalibrationError
 from nxdi_svd_plugin.texts.files import holds_records, opened
-from nxdi_svd_plugin.texts.records import document, is_record, read_records, whole_characters
+from nxdi_svd_plugin.texts.records import begins_with_record, document, read_records, whole_characters
 
 BUILTIN = "builtin"
 HELDOUT = "builtin-heldout"
 SHIPPED = Path(__file__).parents[1] / "data" / "calibration.txt"
+TABLES = (".csv", ".tsv")
 CHUNK = 1 << 20  # characters that are read, and tokenized, at once
 
 logger = logging.getLogger(__name__)
@@ -81,9 +82,16 @@ class Text:
     def _of_plain(self, file: TextIO) -> Iterator[str]:
         """Cut before the last blank of a piece, where no token begins in one piece and ends in the next."""
         rest = ""
+        if self.path is not None and self.path.suffix.lower() in TABLES:
+            self._warn("a table is read as plain text, with its columns and commas; make JSON lines of it")
         while block := file.read(CHUNK - len(rest)):
             text = rest + block
-            if is_record(text.partition("\n")[0]):
+            if "\0" in block:
+                raise CalibrationError(
+                    f"text {self.path or self.name} holds zero bytes: is it an archive, UTF-16 or another binary file? "
+                    "Give UTF-8 text"
+                )
+            if begins_with_record(text):
                 self._warn("a line is a JSON record, and this is read as plain text; name the file .jsonl")
             cut = max(text.rfind(" "), text.rfind("\n")) if len(text) >= CHUNK else 0
             piece, rest = (text[:cut], text[cut:]) if cut > CHUNK // 2 else (text, "")
@@ -143,6 +151,8 @@ def read_text(source: str) -> Text:
     if source == HELDOUT:
         return Text(source, content=_topics())
     path = Path(source).expanduser()
+    if path.is_fifo() or path.is_char_device():
+        raise CalibrationError(f"text {source} is no file but a stream, and texts are read twice; save it first")
     try:
         with open(path, "rb") as file:
             file.read(1)

@@ -21,6 +21,9 @@ TASK = "Below is an instruction that describes a task"
 CONTEXT = ", paired with an input that provides further context"
 ANSWER = ". Write a response that appropriately completes the request."
 COLUMNS = "text; instruction, input (may be empty) and output; or messages"
+UNREADABLE = (ValueError, RecursionError)
+"""What json raises: the second for thousands of brackets inside each other."""
+ARRAY = re.compile(r'\s*\[\s*\{\s*"(text|instruction|input|output|messages)"\s*:')
 LONE = re.compile("[\ud800-\udfff]")
 BLOCK = 1 << 16  # characters of an array that are read at once
 LONGEST = 1 << 26  # characters of one record of an array
@@ -48,7 +51,7 @@ def read_records(file: TextIO, name: str) -> Iterator[tuple[str, Any]]:
 def _parse(line: str, place: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError as error:
+    except UNREADABLE as error:
         raise CalibrationError(f"{place} is not JSON ({error}); expected one object a line, or one array") from error
 
 
@@ -61,7 +64,7 @@ def _array(file: TextIO, name: str) -> Iterator[tuple[str, Any]]:
         while text and text[0] != "]":
             try:
                 record, end = decoder.raw_decode(text)
-            except ValueError as error:
+            except UNREADABLE as error:
                 if block and len(text) < LONGEST:
                     break  # it goes on in the next block
                 raise CalibrationError(f"{name} record {number} is not JSON ({error}); is the file cut off?") from error
@@ -136,12 +139,14 @@ def whole_characters(text: str) -> tuple[str, int]:
     return LONE.subn("\N{REPLACEMENT CHARACTER}", text)
 
 
-def is_record(line: str) -> bool:
-    """Whether a line of plain text is a JSON object with the columns of a record."""
-    if not line.startswith("{"):
+def begins_with_record(text: str) -> bool:
+    """Whether plain text begins with a line that is a JSON object with the columns of a record, or an array of such."""
+    if ARRAY.match(text):
+        return True
+    if not text.startswith("{"):
         return False
     try:
-        found = json.loads(line)
-    except ValueError:
+        found = json.loads(text.partition("\n")[0])
+    except UNREADABLE:
         return False
     return bool({"text", "instruction", "messages"} & set(found))

@@ -1,7 +1,10 @@
 """Texts to calibrate, to evaluate and to train on."""
 
 import gzip
+import io
 import json
+import os
+import tarfile
 
 from cases import Case
 from model_cases import COMPRESS, EVALUATE, TEXT, dense
@@ -44,6 +47,22 @@ def trained(name, content):
     return RECOVER.format(name), build
 
 
+def archive():
+    """A .tar.gz of one text."""
+    file, content = io.BytesIO(), (TEXT * 3).encode()
+    with tarfile.open(fileobj=file, mode="w:gz") as tar:
+        info = tarfile.TarInfo("a.txt")
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
+def pipe(folder):
+    dense(folder)
+    os.mkfifo(folder.path / "pipe")
+
+
+ZEROS = "text text.txt holds zero bytes: is it an archive, UTF-16 or another binary file? Give UTF-8 text"
 CASES = [
     Case("plain UTF-8 text", EVALUATE, text(TEXT)),
     Case("JSON lines with text", calibrated("a.jsonl"), text(LINES, "a.jsonl")),
@@ -73,6 +92,18 @@ CASES = [
         "text text.txt: a line is a JSON record, and this is read as plain text; name the file .jsonl",
     ),
     Case(
+        "a JSON array in a .txt file",
+        EVALUATE,
+        text(json.dumps([ALPACA] * 3, indent=1)),
+        "text text.txt: a line is a JSON record, and this is read as plain text; name the file .jsonl",
+    ),
+    Case(
+        "a table (.csv, .tsv)",
+        evaluated("a.csv"),
+        text("id,said\n" + f"1,{TEXT}\n" * 3, "a.csv"),
+        "text a.csv: a table is read as plain text, with its columns and commas; make JSON lines of it",
+    ),
+    Case(
         "fewer calibration tokens than 4 times the hidden size",
         COMPRESS,
         text(TEXT),
@@ -84,6 +115,15 @@ CASES = [
     Case("too short a text", COMPRESS, text("a few words"), "the calibration text has 11 tokens", 1),
     Case("too short a text to train on", *trained("a.txt", "a few words"), "a.txt has 12 tokens in 1 documents", 1),
     Case("a text in another encoding", EVALUATE, text(b"caf\xe9" * 99), "text text.txt is not UTF-8 (byte 0xe9", 1),
+    Case("UTF-16 without its mark", EVALUATE, text(TEXT.encode("utf-16-le")), ZEROS, 1),
+    Case(
+        "an archive (.tar.gz)",
+        evaluated("a.tar.gz"),
+        text(archive(), "a.tar.gz"),
+        ZEROS.replace("text.txt", "a.tar.gz"),
+        1,
+    ),
+    Case("a pipe (`<(...)`, /dev/stdin)", evaluated("pipe"), pipe, "text pipe is no file but a stream", 1),
     Case("UTF-16", EVALUATE, text(TEXT.encode("utf-16")), "text text.txt is not UTF-8 but begins like UTF-16", 1),
     Case(
         "other columns",
@@ -99,6 +139,13 @@ CASES = [
         evaluated("a.json"),
         text(json.dumps([ALPACA] * 3)[:-1], "a.json"),
         "a.json ends inside its array, after record 3; is the file cut off?",
+        1,
+    ),
+    Case(
+        "JSON of ten thousand brackets inside each other",
+        evaluated("a.jsonl"),
+        text('{"text": ' + "[" * 10_000, "a.jsonl"),
+        "a.jsonl line 1 is not JSON",
         1,
     ),
     Case("a damaged .gz", evaluated("a.txt.gz"), text(b"no gzip", "a.txt.gz"), "text a.txt.gz cannot be read", 1),
