@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 from pathlib import Path
@@ -14,10 +15,12 @@ from nxdi_svd_plugin.checkpoint.lfs import refuse_pointer
 from nxdi_svd_plugin.checkpoint.names import TOKENIZER_CONFIG, TOKENIZER_FILES, read_json
 from nxdi_svd_plugin.checkpoint.source import read_raw
 from nxdi_svd_plugin.checkpoint.spellings import GENERIC, tokenizer_config_for_both
-from nxdi_svd_plugin.errors import CheckpointError
+from nxdi_svd_plugin.errors import CheckpointError, MissingExtraError
 from nxdi_svd_plugin.modeling.load import transformers_errors_only
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+READERS = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+"""What transformers reads a tokenizer.model with, if there is no tokenizer.json: package and module."""
 READS_5 = int(transformers.__version__.split(".")[0]) >= 5
 
 logger = logging.getLogger(__name__)
@@ -28,7 +31,7 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
 
     Raises:
         CheckpointError: no model directory, no tokenizer in it, one that only code of its own or another transformers
-            can read, or damaged files.
+            can read, or damaged files. MissingExtraError: only a tokenizer.model, and nothing that reads it.
     """
     directory = Path(directory)
     read_raw(directory)
@@ -43,6 +46,7 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
         with transformers_errors_only():
             tokenizer = _load(directory, config)
     except Exception as error:  # the class that the library tokenizers raises
+        _check_readers(directory, error)
         raise CheckpointError(_unreadable(directory, config, error)) from error
     if config.get("auto_map"):
         logger.warning(
@@ -71,6 +75,23 @@ def _load(directory: Path, config: dict[str, Any]) -> PreTrainedTokenizerBase:
     kind: Any = PreTrainedTokenizerFast if renamed else AutoTokenizer
     tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(directory, **options)
     return tokenizer
+
+
+def _check_readers(directory: Path, error: Exception) -> None:
+    if (directory / "tokenizer.json").is_file() or not (directory / "tokenizer.model").is_file():
+        return
+    if missing := [package for package, module in READERS.items() if not _installed(module)]:
+        raise MissingExtraError(
+            f"the tokenizer of {directory} is a tokenizer.model alone, which transformers reads with sentencepiece and "
+            f"protobuf: pip install {' '.join(missing)}, or put the model's tokenizer.json there"
+        ) from error
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it
+        return False
 
 
 def _unreadable(directory: Path, config: dict[str, Any], error: Exception) -> str:
