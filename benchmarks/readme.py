@@ -1,4 +1,5 @@
-"""The tables of README.md out of the committed rows, and its two pictures out of the shapes of Llama-3.2-1B.
+"""The tables of README.md and the figures in the prose of README.md and CHANGELOG.md out of the committed rows, and the
+two pictures of README.md out of the shapes of Llama-3.2-1B.
 
 python benchmarks/readme.py
 """
@@ -6,6 +7,7 @@ python benchmarks/readme.py
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +19,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from accuracy_tables import relative  # noqa: E402
 from groups import over_dense  # noqa: E402
 from kernel_tables import markdown, replaced  # noqa: E402
+from nkibench_tables import difference, fit  # noqa: E402
 
 DATA, PAGE, DOCS = ROOT / "benchmarks" / "data", ROOT / "README.md", ROOT / "docs"
+CHANGES = ROOT / "CHANGELOG.md"
+FIGURE = re.compile(r"(<!-- figure: (\w+) -->).*?(<!-- end -->)")
 MODEL, RATIO, TP = "llama-3.2-1b", 0.10, 2
 OUTSIDE = ("pydoc", "news")
 Row = dict[str, Any]
@@ -75,6 +80,48 @@ def costs() -> str:
 
 def tables() -> dict[str, str]:
     return {"headline": headline(), "accuracy": accuracy(), "costs": costs()}
+
+
+def perplexities() -> str:
+    """The table of the accuracy in a line."""
+    found = relative(rows_of("accuracy"))
+    ratios = sorted({ratio for _, ratio, _ in found if ratio})
+    ours, papers = (
+        ", ".join(f"{max(found[name, ratio, text][1] for text in OUTSIDE):.2f}" for ratio in ratios)
+        for name in ("default", "svd-llm")
+    )
+    return f"{ours} at {', '.join(f'{ratio:.2f}' for ratio in ratios)}; the paper's whitening {papers}"
+
+
+def recovered() -> str:
+    """What training gave at the largest ratio, on the text where the compressed model is worse."""
+    rows = [row for row in rows_of("recover") if row["text"] in OUTSIDE]
+    worst = max(rows, key=lambda row: (round(row["ratio"], 2), row["compressed"] / row["dense"]))
+    groups, steps = worst["recipe"].get("tp_degree", 1), worst["settings"]["steps"]
+    before, after = worst["compressed"] / worst["dense"], worst["recovered"] / worst["dense"]
+    return (
+        f"at {worst['ratio']:.2f} it took {before:.2f} to {after:.2f} in {steps} steps on this CPU, with "
+        f"{'one group' if groups == 1 else f'{groups} groups'}"
+    )
+
+
+def figures() -> dict[str, str]:
+    """What stands at the marks in the prose of README.md and CHANGELOG.md."""
+    rows = rows_of("nkibench")
+    found, near = fit(rows), sum(abs(difference(row)) <= 0.05 for row in rows)
+    low, high = min(found["low"], found["fitted_low"]), max(found["high"], found["fitted_high"])
+    return {
+        "perplexities": perplexities(),
+        "recovered": recovered(),
+        "kernels": f"{near} of {len(rows)}",
+        "band": f"{100 * low:+.0f} to {100 * high:+.0f} %",
+    }
+
+
+def with_figures(page: str) -> str:
+    """The page with the figures of the rows at its marks."""
+    made = figures()
+    return FIGURE.sub(lambda mark: mark[1] + made[mark[2]] + mark[3], page)
 
 
 def forms_picture(path: Path) -> None:
@@ -145,6 +192,7 @@ def _save(figure: Any, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(replaced(PAGE.read_text(), tables()))
+    PAGE.write_text(with_figures(replaced(PAGE.read_text(), tables())))
+    CHANGES.write_text(with_figures(CHANGES.read_text()))
     forms_picture(DOCS / "forms.png")
     cores_picture(DOCS / "cores.png")
