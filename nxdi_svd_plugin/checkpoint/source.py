@@ -23,6 +23,7 @@ HEAD_SIZES = ("num_key_value_heads", "head_dim")
 """Derived from the others where they are null or left out."""
 
 
+ADAPTER = "adapter_config.json"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """org/name."""
 
@@ -135,13 +136,14 @@ def read_raw(directory: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: no directory, no config.json (an unfinished output has none), not a JSON object, spellings that
-            contradict each other.
+            contradict each other; an adapter, which transformers adds to the weights if peft is installed.
     """
     path = directory / CONFIG
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is not a directory; {_instead(directory)}")
     if not path.is_file() and (directory / UNFINISHED).is_dir():
         raise CheckpointError(f"{directory} is unfinished; run its command again with --resume")
+    _refuse_adapter(directory, alone=not path.is_file())
     if not path.is_file():
         raise CheckpointError(f"{directory} has no {CONFIG}; give a Hugging Face model directory")
     try:
@@ -157,6 +159,17 @@ def read_raw(directory: Path) -> dict[str, Any]:
         return config_for_both(raw)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def _refuse_adapter(directory: Path, *, alone: bool) -> None:
+    if not (directory / ADAPTER).is_file():
+        return
+    what = "is an adapter of another model" if alone else "holds an adapter beside its weights"
+    way = "" if alone else ", or use a copy without it"
+    raise CheckpointError(
+        f"{directory} {what} ({ADAPTER}), which transformers adds where peft is installed and nobody does elsewhere; "
+        f"merge it (peft: merge_and_unload, then save_pretrained){way}"
+    )
 
 
 def _instead(directory: Path) -> str:

@@ -1,4 +1,4 @@
-"""NaN and infinity in a model's logits are an error wherever logits are read."""
+"""NaN and infinity in a model's logits, and token ids without an embedding, are errors wherever logits are read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from nxdi_svd_plugin.errors import NotFiniteError
+from nxdi_svd_plugin.errors import CheckpointError, NotFiniteError
 
 
 @contextmanager
@@ -16,13 +16,34 @@ def finite_logits(model: Any) -> Iterator[None]:
     """While it is open, a forward pass of `model` whose logits are not all finite raises.
 
     Raises:
-        NotFiniteError: names the model, its dtype and how many tokens are concerned.
+        NotFiniteError: names the model, its dtype and how many tokens are concerned. CheckpointError: a token id beyond
+            the embeddings.
     """
+    before = model.register_forward_pre_hook(
+        lambda _, args, named: check_ids(model, args[0] if args else named.get("input_ids")), with_kwargs=True
+    )
     hook = model.register_forward_hook(lambda _, __, output: check_logits(model, output.logits))
     try:
         yield
     finally:
+        before.remove()
         hook.remove()
+
+
+def check_ids(model: Any, ids: torch.Tensor | None) -> None:
+    """Raise for a token id that `model` has no embedding for: the tokenizer belongs to another model.
+
+    Raises:
+        CheckpointError: names both numbers.
+    """
+    if ids is None or not ids.numel():
+        return
+    largest, most = int(ids.max()), model.get_input_embeddings().num_embeddings
+    if largest >= most:
+        raise CheckpointError(
+            f"the tokenizer of {model.name_or_path or 'the model'} gives id {largest}, the model has {most} "
+            "embeddings; copy the model's own tokenizer into the directory"
+        )
 
 
 def check_logits(model: Any, logits: torch.Tensor) -> None:

@@ -13,7 +13,7 @@ from packaging.version import Version
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from nxdi_svd_plugin.checkpoint.lfs import refuse_pointer
+from nxdi_svd_plugin.checkpoint.reader import Reader
 from nxdi_svd_plugin.checkpoint.source import check_sizes, config_errors, read_raw, transformers_config
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.modeling.auto import register
@@ -68,8 +68,7 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto") -> PreT
         raise CheckpointError(
             f"{directory} brings code of its own ({CUSTOM_GENERATE}), which transformers would run: use a copy without"
         )
-    for path in directory.glob("*.safetensors*"):
-        refuse_pointer(path)
+    Reader(directory)  # its headers: damaged files, pointers, paths outside, and dtypes that nothing here computes with
     register()
     options: dict[str, Any] = {DTYPE_ARGUMENT: dtype, "output_loading_info": True, "local_files_only": True}
     options |= {"use_safetensors": True, "trust_remote_code": False}

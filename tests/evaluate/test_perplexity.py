@@ -61,6 +61,9 @@ def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary():
         config = types.SimpleNamespace(max_position_embeddings=32)
         device, dtype = torch.device("cpu"), torch.float32
 
+        def get_input_embeddings(self):
+            return types.SimpleNamespace(num_embeddings=37)
+
         def forward(self, ids, use_cache):
             return types.SimpleNamespace(logits=torch.zeros(*ids.shape, 37))
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import torch
 from cases import Case
 from reports import write_report
 from safetensors.torch import load_file, save_file
@@ -94,6 +95,35 @@ def scaled(factor, *names, model="llama"):
     return build
 
 
+def adapter(folder):
+    dense(folder)
+    folder.write("model/adapter_config.json", "{}")
+
+
+def adapter_alone(folder):
+    (folder.path / "model").mkdir()
+    folder.write("model/adapter_config.json", "{}")
+
+
+def larger_vocabulary(folder):
+    """Its l is a token that the model does not have."""
+    path = dense(folder) / "tokenizer.json"
+    found = json.loads(path.read_text())
+    found["model"]["vocab"]["l"] = 5000
+    path.write_text(json.dumps(found))
+
+
+def eight_bits(dtype):
+    """A builder: one weight in another dtype."""
+
+    def build(folder):
+        path = dense(folder) / "model.safetensors"
+        tensors = load_file(path)
+        save_file({**tensors, UP: tensors[UP].to(dtype)}, path, metadata={"format": "pt"})
+
+    return build
+
+
 def report_with_nan(folder):
     directory = dense(folder, "svd_llama")
     write_report(directory)
@@ -149,6 +179,43 @@ CASES = [
         EVALUATE,
         custom_generate,
         "model brings code of its own (custom_generate/generate.py), which transformers would run: use a copy without",
+        1,
+    ),
+    Case(
+        "a tokenizer of another model",
+        EVALUATE,
+        larger_vocabulary,
+        "the tokenizer of model gives id 5000, the model has 259 embeddings; copy the model's own tokenizer",
+        1,
+    ),
+    Case(
+        "the same, for a prompt",
+        "generate model --prompt lamp",
+        larger_vocabulary,
+        "the tokenizer of model gives id 5000, the model has 259 embeddings; copy the model's own tokenizer",
+        1,
+    ),
+    Case(
+        "weights in float8",
+        EVALUATE,
+        eight_bits(torch.float8_e4m3fn),
+        f"{UP} is stored as F8_E4M3; expected float32",
+        1,
+    ),
+    Case("weights in int8", EVALUATE, eight_bits(torch.int8), f"{UP} is stored as I8; expected float32", 1),
+    Case(
+        "a LoRA adapter beside the weights",
+        EVALUATE,
+        adapter,
+        "model holds an adapter beside its weights (adapter_config.json), which transformers adds where peft is "
+        "installed and nobody does elsewhere; merge it",
+        1,
+    ),
+    Case(
+        "a LoRA adapter alone",
+        "plan model",
+        adapter_alone,
+        "model is an adapter of another model (adapter_config.json)",
         1,
     ),
     Case("`--base`: the model it was made from", WITH_BASE, pair()),
