@@ -16,7 +16,8 @@ from nxdi_svd_plugin.kernels.tiling.blocks import hbm_bytes, sbuf_bytes
 from nxdi_svd_plugin.kernels.tiling.brute_force import least_hbm_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.engines import matmul_cycles, minimum_pe_cycles, transpose_cycles
-from nxdi_svd_plugin.kernels.tiling.planner import IN_FLIGHT, choose
+from nxdi_svd_plugin.kernels.tiling.loads import IN_FLIGHT
+from nxdi_svd_plugin.kernels.tiling.planner import choose
 from nxdi_svd_plugin.kernels.tiling.segments import segments
 from nxdi_svd_plugin.simulator import TensorSpec, simulate
 from nxdi_svd_plugin.stored.runs import length

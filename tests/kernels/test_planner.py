@@ -14,8 +14,10 @@ from nxdi_svd_plugin.kernels.tiling.blocks import Buffers, hbm_bytes, sbuf_bytes
 from nxdi_svd_plugin.kernels.tiling.brute_force import least_hbm_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.engines import matmul_cycles, transpose_cycles
+from nxdi_svd_plugin.kernels.tiling.loads import IN_FLIGHT
 from nxdi_svd_plugin.kernels.tiling.pieces import spans
-from nxdi_svd_plugin.kernels.tiling.planner import IN_FLIGHT, choose, fill, forced
+from nxdi_svd_plugin.kernels.tiling.planner import choose, forced
+from nxdi_svd_plugin.kernels.tiling.strips import fill
 from nxdi_svd_plugin.stored.layers import Mlp
 from nxdi_svd_plugin.stored.projection import DENSE, LowRank
 

@@ -10,7 +10,8 @@ from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.decode import blocks_of, fits, load_bytes, mlp_bytes, reserved_bytes
 from nxdi_svd_plugin.kernels.tiling.engines import engine_seconds, minimum_pe_cycles
 from nxdi_svd_plugin.kernels.tiling.groups import calls_of
-from nxdi_svd_plugin.kernels.tiling.planner import IN_FLIGHT, choose
+from nxdi_svd_plugin.kernels.tiling.loads import IN_FLIGHT
+from nxdi_svd_plugin.kernels.tiling.planner import choose
 from nxdi_svd_plugin.stored.cores import sharing
 from nxdi_svd_plugin.stored.dtypes import DTYPES
 from nxdi_svd_plugin.stored.kernel_fit import kernel_fit

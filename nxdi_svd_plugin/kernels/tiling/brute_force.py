@@ -39,7 +39,7 @@ def _summed(chain: Chain, overlap: bool) -> int | None:
     """X once, U and V once per strip; all strips but the last are as long as fits."""
     s, tile, loads = chain.itemsize, chain.itemsize * PARTITIONS, 2 if overlap else 1
     if chain.inputs % PARTITIONS if chain.kind.reads_intermediate else any(chain.pivots):
-        return None  # nothing that the kernels do, see tiling/planner.py
+        return None  # nothing that the kernels do, see tiling/sums.py
     fixed = loads * SUM_TILES * tile + (4 * PARTITIONS if chain.needs_identity else 0)
     longest = (SBUF_BUDGET - fixed) // (4 * chain.rank_tiles + s + loads * s * SUM_TILES)
     longest = min(longest, (SBUF_BUDGET - (_depth(chain) + 1) * tile) // (s * chain.rank_tiles))

@@ -1,0 +1,57 @@
+"""The streamed loads that are worth trying for a chain, and how much room the plans leave for them."""
+
+from nxdi_svd_plugin.hardware import LONG_RUN, MOVING, PARTITIONS, tiles
+from nxdi_svd_plugin.kernels.tiling.blocks import Buffers, output_bytes, u_load_bytes, v_load_bytes
+from nxdi_svd_plugin.kernels.tiling.chain import Chain
+
+IN_FLIGHT = 2
+"""Loads of each streamed operand that the plan leaves room for: one in use, the next on its way."""
+SHORTEST_RUN = 1024
+"""Bytes of the shortest DMA run of a U load that is tried."""
+LARGEST_LOAD = 32 * 1024
+"""Bytes per partition of the largest load of whole columns that is tried."""
+
+
+def buffer_choices(chain: Chain) -> list[Buffers]:
+    """The streamed-load sizes worth trying, with DMA runs of at least 2 KiB (1 KiB for U) where the shape allows it."""
+    return [
+        Buffers(u_rows, u_tiles, v_tiles, x_tiles)
+        for u_rows, u_tiles in _u_choices(chain)
+        for v_tiles in v_choices(chain)
+        for x_tiles in sorted({min(chain.input_tiles, count) for count in (8, 16)})
+    ]
+
+
+def _u_choices(chain: Chain) -> list[tuple[int, int]]:
+    """(input tiles, rank tiles) of one U load: several whole columns for few tokens, parts of a column for many."""
+    rows_of_u = tiles(chain.u_rows)
+    column = chain.itemsize * rows_of_u * PARTITIONS
+    group = min(LARGEST_LOAD // column, MOVING // min(chain.tokens, MOVING), min(chain.ranks) // PARTITIONS)
+    tile = chain.itemsize * PARTITIONS
+    least, shortest = LONG_RUN // tile, SHORTEST_RUN // tile
+    parts = {*range(shortest, least + 1), *(-(-rows_of_u // split) for split in (1, 2, 3, 4, 7))}
+    split = [(rows, 1) for rows in parts if min(shortest, rows_of_u) <= rows <= rows_of_u]
+    return sorted({(rows_of_u, max(1, group)), *split})
+
+
+def v_choices(chain: Chain) -> list[int]:
+    """Packed column tiles of one V load (stationary V) or of one output block (moving V)."""
+    width = chain.column_tile
+    if chain.writes_transposed:
+        load = chain.itemsize * chain.rank_tiles * width
+        together = min(LARGEST_LOAD // load, MOVING // min(chain.tokens, MOVING), chain.outputs // PARTITIONS)
+        return sorted({1, max(1, together)})
+    columns = -(-chain.outputs // width)
+    runs = (SHORTEST_RUN, LONG_RUN, 2 * LONG_RUN)
+    return sorted({min(columns, -(-run // (chain.itemsize * width))) for run in runs})
+
+
+def has_long_runs(chain: Chain, buffers: Buffers) -> bool:
+    """Whether no U load is cut into runs below LONG_RUN."""
+    return buffers.u_rows * PARTITIONS * chain.itemsize >= LONG_RUN or buffers.u_rows == tiles(chain.u_rows)
+
+
+def load_bytes(chain: Chain, buffers: Buffers) -> int:
+    """Bytes per partition that are streamed at a time: U, V, an output block, and X."""
+    block = output_bytes(chain, buffers, (PARTITIONS,))
+    return u_load_bytes(chain, buffers) + v_load_bytes(chain, buffers) + block + buffers.x_tiles * PARTITIONS
