@@ -6,7 +6,7 @@ from nxdi_svd_plugin.errors import KernelError
 from nxdi_svd_plugin.hardware import MOVING, PARTITIONS, tiles
 from nxdi_svd_plugin.stored.projection import Side
 
-_V_TILE_BYTES = 16 * 1024
+_V_TILE_BYTES = 24 * 1024
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Kind:
         """Columns of V in one packed tile, from the rank alone, so that prefill and decode share the packed weight.
 
         128 where V is, or may be, the stationary operand. Where it is always the moving one (Y is on the hidden side):
-        as many of the 512 as keep a tile within 16 KiB per partition of 16-bit elements.
+        as many of the 512 as keep a tile within 24 KiB per partition of 16-bit elements.
         """
         if not self.reads_intermediate:
             return PARTITIONS

@@ -2,12 +2,14 @@
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 from nxdi_svd_plugin.kernels import reference
 from nxdi_svd_plugin.kernels.fused_down import down
 from nxdi_svd_plugin.kernels.fused_up_gate import up_gate
 from nxdi_svd_plugin.kernels.fused_xuv import xuv
 from nxdi_svd_plugin.kernels.packing import pack
+from nxdi_svd_plugin.kernels.tiling.engines import engine_seconds, matmul_cycles, transpose_cycles
 from nxdi_svd_plugin.simulator import TensorSpec, simulate
 
 DTYPES = {"bf16": ml_dtypes.bfloat16, "fp16": np.float16, "fp32": np.float32}
@@ -42,6 +44,17 @@ def assert_close(y, truth, low):
     norm = np.linalg.norm(truth)
     assert np.linalg.norm(y - truth) <= 2 * np.linalg.norm(low - truth) + eps * norm / 2
     assert np.abs(y - truth).max() <= 2 * np.abs(low - truth).max() + eps * np.abs(truth).max()
+
+
+def assert_modelled(chain, plan, trace):
+    """The closed form of the model of time is that of the trace, engine by engine.
+
+    Both add the same terms in another order: less than a million doubles, each sum off by 2^-53 of itself at most.
+    """
+    assert matmul_cycles(chain, plan) + transpose_cycles(chain, plan) == trace.pe_cycles
+    for engine, seconds in engine_seconds(chain, plan).items():
+        name = {"tensor": "pe"}.get(engine, engine)
+        assert seconds == pytest.approx(trace.modelled_seconds[name], rel=1e6 * 2**-53), name
 
 
 def count(kernel, tokens, inputs, ranks, outputs, dtype="bf16", **options):

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import count
+from kernel_cases import assert_modelled, count
 
 from nxdi_svd_plugin.errors import KernelError, SvdError
 from nxdi_svd_plugin.hardware import SBUF_BUDGET
@@ -13,7 +13,6 @@ from nxdi_svd_plugin.kernels.measure.plan import plan_mlp
 from nxdi_svd_plugin.kernels.tiling.blocks import Buffers, hbm_bytes, sbuf_bytes
 from nxdi_svd_plugin.kernels.tiling.brute_force import least_hbm_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
-from nxdi_svd_plugin.kernels.tiling.engines import matmul_cycles, transpose_cycles
 from nxdi_svd_plugin.kernels.tiling.loads import IN_FLIGHT
 from nxdi_svd_plugin.kernels.tiling.pieces import spans
 from nxdi_svd_plugin.kernels.tiling.planner import choose, forced
@@ -53,7 +52,7 @@ def test_predictions_are_what_the_simulator_counts(chain):
     assert trace.sbuf_peak_bytes <= sbuf_bytes(chain, blocks)
     assert sbuf_bytes(chain, blocks) <= 1.15 * trace.sbuf_peak_bytes
     assert sbuf_bytes(chain, blocks, IN_FLIGHT) <= SBUF_BUDGET
-    assert matmul_cycles(chain, blocks) + transpose_cycles(chain, blocks) == trace.pe_cycles
+    assert_modelled(chain, blocks, trace)
     assert trace.psum_peak_banks <= 8
 
 

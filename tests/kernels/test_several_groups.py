@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from kernel_cases import DTYPES, assert_close, factors, matrix
+from kernel_cases import DTYPES, assert_close, assert_modelled, factors, matrix
 
 from nxdi_svd_plugin.errors import KernelError
 from nxdi_svd_plugin.hardware import SBUF_BUDGET
@@ -12,7 +12,6 @@ from nxdi_svd_plugin.kernels import down, pack, reference, up_gate
 from nxdi_svd_plugin.kernels.packing import packed_shapes
 from nxdi_svd_plugin.kernels.tiling.blocks import hbm_bytes, sbuf_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
-from nxdi_svd_plugin.kernels.tiling.engines import matmul_cycles, transpose_cycles
 from nxdi_svd_plugin.kernels.tiling.groups import apart_bytes, calls_of
 from nxdi_svd_plugin.kernels.tiling.planner import choose
 from nxdi_svd_plugin.simulator import TensorSpec, simulate
@@ -35,7 +34,7 @@ def exactly_planned(trace, chain):
     """What the planner says is what the simulator counts."""
     plan = choose(chain)
     assert (trace.hbm_read_bytes, trace.hbm_write_bytes) == hbm_bytes(chain, plan)
-    assert trace.pe_cycles == matmul_cycles(chain, plan) + transpose_cycles(chain, plan)
+    assert_modelled(chain, plan, trace)
     assert trace.sbuf_peak_bytes <= sbuf_bytes(chain, plan)
     assert trace.sbuf_prefetch_peak_bytes <= sbuf_bytes(chain, plan, 2) <= SBUF_BUDGET
 

@@ -14,10 +14,7 @@ from nxdi_svd_plugin.hardware import MOVING, PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.nki import jit, nisa, nl
 from nxdi_svd_plugin.kernels.stages.expand import copy_on_scalar
 from nxdi_svd_plugin.kernels.stages.gemm import add_products, load_part, multiply
-from nxdi_svd_plugin.kernels.tiling.dense import Operand, Product, choose_dense
-
-_PASS = 2048
-"""Columns of one tile of an elementwise pass."""
+from nxdi_svd_plugin.kernels.tiling.dense import PASS_COLUMNS, Operand, Product, choose_dense
 
 
 def matmul_kernel(x_t: Any, w: Any) -> Any:
@@ -81,10 +78,12 @@ def _same(a: tuple[int, ...], b: tuple[int, ...], dtype: str, other: str) -> Non
 
 def _pass_row(out: Any, a: Any, b: Any, m: Any, rows: int, bias: Any) -> None:
     """Row tile `m` of an elementwise pass; every element is read and written once."""
-    for n in nl.affine_range(a.shape[1] // _PASS):
-        _pass_tile(out, a, b, m * PARTITIONS, rows, n * _PASS, _PASS, bias)
-    if a.shape[1] % _PASS:
-        _pass_tile(out, a, b, m * PARTITIONS, rows, a.shape[1] // _PASS * _PASS, a.shape[1] % _PASS, bias)
+    for n in nl.affine_range(a.shape[1] // PASS_COLUMNS):
+        _pass_tile(out, a, b, m * PARTITIONS, rows, n * PASS_COLUMNS, PASS_COLUMNS, bias)
+    if a.shape[1] % PASS_COLUMNS:
+        _pass_tile(
+            out, a, b, m * PARTITIONS, rows, a.shape[1] // PASS_COLUMNS * PASS_COLUMNS, a.shape[1] % PASS_COLUMNS, bias
+        )
 
 
 def _pass_tile(out: Any, a: Any, b: Any, top: Any, rows: int, left: Any, columns: int, bias: Any) -> None:

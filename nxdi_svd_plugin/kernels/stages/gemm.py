@@ -11,8 +11,7 @@ from nxdi_svd_plugin.kernels.nki import nisa, nl
 from nxdi_svd_plugin.kernels.stages.accumulate import add_to_sums
 from nxdi_svd_plugin.kernels.stages.expand import copy_on_scalar
 from nxdi_svd_plugin.kernels.stages.load import load_rows_transposed, load_tiles
-from nxdi_svd_plugin.kernels.tiling.dense import Operand, Output, Product
-from nxdi_svd_plugin.kernels.tiling.through import X_COLUMNS
+from nxdi_svd_plugin.kernels.tiling.dense import X_COLUMNS, Operand, Output, Product
 
 Tensor = Any
 

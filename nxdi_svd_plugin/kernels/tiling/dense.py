@@ -8,6 +8,10 @@ from nxdi_svd_plugin.hardware import MOVING, PARTITIONS, SBUF_BYTES, tiles
 
 SUM_DEPTH = 3 * PARTITIONS
 """Contraction of one addition to the sums in SBUF: below it the vector engine would take longer than the matmuls."""
+X_COLUMNS = 1024
+"""Columns of rows that are loaded at once to be transposed: runs of 2 KiB in 16 bits."""
+PASS_COLUMNS = 2048
+"""Columns of one tile of a pass over HBM that two tensors go into and one comes out of."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,18 @@ def choose_dense(
     `step`: blocks of columns are multiples of it. `depths`: of the loads beside sums in SBUF, the first among equals.
     `taken`: bytes of SBUF that are not for this. A baseline has all of it, more than our own plans keep to.
     """
+    plans = dense_plans(rows, deep, columns, itemsize, step, depths, taken)
+    return min(plans, key=lambda plan: dense_hbm_bytes(rows, deep, columns, itemsize, plan))
+
+
+def dense_plans(
+    rows: int, deep: int, columns: int, itemsize: int, step: int, depths: tuple[int, ...], taken: int
+) -> list[Plan]:
+    """All blocks that fit.
+
+    Raises:
+        KernelError: there are none.
+    """
     plans: list[Plan] = [
         *_operands(rows, deep, columns, step),
         *(plan for depth in depths for plan in _outputs(rows, columns, step, depth)),
@@ -91,7 +107,7 @@ def choose_dense(
     plans = [plan for plan in plans if dense_sbuf_bytes(deep, itemsize, plan, 2) <= SBUF_BYTES - taken]
     if not plans:
         raise KernelError(f"matmul: K = {deep} leaves no room for a block; split the contraction")
-    return min(plans, key=lambda plan: dense_hbm_bytes(rows, deep, columns, itemsize, plan))
+    return plans
 
 
 def _operands(rows: int, deep: int, columns: int, step: int) -> list[Operand]:

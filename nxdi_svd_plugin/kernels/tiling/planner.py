@@ -4,78 +4,87 @@ from dataclasses import replace
 from functools import lru_cache
 
 from nxdi_svd_plugin.errors import KernelError
-from nxdi_svd_plugin.hardware import PARTITIONS, SBUF_BUDGET
+from nxdi_svd_plugin.hardware import MOVING, PARTITIONS, SBUF_BUDGET
 from nxdi_svd_plugin.kernels.tiling.blocks import Blocks, Plan, hbm_bytes, strip_sbuf_bytes, sum_blocks
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
-from nxdi_svd_plugin.kernels.tiling.engines import engine_seconds
+from nxdi_svd_plugin.kernels.tiling.engines import modelled_seconds
 from nxdi_svd_plugin.kernels.tiling.loads import IN_FLIGHT, buffer_choices, has_long_runs, load_bytes
 from nxdi_svd_plugin.kernels.tiling.strips import FINE, strip_plans
 from nxdi_svd_plugin.kernels.tiling.sums import may_split, sum_plans
-from nxdi_svd_plugin.kernels.tiling.through import Through, through
+from nxdi_svd_plugin.kernels.tiling.through import Through, through_plans
+from nxdi_svd_plugin.kernels.tiling.unfused import unfused
 
-SAVING = 1.01
-"""How much slower than the fastest a plan may be that moves less, and how much more one may move that has long runs."""
-SLOWER = 1.03
-"""How much slower two matmuls may be that move less: what transposing X again costs the tensor engine."""
+SAVING = 1.005
+"""How much slower than the fastest a plan may be that moves less."""
+LONGER = 1.01
+"""How much more a plan may move that has long runs."""
 TIE = 1.003
 """Plans this near the best count as equal."""
 
 
 @lru_cache(maxsize=4096)
 def choose(chain: Chain) -> Plan:
-    """The plan for `chain`: strips, or two matmuls where they are faster, or as fast and move less.
+    """The plan for `chain`: strips that keep the input or fp32 sums of X·U, or two matmuls with X·U in HBM.
 
-    The least modelled time (strips that end inside a stationary tile waste cycles), of equal ones the least HBM bytes,
-    of equal ones again the largest streamed loads (long DMA runs, few instructions). Runs of U loads are shorter than
-    2 KiB only where longer ones cost 1 %. Every plan leaves room for two loads of each streamed operand.
+    The least modelled time (engines.py), of plans within SAVING of it the least HBM bytes, of equal ones again the
+    largest streamed loads (long DMA runs, few instructions). Runs of U loads are shorter than 2 KiB only where longer
+    ones cost 1 %. Every plan leaves room for two loads of each streamed operand.
     Raises KernelError if not even a few tokens fit into SBUF_BUDGET.
     """
-    steps = (FINE,) if chain.writes_transposed else (PARTITIONS, 64, 32, FINE)
-    plans = [plan for buffers in buffer_choices(chain) for unit in steps for plan in strip_plans(chain, buffers, unit)]
-    least = min((sum(hbm_bytes(chain, plan)) for plan in plans), default=None)
-    plans += [plan for plan in sum_plans(chain) if least is None or sum(hbm_bytes(chain, plan)) < least]
+    steps = (MOVING, FINE) if chain.writes_transposed else (MOVING, PARTITIONS, 64, 32, FINE)
+    kept = [plan for buffers in buffer_choices(chain) for unit in steps for plan in strip_plans(chain, buffers, unit)]
+    plans = [*kept, *sum_plans(chain), *through_plans(chain)]
     if not plans:
         raise KernelError(
             f"{chain.kernel}: inputs {chain.inputs}, rank(s) {chain.ranks} and outputs {chain.outputs} leave no room "
             f"for {min(chain.tokens, FINE)} tokens in {SBUF_BUDGET} bytes per partition; "
             "use a smaller rank or more tensor-parallel shards"
         )
-    best = _largest_loads(chain, _long_runs(chain, _fastest(chain, plans)))
-    matmuls = through(chain)
-    return matmuls if matmuls is not None and _better(chain, matmuls, best) else best
+    return _largest_loads(chain, _long_runs(chain, _fastest(chain, plans)))
 
 
-def _better(chain: Chain, matmuls: Through, blocks: Blocks) -> bool:
-    mine, theirs = (max(engine_seconds(chain, plan).values()) for plan in (matmuls, blocks))
-    if sum(hbm_bytes(chain, matmuls)) < sum(hbm_bytes(chain, blocks)):
-        return mine <= SLOWER * theirs
-    return mine * SAVING < theirs
-
-
-Scores = dict[Blocks, int]
+Scores = dict[Plan, int]
 """{plan: HBM bytes}; the least is the best."""
 
 
-def _fastest(chain: Chain, plans: list[Blocks]) -> Scores:
-    """The plans within SAVING of the least modelled time."""
-    seconds = {plan: max(engine_seconds(chain, plan).values()) for plan in plans}
-    most = SAVING * min(seconds.values())
-    return {plan: sum(hbm_bytes(chain, plan)) for plan in plans if seconds[plan] <= most}
+def _fastest(chain: Chain, plans: list[Plan]) -> Scores:
+    """The plans within SAVING of the least modelled time, of those that cost no more than separate matmuls.
+
+    That is: neither more bytes nor more time than unfused.py says. Where no plan is so good, those whose larger excess
+    of the two is the least.
+    """
+    bound = unfused(chain)
+    scores = {plan: sum(hbm_bytes(chain, plan)) for plan in plans}
+    seconds = {plan: modelled_seconds(chain, plan) for plan in plans}
+    worse = {plan: max(scores[plan] / bound.hbm_bytes, seconds[plan] / bound.seconds) for plan in plans}
+    most = max(1.0, min(worse.values()))
+    good = [plan for plan in plans if worse[plan] <= most]
+    enough = SAVING * min(seconds[plan] for plan in good)
+    return {plan: scores[plan] for plan in good if seconds[plan] <= enough}
 
 
 def _long_runs(chain: Chain, scores: Scores) -> Scores:
-    """The plans that cut no U load into runs below LONG_RUN, or all where these cost more than SAVING of the best."""
-    enough = SAVING * min(scores.values())
-    long = {plan: score for plan, score in scores.items() if has_long_runs(chain, plan.buffers) and score <= enough}
+    """The plans that cut no U load into runs below LONG_RUN, or all where these cost more than LONGER of the best."""
+    enough = LONGER * min(scores.values())
+    long = {plan: score for plan, score in scores.items() if _is_long(chain, plan) and score <= enough}
     return long or scores
 
 
-def _largest_loads(chain: Chain, scores: Scores) -> Blocks:
-    """Of the plans within TIE of the best, which count as equal, the one that streams most bytes at a time."""
+def _is_long(chain: Chain, plan: Plan) -> bool:
+    return isinstance(plan, Through) or has_long_runs(chain, plan.buffers)
+
+
+def _largest_loads(chain: Chain, scores: Scores) -> Plan:
+    """Of the plans within TIE of the best, which count as equal, the one that streams most bytes at a time.
+
+    Two matmuls only where no strips are among them.
+    """
     equal = TIE * min(scores.values())
-    return max(
-        (plan for plan, score in scores.items() if score <= equal), key=lambda plan: load_bytes(chain, plan.buffers)
-    )
+    return max((plan for plan, score in scores.items() if score <= equal), key=lambda plan: _streamed(chain, plan))
+
+
+def _streamed(chain: Chain, plan: Plan) -> int:
+    return 0 if isinstance(plan, Through) else load_bytes(chain, plan.buffers)
 
 
 def forced(chain: Chain, strip: tuple[int, ...], split: int = 0) -> Blocks:

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from nxdi_svd_plugin.errors import KernelError
-from nxdi_svd_plugin.hardware import PARTITIONS, SBUF_BUDGET
+from nxdi_svd_plugin.hardware import MOVING, PARTITIONS, SBUF_BUDGET
 from nxdi_svd_plugin.kernels.tiling.blocks import (
     Blocks,
     Buffers,
@@ -22,7 +22,7 @@ from nxdi_svd_plugin.kernels.tiling.pieces import held_tokens
 MAX_SUB_STRIP = 2048
 """Tokens whose fp32 accumulators take half of PSUM, so that the next accumulation can start during the eviction."""
 FINE = 8
-"""Strips and sub-strips are multiples of this many tokens, the last one apart."""
+"""Strips and sub-strips are multiples of this many tokens, or of MOVING so that matmuls are full; not the last one."""
 
 
 def strip_plans(chain: Chain, buffers: Buffers, unit: int) -> list[Blocks]:
@@ -36,9 +36,15 @@ def strip_plans(chain: Chain, buffers: Buffers, unit: int) -> list[Blocks]:
         covers.append(_whole_tiles(chain, lengths, unit))
     found = []
     for sizes in covers:
-        groups = tuple((count, even(chain, buffers, size)) for size, count in Counter(sizes).items() if size > 0)
+        groups = tuple(
+            (count, even(chain, buffers, size, _sub_unit(unit))) for size, count in Counter(sizes).items() if size > 0
+        )
         found.append(Blocks(groups, buffers))
     return [blocks for blocks in found if blocks_fit(chain, blocks)]
+
+
+def _sub_unit(unit: int) -> int:
+    return unit if unit == MOVING else FINE
 
 
 def _shares(chain: Chain, blocks: Blocks) -> bool:
@@ -46,10 +52,12 @@ def _shares(chain: Chain, blocks: Blocks) -> bool:
     return blocks.buffers.u_tiles > 1 or (chain.writes_transposed and blocks.buffers.v_tiles > 1)
 
 
-def largest_sub_strip(chain: Chain, buffers: Buffers, done: int, total: int, limit: int) -> int:
+def largest_sub_strip(
+    chain: Chain, buffers: Buffers, done: int, total: int, limit: int = SBUF_BUDGET, unit: int = FINE
+) -> int:
     """Most tokens that the next sub-strip can take after `done` of `total`, in the first phase, within `limit` bytes.
 
-    A multiple of FINE, or all that is left.
+    A multiple of `unit`, or all that is left.
     """
     s, align = chain.itemsize, chain.token_align
     room = limit - constant_bytes(chain)
@@ -59,7 +67,7 @@ def largest_sub_strip(chain: Chain, buffers: Buffers, done: int, total: int, lim
     ideal = (projecting - s * chain.rank_tiles * done) // (s * (chain.rank_tiles + chain.input_tiles))
     size = max(0, min(MAX_SUB_STRIP, total - done, ideal, loading // (s * chain.input_tiles)))
     while size > 0:
-        size = size if size == total - done else size // FINE * FINE
+        size = size if size == total - done else size // unit * unit
         held = held_tokens(done + size, total, align)
         if s * (chain.rank_tiles * held + chain.input_tiles * size) <= projecting:
             break
@@ -74,7 +82,9 @@ def expansion_fits(chain: Chain, buffers: Buffers, strip: tuple[int, ...]) -> bo
     return constant_bytes(chain) + held + streamed <= SBUF_BUDGET
 
 
-def fill(chain: Chain, buffers: Buffers, tokens: int, limit: int = SBUF_BUDGET) -> tuple[int, ...] | None:
+def fill(
+    chain: Chain, buffers: Buffers, tokens: int, limit: int = SBUF_BUDGET, unit: int = FINE
+) -> tuple[int, ...] | None:
     """The fewest sub-strips that make a strip of `tokens`: each as long as fits. None if they never reach it.
 
     Longest first is optimal: what is covered after k sub-strips grows with what was covered after k - 1.
@@ -82,7 +92,7 @@ def fill(chain: Chain, buffers: Buffers, tokens: int, limit: int = SBUF_BUDGET) 
     sizes: list[int] = []
     left = tokens
     while left:
-        size = largest_sub_strip(chain, buffers, tokens - left, tokens, limit)
+        size = largest_sub_strip(chain, buffers, tokens - left, tokens, limit, unit)
         if size <= 0:
             return None
         sizes.append(size)
@@ -90,12 +100,12 @@ def fill(chain: Chain, buffers: Buffers, tokens: int, limit: int = SBUF_BUDGET) 
     return tuple(sizes)
 
 
-def even(chain: Chain, buffers: Buffers, tokens: int) -> tuple[int, ...]:
+def even(chain: Chain, buffers: Buffers, tokens: int, unit: int = FINE) -> tuple[int, ...]:
     """As few sub-strips as `fill` finds: of equal size if that fits, else with the lowest peak."""
-    best = fill(chain, buffers, tokens)
+    best = fill(chain, buffers, tokens, unit=unit)
     if best is None:
         raise KernelError(f"no sub-strips of {tokens} tokens fit {chain}")
-    for step in (PARTITIONS, FINE):
+    for step in (unit,) if unit == MOVING else (PARTITIONS, FINE):
         size = -(-tokens // len(best) // step) * step
         equal = tuple(min(size, tokens - start) for start in range(0, tokens, size))
         if len(equal) == len(best) and strip_sbuf_bytes(chain, buffers, equal, IN_FLIGHT) <= SBUF_BUDGET:
@@ -103,7 +113,7 @@ def even(chain: Chain, buffers: Buffers, tokens: int) -> tuple[int, ...]:
     low, high = 0, SBUF_BUDGET
     while high - low > 64:
         middle = (low + high) // 2
-        trial = fill(chain, buffers, tokens, middle)
+        trial = fill(chain, buffers, tokens, middle, unit)
         if trial is not None and len(trial) == len(best):
             high, best = middle, trial
         else:
@@ -119,7 +129,7 @@ def _longest_strips(chain: Chain, buffers: Buffers, unit: int) -> dict[int, int]
     longest: dict[int, int] = {}
     for units in range(1, -(-chain.tokens // unit) + 1):
         tokens = min(units * unit, chain.tokens)
-        sizes = fill(chain, buffers, tokens)
+        sizes = fill(chain, buffers, tokens, unit=_sub_unit(unit))
         if sizes is None or (chain.turns > 1 and len(sizes) > 1) or not expansion_fits(chain, buffers, sizes):
             break
         longest[len(sizes)] = units
