@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from kernel_cases import DTYPES, assert_close, factors, matrix
+from kernel_cases import DTYPES, assert_close, assert_seconds, factors, matrix
 
 from nxdi_svd_plugin.errors import KernelError
 from nxdi_svd_plugin.hardware import SBUF_BUDGET
@@ -11,6 +11,7 @@ from nxdi_svd_plugin.kernels.checks import planned_mlp
 from nxdi_svd_plugin.kernels.measure.baselines import add
 from nxdi_svd_plugin.kernels.packing import packed_shapes
 from nxdi_svd_plugin.kernels.tiling.decode import fits, mlp_bytes, mlp_chains, reserved_bytes
+from nxdi_svd_plugin.kernels.tiling.mlp_work import mlp_work
 from nxdi_svd_plugin.simulator import TensorSpec, simulate
 
 BF16 = DTYPES["bf16"]
@@ -71,6 +72,7 @@ def test_against_numpy(shape, dtype):
     check(x, [pairs], y)
     up, lower = mlp_chains(tokens, hidden, width, ranks, x.itemsize)
     assert (trace.hbm_read_bytes, trace.hbm_write_bytes) == mlp_bytes(up, lower)
+    assert_seconds(mlp_work(up, lower).seconds, trace)
     assert trace.sbuf_peak_bytes <= reserved_bytes(up, lower, in_flight=1)
     assert trace.sbuf_prefetch_peak_bytes <= reserved_bytes(up, lower) <= SBUF_BUDGET
 
@@ -91,6 +93,7 @@ def test_several_groups_are_summed(count, tokens, width, ranks):
     y, trace = simulate(mlp, x, *(list(each) for each in zip(*map(packed, groups), strict=True)), aws_style=True)
     check(x, groups, y)
     assert (trace.hbm_read_bytes, trace.hbm_write_bytes) == mlp_bytes(*mlp_chains(tokens, hidden, width, ranks), count)
+    assert_seconds(mlp_work(*mlp_chains(tokens, hidden, width, ranks), count).seconds, trace)
 
 
 def identity_at(c, runs, width):
@@ -135,8 +138,10 @@ def test_pivots_of_any_projection(pivots, tokens):
     rng = np.random.default_rng(2)
     plain, given = interpolative(rng, 320, 768, (256, 300, 384), pivots)
     x = matrix(rng, tokens, 320, BF16)
-    y, _ = simulate(mlp, x, *given, pivots=pivots, seed=tokens, aws_style=True)
+    y, trace = simulate(mlp, x, *given, pivots=pivots, seed=tokens, aws_style=True)
     check(x, [plain], y)
+    halves = mlp_chains(tokens, 320, 768, (256, 300, 384), pivots=pivots)
+    assert_seconds(mlp_work(*halves).seconds, trace)
 
 
 def test_pivots_in_several_groups():

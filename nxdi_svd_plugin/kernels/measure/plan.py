@@ -7,10 +7,11 @@ from nxdi_svd_plugin.errors import KernelError
 from nxdi_svd_plugin.hardware import CLOCK_HZ, DMA_BYTES_PER_SECOND, MODEL_BAND, PARTITIONS, SBUF_BUDGET
 from nxdi_svd_plugin.kernels.tiling.blocks import Blocks, Plan, hbm_bytes, sbuf_bytes, u_load_bytes, v_load_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
-from nxdi_svd_plugin.kernels.tiling.decode import blocks_of, fits, load_bytes, mlp_bytes, reserved_bytes
+from nxdi_svd_plugin.kernels.tiling.decode import fits, load_bytes, mlp_bytes, reserved_bytes
 from nxdi_svd_plugin.kernels.tiling.engines import engine_seconds, minimum_pe_cycles
 from nxdi_svd_plugin.kernels.tiling.groups import calls_of
 from nxdi_svd_plugin.kernels.tiling.loads import IN_FLIGHT
+from nxdi_svd_plugin.kernels.tiling.mlp_work import mlp_work
 from nxdi_svd_plugin.kernels.tiling.planner import choose
 from nxdi_svd_plugin.stored.cores import sharing
 from nxdi_svd_plugin.stored.dtypes import DTYPES
@@ -75,9 +76,7 @@ def plan_call(up: Chain, down: Chain, groups: int) -> KernelPlan:
     """The plan of one call of `mlp`: the loads alone are chosen; what is reserved is a bound (tiling/decode.py)."""
     read, written = mlp_bytes(up, down, groups)
     loads = load_bytes(up, down)
-    halves = [engine_seconds(chain, blocks_of(chain)) for chain in (up, down)]
-    seconds = {engine: groups * sum(half[engine] for half in halves) for engine in halves[0]}
-    seconds["dma"] = (read + written) / DMA_BYTES_PER_SECOND
+    seconds = mlp_work(up, down, groups).seconds
     bound = max(seconds, key=lambda engine: seconds[engine])
     u_up, v_up, u_down, v_down = (f"{size / 1024:.1f}" for size in loads)
     return KernelPlan(
@@ -148,7 +147,7 @@ def _reason(chain: Chain, blocks: Plan, seconds: dict[str, float], bound: str) -
 
 def _streams(blocks: Plan) -> str:
     if not isinstance(blocks, Blocks):
-        return "two matmuls in one kernel, X·U in HBM between them, which moves less than keeping it in SBUF"
+        return "two matmuls in one kernel, X·U in HBM between them, which costs less than keeping it in SBUF"
     strips, subs = len(blocks.strips), sum(map(len, blocks.strips))
     once = "once" if subs == 1 else f"{subs} times (once per sub-strip)"
     sums = (
@@ -169,7 +168,8 @@ def _why(chain: Chain, blocks: Plan, bound: str) -> str:
             thin = "the rank is so small that reading the input and writing the output takes longer than computing"
             return f"{few if chain.u_bytes + chain.v_bytes > chain.activation_bytes else thin}; no plan avoids it"
         return "HBM is the bottleneck: strips long enough to hide the weights do not fit into SBUF; more shards help"
-    return f"the {bound} engine is the bottleneck: the rank is too small to hide its passes over the output"
+    busy = "PSUM, which the scalar and the vector engine use in turn," if bound == "psum" else f"the {bound} engine"
+    return f"{busy} is the bottleneck: the rank is too small to hide the passes over the output"
 
 
 def _times(seconds: dict[str, float]) -> str:

@@ -3,8 +3,8 @@
 It shares nothing with the planner or its cost of a strip, and asks for less room: a strip is feasible here if Xᵀ and
 (X·U)ᵀ leave place for one 128 x 128 tile of U, and (X·U)ᵀ for one column tile of V and one tile of the output, with
 nothing loaded ahead. Strips of a call may all differ, sub-strips of a strip may all differ. A strip with fp32 sums of
-(X·U)ᵀ is feasible if they leave place for one tile of (X·U)ᵀ, the smallest block of Xᵀ and a tile of U. Last, there are
-the two matmuls that the kernel is compared with, where it has one factor pair.
+(X·U)ᵀ is feasible if they leave place for the smallest block of Xᵀ and a tile of U. Last, there are the two matmuls
+that the kernel is compared with, where it has one factor pair. brute_front.py does the same for time and bytes.
 """
 
 from nxdi_svd_plugin.hardware import MOVING, PARTITIONS, PSUM_BANKS, SBUF_BUDGET, SBUF_BYTES, tiles
@@ -37,15 +37,20 @@ def _unfused(chain: Chain) -> int | None:
 
 def _summed(chain: Chain, overlap: bool) -> int | None:
     """X once, U and V once per strip; all strips but the last are as long as fits."""
-    s, tile, loads = chain.itemsize, chain.itemsize * PARTITIONS, 2 if overlap else 1
-    if chain.inputs % PARTITIONS if chain.kind.reads_intermediate else any(chain.pivots):
-        return None  # nothing that the kernels do, see tiling/sums.py
-    fixed = loads * SUM_TILES * tile + (4 * PARTITIONS if chain.needs_identity else 0)
-    longest = (SBUF_BUDGET - fixed) // (4 * chain.rank_tiles + s + loads * s * SUM_TILES)
-    longest = min(longest, (SBUF_BUDGET - (_depth(chain) + 1) * tile) // (s * chain.rank_tiles))
+    longest = longest_summed(chain, overlap)
     if longest < 1:
         return None
     return chain.activation_bytes + -(-chain.tokens // longest) * (chain.u_bytes + chain.v_bytes)
+
+
+def longest_summed(chain: Chain, overlap: bool) -> int:
+    """Tokens of the longest strip with fp32 sums of (X·U)ᵀ in SBUF; 0 for none."""
+    s, tile, loads = chain.itemsize, chain.itemsize * PARTITIONS, 2 if overlap else 1
+    if chain.inputs % PARTITIONS if chain.kind.reads_intermediate else any(chain.pivots):
+        return 0  # nothing that the kernels do, see tiling/sums.py
+    fixed = loads * SUM_TILES * tile + (4 * PARTITIONS if chain.needs_identity else 0)
+    longest = (SBUF_BUDGET - fixed) // (4 * chain.rank_tiles + loads * s * SUM_TILES)
+    return max(0, min(longest, (SBUF_BUDGET - (_depth(chain) + 1) * tile) // (s * chain.rank_tiles)))
 
 
 def _kept(chain: Chain, unit: int, overlap: bool) -> int | None:
@@ -68,7 +73,7 @@ def _kept(chain: Chain, unit: int, overlap: bool) -> int | None:
 
 def _fewest_sub_strips(chain: Chain, steps: int, unit: int, overlap: bool) -> dict[int, int]:
     """{strip length: fewest sub-strips that fill it}, lengths in steps, by trying every next sub-strip."""
-    last = [_longest_last(chain, length * unit, overlap) for length in range(steps + 1)]
+    last = [longest_last(chain, length * unit, overlap) for length in range(steps + 1)]
     found = {0: 0}
     for done in range(steps):
         for size in range(1, steps - done + 1):
@@ -78,7 +83,7 @@ def _fewest_sub_strips(chain: Chain, steps: int, unit: int, overlap: bool) -> di
     return {length: reads for length, reads in found.items() if length}
 
 
-def _longest_last(chain: Chain, tokens: int, overlap: bool) -> int:
+def longest_last(chain: Chain, tokens: int, overlap: bool) -> int:
     """Tokens of the longest sub-strip that can end a strip of `tokens`: in SBUF, and its sums in PSUM; 0 for none."""
     held = chain.itemsize * chain.rank_tiles * tokens + (4 * PARTITIONS if chain.needs_identity else 0)
     first, second = _overlapping(chain, tokens) if overlap else _single(chain)

@@ -16,10 +16,7 @@ from nxdi_svd_plugin.kernels.tiling.work import Work
 def work_of(chain: Chain, plan: Plan) -> Work:
     """What one call does; read it only."""
     work = Work(chain.itemsize)
-    if chain.needs_identity:
-        work.dma(1, PARTITIONS, PARTITIONS)
-    if chain.kind.swiglu:
-        work.vector(1, 1, from_psum=False)  # SiLU's zero bias
+    work.constants(chain.needs_identity, chain.kind.swiglu)
     if isinstance(plan, Through):
         add_product(work, plan.first)
         add_product(work, plan.second)

@@ -12,8 +12,11 @@ from nxdi_svd_plugin.errors import KernelError
 from nxdi_svd_plugin.hardware import DMA_BYTES_PER_SECOND
 from nxdi_svd_plugin.kernels.tiling.blocks import hbm_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
-from nxdi_svd_plugin.kernels.tiling.engines import engine_seconds
-from nxdi_svd_plugin.kernels.tiling.planner import SAVING, choose
+from nxdi_svd_plugin.kernels.tiling.engines import modelled_seconds
+from nxdi_svd_plugin.kernels.tiling.planner import choose
+
+FASTER = 1.02
+"""How much faster one call must be that moves more."""
 
 
 def calls_of(chain: Chain, groups: int) -> int:
@@ -24,19 +27,19 @@ def calls_of(chain: Chain, groups: int) -> int:
 @lru_cache(maxsize=4096)
 def _together(chain: Chain, groups: int) -> bool:
     """Whether one call takes `groups` groups of this chain: it is not slower (modelled) than a call for each and, for
-    `down`, the passes that add their outputs up; where it moves more, it is faster by SAVING."""
+    `down`, the passes that add their outputs up; where it moves more, it is faster by FASTER."""
     one = replace(chain, groups=groups)
     try:
         mine, moved = seconds(one), sum(hbm_bytes(one, choose(one)))
     except KernelError:
         return False
     theirs = groups * seconds(chain) + sum_bytes(chain, groups) / DMA_BYTES_PER_SECOND
-    return mine <= theirs if moved <= apart_bytes(chain, groups) else SAVING * mine < theirs
+    return mine <= theirs if moved <= apart_bytes(chain, groups) else FASTER * mine < theirs
 
 
 def seconds(chain: Chain) -> float:
     """MODEL of one call."""
-    return max(engine_seconds(chain, choose(chain)).values())
+    return modelled_seconds(chain, choose(chain))
 
 
 def sum_bytes(chain: Chain, groups: int) -> int:

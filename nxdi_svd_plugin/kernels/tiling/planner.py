@@ -31,9 +31,9 @@ def choose(chain: Chain) -> Plan:
     ones cost 1 %. Every plan leaves room for two loads of each streamed operand.
     Raises KernelError if not even a few tokens fit into SBUF_BUDGET.
     """
-    steps = (MOVING, FINE) if chain.writes_transposed else (MOVING, PARTITIONS, 64, 32, FINE)
+    steps = (MOVING, FINE) if chain.writes_transposed else (MOVING, PARTITIONS, FINE)
     kept = [plan for buffers in buffer_choices(chain) for unit in steps for plan in strip_plans(chain, buffers, unit)]
-    plans = [*kept, *sum_plans(chain), *through_plans(chain)]
+    plans: list[Plan] = [*kept, *sum_plans(chain), *through_plans(chain)]
     if not plans:
         raise KernelError(
             f"{chain.kernel}: inputs {chain.inputs}, rank(s) {chain.ranks} and outputs {chain.outputs} leave no room "

@@ -105,7 +105,7 @@ def _rows(work: Work, chain: Chain, strip: Strip, plan: Schedule) -> None:
             work.dma(strip.count * blocks * tile_count, size, columns)
 
 
-def _output_tiles(full: int, rest: int, step: int) -> list[tuple[int, int, int]]:
+def output_tiles(full: int, rest: int, step: int) -> list[tuple[int, int, int]]:
     """(tiles at once, their width, how many) of `full` tiles of the output and one of `rest`."""
     whole = [(count, PARTITIONS, number) for count, number in sizes(full, step)]
     return [*whole, *([(1, rest, 1)] if rest else [])]
@@ -114,7 +114,7 @@ def _output_tiles(full: int, rest: int, step: int) -> list[tuple[int, int, int]]
 def _transposed(work: Work, strip: Strip, plan: Schedule) -> None:
     """Y [outputs, S] (stages/expand.py, expand_transposed)."""
     deep = tiles(plan.ranks[0])
-    for count, width, number in _output_tiles(*divmod(plan.outputs, PARTITIONS), plan.v_tiles):
+    for count, width, number in output_tiles(*divmod(plan.outputs, PARTITIONS), plan.v_tiles):
         times = strip.count * number
         work.dma(times, PARTITIONS, count * deep * width)
         for row in strip.rows:
@@ -133,7 +133,7 @@ def _swiglu(work: Work, chain: Chain, strip: Strip, plan: Schedule, segment: Seg
     rest = plan.outputs % PARTITIONS if segment == plan.segments[-1] else 0
     gate, up = (pivot is None for pivot in segment.pivots)
     deep = [tiles(rank) for rank, pivot in zip(plan.ranks, segment.pivots, strict=True) if pivot is None]
-    for count, width, number in _output_tiles(full, rest, plan.v_tiles):
+    for count, width, number in output_tiles(full, rest, plan.v_tiles):
         times = strip.count * chain.turns * number
         for each in deep:
             work.dma(times, PARTITIONS, count * each * width)

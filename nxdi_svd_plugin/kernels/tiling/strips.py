@@ -32,8 +32,9 @@ def strip_plans(chain: Chain, buffers: Buffers, unit: int) -> list[Blocks]:
         return []
     lengths = _cheapest_cover(chain, longest, unit)
     covers = [_balanced(chain, lengths, unit)]
-    if not chain.writes_transposed and len(lengths) > 1:
-        covers.append(_whole_tiles(chain, lengths, unit))
+    if len(lengths) > 1:
+        steps = (MOVING,) if chain.writes_transposed else (PARTITIONS, MOVING)
+        covers += [_whole(chain, lengths, unit, step) for step in steps]
     found = []
     for sizes in covers:
         groups = tuple(
@@ -44,7 +45,8 @@ def strip_plans(chain: Chain, buffers: Buffers, unit: int) -> list[Blocks]:
 
 
 def _sub_unit(unit: int) -> int:
-    return unit if unit == MOVING else FINE
+    """Sub-strips are whole tiles, or whole matmuls, where strips are."""
+    return unit if unit >= PARTITIONS else FINE
 
 
 def _shares(chain: Chain, blocks: Blocks) -> bool:
@@ -105,7 +107,7 @@ def even(chain: Chain, buffers: Buffers, tokens: int, unit: int = FINE) -> tuple
     best = fill(chain, buffers, tokens, unit=unit)
     if best is None:
         raise KernelError(f"no sub-strips of {tokens} tokens fit {chain}")
-    for step in (unit,) if unit == MOVING else (PARTITIONS, FINE):
+    for step in (PARTITIONS, FINE) if unit < PARTITIONS else (unit,):
         size = -(-tokens // len(best) // step) * step
         equal = tuple(min(size, tokens - start) for start in range(0, tokens, size))
         if len(equal) == len(best) and strip_sbuf_bytes(chain, buffers, equal, IN_FLIGHT) <= SBUF_BUDGET:
@@ -165,12 +167,12 @@ def _balanced(chain: Chain, lengths: list[int], unit: int) -> list[int]:
     return [size for size in sizes if size]
 
 
-def _whole_tiles(chain: Chain, lengths: list[int], unit: int) -> list[int]:
-    """The lengths in tokens, as many as the surplus allows cut to whole tiles of 128; the last takes the rest."""
+def _whole(chain: Chain, lengths: list[int], unit: int, step: int) -> list[int]:
+    """The lengths in tokens, as many as the surplus allows cut to multiples of `step`; the last takes the rest."""
     sizes = [length * unit for length in lengths]
     surplus = sum(sizes) - chain.tokens
-    for index in sorted(range(len(sizes)), key=lambda i: sizes[i] % PARTITIONS):
-        cut = min(sizes[index] % PARTITIONS, surplus)
+    for index in sorted(range(len(sizes)), key=lambda i: sizes[i] % step):
+        cut = min(sizes[index] % step, surplus)
         sizes[index], surplus = sizes[index] - cut, surplus - cut
     sizes[-1] -= surplus
     return sizes

@@ -5,7 +5,7 @@ Cycles are those of simulator/machine/cost.py, seconds those of its traces; hard
 
 from dataclasses import dataclass
 
-from nxdi_svd_plugin.hardware import DMA_SHORT_RUN, MIN_CYCLES, busy_seconds, dma_seconds
+from nxdi_svd_plugin.hardware import DMA_SHORT_RUN, MIN_CYCLES, PARTITIONS, busy_seconds, dma_seconds
 
 
 @dataclass
@@ -58,6 +58,13 @@ class Work:
         """`times` transfers of `rows` descriptors of `elements` contiguous elements each."""
         self.dma_bytes += times * rows * max(DMA_SHORT_RUN, elements * self.itemsize)
         self.transfers += times
+
+    def constants(self, identity: bool, swiglu: bool) -> None:
+        """What a call makes once: fp32's identity matrix for transposes, SiLU's zero bias."""
+        if identity:
+            self.dma(1, PARTITIONS, PARTITIONS)
+        if swiglu:
+            self.vector(1, 1, from_psum=False)
 
     @property
     def seconds(self) -> dict[str, float]:
