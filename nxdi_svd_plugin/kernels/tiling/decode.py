@@ -77,12 +77,12 @@ def mlp_plan(up: Chain, down: Chain, groups: int = 1) -> MlpPlan:
 
 
 def v_down_load(down: Chain) -> int:
-    """Rank tiles of one load of V_down: equal parts of a packed column tile."""
+    """Rank tiles of one load of V_down: parts of a packed column tile."""
     return _share(tiles(down.ranks[0]), down.itemsize * down.column_tile)
 
 
 def blocks_of(chain: Chain) -> Blocks:
-    """One strip; loads of whole columns of U, several if they are short, or equal parts of one column if it is long."""
+    """One strip; loads of whole columns of U, several if they are short, or parts of one column if it is long."""
     depth = tiles(chain.u_rows)
     bank = MOVING // chain.tokens
     rows = _share(depth, chain.itemsize * PARTITIONS)
@@ -92,8 +92,12 @@ def blocks_of(chain: Chain) -> Blocks:
 
 
 def _share(count: int, size: int) -> int:
-    """How many of `count` pieces of `size` bytes are one load: equal parts of at least LOAD_BYTES."""
-    return -(-count // max(1, count * size // LOAD_BYTES))
+    """How many of `count` pieces of `size` bytes are one load: parts of at least LOAD_BYTES, the last one too."""
+    for loads in reversed(range(2, count * size // LOAD_BYTES + 1)):
+        share = -(-count // loads)
+        if (count % share or share) * size >= LOAD_BYTES:
+            return share
+    return count
 
 
 def _together(size: int, limit: int) -> int:
