@@ -12,10 +12,10 @@ from nxdi_svd_plugin.kernels.tiling.loads import IN_FLIGHT, buffer_choices, has_
 from nxdi_svd_plugin.kernels.tiling.strips import FINE, strip_plans
 from nxdi_svd_plugin.kernels.tiling.sums import may_split, sum_plans
 from nxdi_svd_plugin.kernels.tiling.through import Through, through_plans
-from nxdi_svd_plugin.kernels.tiling.unfused import unfused
+from nxdi_svd_plugin.kernels.tiling.unfused import least_seconds, unfused
 
 SAVING = 1.005
-"""How much slower than the fastest a plan may be that moves less."""
+"""How much slower than the fastest, or than separate matmuls, a plan may be that moves less."""
 LONGER = 1.01
 """How much more a plan may move that has long runs."""
 TIE = 1.003
@@ -48,19 +48,27 @@ Scores = dict[Plan, int]
 
 
 def _fastest(chain: Chain, plans: list[Plan]) -> Scores:
-    """The plans within SAVING of the least modelled time, of those that cost no more than separate matmuls.
-
-    That is: neither more bytes nor more time than unfused.py says. Where no plan is so good, those whose larger excess
-    of the two is the least.
-    """
-    bound = unfused(chain)
+    """Of the plans that `_no_dearer` leaves, those within SAVING of the least modelled time."""
     scores = {plan: sum(hbm_bytes(chain, plan)) for plan in plans}
     seconds = {plan: modelled_seconds(chain, plan) for plan in plans}
-    worse = {plan: max(scores[plan] / bound.hbm_bytes, seconds[plan] / bound.seconds) for plan in plans}
-    most = max(1.0, min(worse.values()))
-    good = [plan for plan in plans if worse[plan] <= most]
+    good = _no_dearer(chain, scores, seconds)
     enough = SAVING * min(seconds[plan] for plan in good)
     return {plan: scores[plan] for plan in good if seconds[plan] <= enough}
+
+
+def _no_dearer(chain: Chain, scores: Scores, seconds: dict[Plan, float]) -> list[Plan]:
+    """The plans that move no more than separate matmuls blocked for least traffic, and are slower by SAVING at most.
+
+    Where there is none, those whose larger excess is the least: of bytes over these, of time over the fastest blocks.
+    """
+    bound = unfused(chain)
+    enough = SAVING * bound.seconds
+    good = [plan for plan in scores if scores[plan] <= bound.hbm_bytes and seconds[plan] <= enough]
+    if good:
+        return good
+    excess = {plan: max(scores[plan] / bound.hbm_bytes, seconds[plan] / least_seconds(chain)) for plan in scores}
+    least = min(excess.values())
+    return [plan for plan in scores if excess[plan] <= least]
 
 
 def _long_runs(chain: Chain, scores: Scores) -> Scores:

@@ -5,12 +5,19 @@ SwiGLU, go through HBM. X comes as the kernel gets it: where that is in rows, th
 and that of a second pair finds Xᵀ.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from nxdi_svd_plugin.hardware import PARTITIONS
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
-from nxdi_svd_plugin.kernels.tiling.dense import PASS_COLUMNS, Product, choose_dense, dense_hbm_bytes
+from nxdi_svd_plugin.kernels.tiling.dense import (
+    PASS_COLUMNS,
+    SUM_DEPTH,
+    Product,
+    choose_dense,
+    dense_hbm_bytes,
+    dense_plans,
+)
 from nxdi_svd_plugin.kernels.tiling.product_work import add_product
 from nxdi_svd_plugin.kernels.tiling.work import Work, sizes
 
@@ -26,15 +33,18 @@ class Unfused:
 @lru_cache(maxsize=4096)
 def unfused(chain: Chain) -> Unfused:
     """The matmuls of all groups, with the zeros that U is packed with, and the passes between them."""
-    s, products, passes = chain.itemsize, unfused_products(chain), _passes(chain)
+    s, products = chain.itemsize, unfused_products(chain)
     moved = sum(dense_hbm_bytes(p.rows, p.deep, p.columns, s, p.plan) for p in products)
-    padding = s * sum(chain.ranks) * (-chain.u_rows % PARTITIONS)
-    works = [_product_work(s, product) for product in products] + [_pass_work(s, *shape) for shape in passes]
-    seconds = sum(max(work.seconds.values()) for work in works)
-    elements = 3 * sum(rows * columns for rows, columns in passes)
+    moved += s * sum(chain.ranks) * (-chain.u_rows % PARTITIONS)
+    elements = 3 * sum(rows * columns for rows, columns in _passes(chain))
     between = 3 * s * (chain.summed - 1) * chain.tokens * chain.outputs
-    added = (chain.summed - 1) * max(_pass_work(s, chain.tokens, chain.outputs).seconds.values())
-    return Unfused(chain.groups * (moved + padding + s * elements) + between, chain.groups * seconds + added)
+    return Unfused(chain.groups * (moved + s * elements) + between, _seconds(chain, products))
+
+
+@lru_cache(maxsize=4096)
+def least_seconds(chain: Chain) -> float:
+    """Those of the fastest blocks, whatever they move."""
+    return _seconds(chain, [_fastest(chain.itemsize, product) for product in unfused_products(chain)])
 
 
 def unfused_products(chain: Chain) -> list[Product]:
@@ -59,16 +69,28 @@ def _passes(chain: Chain) -> list[tuple[int, int]]:
     return [(own, chain.tokens)] if own else []
 
 
-def _product_work(itemsize: int, product: Product) -> Work:
+def _seconds(chain: Chain, products: list[Product]) -> float:
+    s = chain.itemsize
+    one = sum(_product_seconds(s, product) for product in products)
+    one += sum(_pass_seconds(s, *shape) for shape in _passes(chain))
+    return chain.groups * one + (chain.summed - 1) * _pass_seconds(s, chain.tokens, chain.outputs)
+
+
+def _fastest(itemsize: int, product: Product) -> Product:
+    plans = dense_plans(product.rows, product.deep, product.columns, itemsize, PARTITIONS, (SUM_DEPTH,), 0)
+    return min((replace(product, plan=plan) for plan in plans), key=lambda each: _product_seconds(itemsize, each))
+
+
+def _product_seconds(itemsize: int, product: Product) -> float:
     work = Work(itemsize)
     add_product(work, product)
-    return work
+    return max(work.seconds.values())
 
 
-def _pass_work(itemsize: int, rows: int, columns: int) -> Work:
+def _pass_seconds(itemsize: int, rows: int, columns: int) -> float:
     """Its DMA, which takes longer than what the engines do between."""
     work = Work(itemsize)
     for high, row_tiles in sizes(rows, PARTITIONS):
         for wide, count in sizes(columns, PASS_COLUMNS):
             work.dma(3 * row_tiles * count, high, wide)
-    return work
+    return work.seconds["dma"]
