@@ -36,7 +36,7 @@ def down_kernel(
     factors = shapes_of(us), shapes_of(vs)
     plan = planned_groups("down", shapes_of(hs), factors, dtypes_of((hs, us, vs)), strip, (pivots,), split)
     out = nl.ndarray((plan.tokens, plan.outputs), dtype=hs[0].dtype, buffer=nl.shared_hbm)
-    if plan.through is not None:
+    if plan.through:
         through_hbm(out, hs[0], us[0], vs[0], plan.through, None)
     else:
         _strips(out, hs, us, vs, plan)

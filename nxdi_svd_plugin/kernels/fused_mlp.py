@@ -5,7 +5,7 @@ from typing import Any
 from nxdi_svd_plugin.hardware import PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.checks import planned_mlp
 from nxdi_svd_plugin.kernels.nki import jit, nl
-from nxdi_svd_plugin.kernels.stages.groups import dtypes_of, groups_of, shapes_of
+from nxdi_svd_plugin.kernels.stages.groups import both, dtypes_of, groups_of, shapes_of
 from nxdi_svd_plugin.kernels.stages.load import fp32_identity, load_rows_transposed
 from nxdi_svd_plugin.kernels.stages.mlp import expand_sum, swiglu
 from nxdi_svd_plugin.kernels.stages.project import project
@@ -82,7 +82,7 @@ def _group(
     project(gates, u_gate, xt, pieces, plan.up, plan.up.ranks[0])
     project(ups, u_up, xt, pieces, plan.up, plan.up.ranks[1])
     h = nl.ndarray((PARTITIONS, plan.down.input_tiles * tokens), dtype=xt.dtype, buffer=nl.sbuf)
-    swiglu(h, gates, ups, v_gate, v_up, bias, plan)
+    swiglu(h, both(gates, ups), both(v_gate, v_up), bias, plan)
     project(sums, u_down, h, pieces, plan.down, plan.down.ranks[0], plan.down.pivots)
 
 

@@ -6,10 +6,11 @@ from nxdi_svd_plugin.hardware import PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.checks import planned_groups
 from nxdi_svd_plugin.kernels.nki import jit, nl
 from nxdi_svd_plugin.kernels.stages.accumulate import accumulate
-from nxdi_svd_plugin.kernels.stages.expand import expand_swiglu
-from nxdi_svd_plugin.kernels.stages.groups import dtypes_of, groups_of, shapes_of
+from nxdi_svd_plugin.kernels.stages.expand import expand_transposed
+from nxdi_svd_plugin.kernels.stages.groups import both, dtypes_of, groups_of, shapes_of
 from nxdi_svd_plugin.kernels.stages.load import fp32_identity, load_rows_transposed
 from nxdi_svd_plugin.kernels.stages.project import project
+from nxdi_svd_plugin.kernels.stages.through import load_strip, product_in_hbm
 from nxdi_svd_plugin.kernels.tiling.schedule import Schedule, Step, Strip
 from nxdi_svd_plugin.stored.runs import Runs
 
@@ -49,6 +50,41 @@ def up_gate_kernel(
         outs.append(nl.ndarray((plan.outputs, plan.tokens), dtype=u.dtype, buffer=nl.shared_hbm))
     identity = fp32_identity(x)
     bias = nl.zeros((PARTITIONS, 1), dtype=nl.float32, buffer=nl.sbuf)
+    if plan.through:
+        _refill_strips(outs[0], x, us_gate[0], vs_gate[0], us_up[0], vs_up[0], plan, identity, bias)
+    else:
+        _strips(outs, x, us_gate, vs_gate, us_up, vs_up, plan, identity, bias)
+    return tuple(outs) if isinstance(u_gate, list) else outs[0]
+
+
+def _refill_strips(
+    out: Any, x: Any, u_gate: Any, v_gate: Any, u_up: Any, v_up: Any, plan: Schedule, identity: Any, bias: Any
+) -> None:
+    """Both T of all tokens to HBM, then both V once for every strip of them."""
+    gate = product_in_hbm(x, u_gate, plan.through[0], identity)
+    up = product_in_hbm(x, u_up, plan.through[1], identity)
+    for part in plan.strips:
+        for i in nl.sequential_range(part.count):
+            first = part.first + i * part.tokens
+            gates = []
+            ups = []
+            gates.append(load_strip(gate, first, part.tokens))
+            ups.append(load_strip(up, first, part.tokens))
+            expand_transposed(out, both(gates, ups), both(v_gate, v_up), bias, first, part, plan)
+
+
+def _strips(
+    outs: list[Any],
+    x: Any,
+    us_gate: list[Any],
+    vs_gate: list[Any],
+    us_up: list[Any],
+    vs_up: list[Any],
+    plan: Schedule,
+    identity: Any,
+    bias: Any,
+) -> None:
+    """All strips, one after the other: the plan gives all of SBUF to one."""
     for part in plan.strips:
         if part.count == 1:
             _strip(outs, x, us_gate, vs_gate, us_up, vs_up, part.first, part, plan, identity, bias)
@@ -56,7 +92,6 @@ def up_gate_kernel(
             for i in nl.sequential_range(part.count):
                 first = part.first + i * part.tokens
                 _strip(outs, x, us_gate, vs_gate, us_up, vs_up, first, part, plan, identity, bias)
-    return tuple(outs) if isinstance(u_gate, list) else outs[0]
 
 
 def _strip(
@@ -103,7 +138,7 @@ def _take_turns(
         ups.append(nl.ndarray((PARTITIONS, tiles(plan.ranks[1]) * sub.tokens), dtype=x.dtype, buffer=nl.sbuf))
         project(gates, us_gate[g], xt, sub.pieces, plan, plan.ranks[0])
         project(ups, us_up[g], xt, sub.pieces, plan, plan.ranks[1])
-        expand_swiglu(out, gates, ups, vs_gate[g], vs_up[g], bias, first, strip, plan)
+        expand_transposed(out, both(gates, ups), both(vs_gate[g], vs_up[g]), bias, first, strip, plan)
 
 
 def _one_group(
@@ -131,7 +166,7 @@ def _one_group(
         _sum_blocks(gates, ups, x, u_gate, u_up, first, strip, plan, identity)
     else:
         _keep_rows(gates, ups, x, u_gate, u_up, first, strip, plan, identity)
-    expand_swiglu(out, gates, ups, v_gate, v_up, bias, first, strip, plan)
+    expand_transposed(out, both(gates, ups), both(v_gate, v_up), bias, first, strip, plan)
 
 
 def _keep_rows(

@@ -35,7 +35,7 @@ def xuv_kernel(
     shape = (plan.outputs, plan.tokens) if transposed_output else (plan.tokens, plan.outputs)
     out = nl.ndarray(shape, dtype=x.dtype, buffer=nl.shared_hbm)
     identity = fp32_identity(x)
-    if plan.through is not None:
+    if plan.through:
         through_hbm(out, x, u, v, plan.through, identity)
     else:
         _strips(out, x, u, v, plan, transposed_output, identity)
@@ -72,11 +72,11 @@ def _strip(
         _sum_blocks(ts, x, u, first, strip, plan, identity)
     else:
         _keep_rows(ts, x, u, first, strip, plan, identity)
+    groups = []
+    groups.append(ts)
     if transposed_output:
-        expand_transposed(out, ts, v, first, strip, plan)
+        expand_transposed(out, groups, groups_of(v), None, first, strip, plan)
     else:
-        groups = []
-        groups.append(ts)
         expand(out, groups, groups_of(v), first, strip, plan)
 
 

@@ -10,15 +10,17 @@ from nxdi_svd_plugin.errors import KernelError
 from nxdi_svd_plugin.hardware import SBUF_BUDGET
 from nxdi_svd_plugin.kernels import checks, reference
 from nxdi_svd_plugin.kernels.fused_down import down
-from nxdi_svd_plugin.kernels.packing import pack, to_kernel_order
-from nxdi_svd_plugin.kernels.tiling import planner
+from nxdi_svd_plugin.kernels.fused_up_gate import up_gate
+from nxdi_svd_plugin.kernels.packing import from_kernel_order, pack, to_kernel_order
+from nxdi_svd_plugin.kernels.tiling import planner, refill
 from nxdi_svd_plugin.kernels.tiling import through as through_module
 from nxdi_svd_plugin.kernels.tiling.blocks import hbm_bytes, sbuf_bytes
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.dense import Operand, Output
 from nxdi_svd_plugin.kernels.tiling.engines import modelled_seconds
 from nxdi_svd_plugin.kernels.tiling.planner import LONGER, SAVING, choose, forced
-from nxdi_svd_plugin.kernels.tiling.through import through_plans
+from nxdi_svd_plugin.kernels.tiling.refill import refill_plans
+from nxdi_svd_plugin.kernels.tiling.through import first_products, through_plans
 from nxdi_svd_plugin.simulator import simulate
 
 SHAPES = [  # tokens, inputs, rank, outputs
@@ -34,6 +36,28 @@ def case(kernel, shape, dtype, seed=1):
     size = (inputs, tokens) if kernel == "down" else (tokens, inputs)
     ranks = (rank, rank + 128) if kernel == "up_gate" else (rank,)
     return matrix(rng, *size, DTYPES[dtype]), [factors(rng, inputs, r, outputs, DTYPES[dtype]) for r in ranks]
+
+
+def interpolative_down(tokens, inputs, rank, outputs, runs, dtype):
+    """(h_t, u = [I ; C] over all inputs, v, packed factors)."""
+    rng = np.random.default_rng(2)
+    own = np.concatenate([np.arange(128 * a, 128 * b) for a, b in runs])
+    h_t = matrix(rng, inputs, tokens, dtype)
+    c, v = factors(rng, inputs - len(own), rank, outputs, dtype)
+    u = np.zeros((inputs, rank), dtype)
+    u[own, np.arange(len(own))] = 1
+    u[np.setdiff1d(np.arange(inputs), own)] = c
+    return h_t, u, v, pack(c, v, "down", interpolative=True)
+
+
+def interpolative_up(rng, inputs, rank, outputs, runs, dtype):
+    """(u, v = [I | C] over all outputs, packed factors); a pair without runs."""
+    own = np.concatenate([np.arange(0), *(np.arange(128 * a, 128 * b) for a, b in runs)]).astype(int)
+    u, c = factors(rng, inputs, rank, outputs - len(own), dtype)
+    v = np.zeros((rank, outputs), dtype)
+    v[np.arange(len(own)), own] = 1
+    v[:, np.setdiff1d(np.arange(outputs), own)] = c
+    return u, v, pack(u, c, "up_gate", interpolative=bool(runs))
 
 
 def assert_counted(chain, plan, trace):
@@ -67,14 +91,8 @@ def test_a_split_contraction_of_rows_that_are_no_whole_tiles():
 @pytest.mark.parametrize("split", [1, 2, 3])
 def test_a_split_contraction_with_pivots(split, dtype):
     """Pivots are no rows of U: their tiles of Hᵀ join the sums, and blocks end where a run of them begins."""
-    runs, rng = ((1, 2), (5, 7)), np.random.default_rng(2)
-    own = np.concatenate([np.arange(128 * a, 128 * b) for a, b in runs])
-    h_t = matrix(rng, 1280, 300, DTYPES[dtype])
-    c, v = factors(rng, 1280 - len(own), 512, 256, DTYPES[dtype])
-    u = np.zeros((1280, 512), c.dtype)
-    u[own, np.arange(len(own))] = 1
-    u[np.setdiff1d(np.arange(1280), own)] = c
-    packed = pack(c, v, "down", interpolative=True)
+    runs = ((1, 2), (5, 7))
+    h_t, u, v, packed = interpolative_down(300, 1280, 512, 256, runs, DTYPES[dtype])
     y, trace = simulate(down, to_kernel_order(h_t), *packed, pivots=runs, strip=(160,), split=split, aws_style=True)
     truth = reference.down(h_t.astype(np.float64), u.astype(np.float64), v.astype(np.float64))
     assert_close(y, truth, reference.down(h_t, u, v, dtype=h_t.dtype))
@@ -104,20 +122,21 @@ def two_matmuls(monkeypatch):
     """Every call goes through HBM, in blocks of this kind."""
 
     def use(blocks):
-        monkeypatch.setattr(planner, "choose", lambda chain: through_plans(chain)[0])
+        monkeypatch.setattr(planner, "choose", lambda chain: [*through_plans(chain), *refill_plans(chain)][0])
         monkeypatch.setattr(
             through_module,
             "dense_plans",
             lambda rows, deep, columns, itemsize, step, depths, taken: [BLOCKS[blocks](rows, columns, step)],
         )
-        through_plans.cache_clear()
-        checks.planned.cache_clear()
-        checks.planned_groups.cache_clear()
+        monkeypatch.setattr(refill, "SBUF_BUDGET", 10 * 1024)
+        clear()
+
+    def clear():
+        for cached in (through_plans, first_products, refill_plans, checks.planned, checks.planned_groups):
+            cached.cache_clear()
 
     yield use
-    through_plans.cache_clear()
-    checks.planned.cache_clear()
-    checks.planned_groups.cache_clear()
+    clear()
 
 
 @pytest.mark.parametrize("blocks", BLOCKS)
@@ -132,6 +151,44 @@ def test_through_hbm(kernel, transposed, shape, blocks, two_matmuls):
         assert_close(y, truth, low)
         chain = Chain(kernel, shape[0], shape[1], (shape[2],), shape[3], x.dtype.itemsize, transposed)
         assert_counted(chain, through_plans(chain)[0], trace)
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
+@pytest.mark.parametrize("runs", [((1, 2), (5, 7)), ((0, 3),), ((6, 10),)], ids=str)
+@pytest.mark.parametrize(("tokens", "rank", "outputs"), [(600, 512, 640), (1, 512, 500), (700, 640, 300)])
+def test_through_hbm_with_pivots(tokens, rank, outputs, runs, blocks, two_matmuls):
+    """The pivots' tiles of Hᵀ join T on its way to HBM, whatever block their rows are in."""
+    two_matmuls(blocks)
+    for dtype in ("bf16", "fp32"):
+        h_t, u, v, packed = interpolative_down(tokens, 1280, rank, outputs, runs, DTYPES[dtype])
+        y, trace = simulate(down, to_kernel_order(h_t), *packed, pivots=runs, aws_style=True)
+        truth = reference.down(h_t.astype(np.float64), u.astype(np.float64), v.astype(np.float64))
+        assert_close(y, truth, reference.down(h_t, u, v, dtype=h_t.dtype))
+        chain = Chain("down", tokens, 1280, (rank,), outputs, h_t.dtype.itemsize, pivots=(runs,))
+        assert_counted(chain, through_plans(chain)[0], trace)
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
+@pytest.mark.parametrize("pivots", [((), ()), (((0, 2),), ((1, 3), (4, 5)))], ids=["pair", "interpolative"])
+@pytest.mark.parametrize(("tokens", "hidden", "outputs"), [(600, 512, 768), (1, 256, 640), (333, 384, 896)])
+def test_both_x_u_through_hbm(tokens, hidden, outputs, pivots, blocks, two_matmuls):
+    """up_gate: strips take T back, where some of its tiles are the output of gate or up."""
+    two_matmuls(blocks)
+    for dtype in ("bf16", "fp32"):
+        rng = np.random.default_rng(3)
+        x, plain, packed = matrix(rng, tokens, hidden, DTYPES[dtype]), [], []
+        for rank, runs in zip((384, 512), pivots, strict=True):
+            u, v, pair = interpolative_up(rng, hidden, rank, outputs, runs, DTYPES[dtype])
+            plain, packed = [*plain, u, v], [*packed, *pair]
+        y, trace = simulate(up_gate, x, *packed, pivots=pivots, aws_style=True)
+        truth = reference.up_gate(x.astype(np.float64), *(each.astype(np.float64) for each in plain))
+        y = from_kernel_order(y) if any(pivots) else y
+        assert_close(y, truth, reference.up_gate(x, *plain, dtype=x.dtype))
+        held = pivots if any(pivots) else ()
+        chain = Chain("up_gate", tokens, hidden, (384, 512), outputs, x.dtype.itemsize, pivots=held)
+        plan = refill_plans(chain)[0]
+        assert plan.firsts and (tokens < 100 or len(plan.strips) > 1)
+        assert_counted(chain, plan, trace)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

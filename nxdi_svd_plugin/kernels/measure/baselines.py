@@ -15,6 +15,7 @@ from nxdi_svd_plugin.kernels.nki import jit, nisa, nl
 from nxdi_svd_plugin.kernels.stages.expand import copy_on_scalar
 from nxdi_svd_plugin.kernels.stages.gemm import add_products, load_part, multiply
 from nxdi_svd_plugin.kernels.tiling.dense import PASS_COLUMNS, Operand, Product, choose_dense
+from nxdi_svd_plugin.kernels.tiling.loops import Loops, loops
 
 
 def matmul_kernel(x_t: Any, w: Any) -> Any:
@@ -24,9 +25,9 @@ def matmul_kernel(x_t: Any, w: Any) -> Any:
     in PSUM; or fp32 sums of a block of the output stay in SBUF while K is streamed. kernels/tiling/dense.py picks which
     and how large, by HBM traffic.
     """
-    product = _planned(tuple(x_t.shape), tuple(w.shape), str(x_t.dtype), str(w.dtype))
-    out = nl.ndarray((product.rows, product.columns), dtype=x_t.dtype, buffer=nl.shared_hbm)
-    multiply(out, x_t, w, product, None)
+    plan = _planned(tuple(x_t.shape), tuple(w.shape), str(x_t.dtype), str(w.dtype))
+    out = nl.ndarray((plan.product.rows, plan.product.columns), dtype=x_t.dtype, buffer=nl.shared_hbm)
+    multiply(out, x_t, w, plan, None)
     return out
 
 
@@ -34,11 +35,12 @@ matmul = jit(matmul_kernel)
 
 
 @lru_cache(maxsize=4096)
-def _planned(x_t: tuple[int, ...], w: tuple[int, ...], dtype: str, other: str) -> Product:
+def _planned(x_t: tuple[int, ...], w: tuple[int, ...], dtype: str, other: str) -> Loops:
     """Cached, and of plain values: the front end calls it as it is (kernels/checks.py)."""
     if x_t[0] != w[0] or dtype != other:
         raise KernelError(f"matmul: x_t {x_t} {dtype} and w {w} {other} must share K and dtype")
-    return Product(x_t[1], x_t[0], w[1], choose_dense(x_t[1], x_t[0], w[1], 4 if dtype == "float32" else 2))
+    plan = choose_dense(x_t[1], x_t[0], w[1], 4 if dtype == "float32" else 2)
+    return loops(Product(x_t[1], x_t[0], w[1], plan))
 
 
 def swiglu_kernel(gate: Any, up: Any) -> Any:

@@ -149,6 +149,11 @@ def _streams(blocks: Plan) -> str:
     if not isinstance(blocks, Blocks):
         return "two matmuls in one kernel, X·U in HBM between them, which costs less than keeping it in SBUF"
     strips, subs = len(blocks.strips), sum(map(len, blocks.strips))
+    if blocks.firsts:
+        return (
+            "a matmul for each X·U to HBM, whose results come back in strips, which moves less than making them there; "
+            f"V is read {'once' if strips == 1 else f'{strips} times (once per strip)'}"
+        )
     once = "once" if subs == 1 else f"{subs} times (once per sub-strip)"
     sums = (
         f"fp32 sums of X·U in SBUF, blocks of {blocks.buffers.split * PARTITIONS} inputs; "

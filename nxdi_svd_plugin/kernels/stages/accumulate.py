@@ -30,8 +30,8 @@ def accumulate(
 ) -> None:
     """Uᵀ·Xᵀ of the block of input tiles `row`..., whose Xᵀ is xt, into the sums; of the last block, with them into T.
 
-    `rows` is h_t as [128, tiles·S], of which some rank tiles take in tiles themselves: U = [I ; C]. `first` is the
-    strip's first token.
+    `rows` is h_t as [128, tiles·S], of which some rank tiles take in tiles themselves, U = [I ; C]: these wait in T for
+    the last block, which needs no room of their own. `first` is the strip's first token.
     """
     for run in runs:
         for j in nl.affine_range(run.count):
@@ -55,21 +55,15 @@ def _rank_tile(
     """Rank tile run.first + `j`, tile run.place + `j` of its part."""
     start = (run.first + j) * (tiles(plan.u_rows) * PARTITIONS) + row * run.width
     loaded = nl.load(u[0:PARTITIONS, nl.ds(start, tiles(step.rows) * run.width)])
-    own = _own_tile(rows, run, j, step, first, strip.tokens, plan.tokens)
+    if rows is not None and run.own is not None and step.last:
+        t[0:PARTITIONS, nl.ds((run.place + j) * strip.tokens, strip.tokens)] = nl.load(
+            rows[0:PARTITIONS, nl.ds((run.own + j) * plan.tokens + first, strip.tokens)]
+        )
     for n in nl.affine_range(strip.tokens // strip.moving):
-        _piece(t, sums, loaded, xt, own, step, run, j, strip.tokens, n * strip.moving, strip.moving)
+        _piece(t, sums, loaded, xt, step, run, j, strip.tokens, n * strip.moving, strip.moving)
     if strip.tokens % strip.moving:
         done = strip.tokens // strip.moving * strip.moving
-        _piece(t, sums, loaded, xt, own, step, run, j, strip.tokens, done, strip.tokens % strip.moving)
-
-
-def _own_tile(
-    rows: Tensor | None, run: RankRun, j: Any, step: Step, first: Any, tokens: int, total: int
-) -> Tensor | None:
-    """The tile of Hᵀ that the first block adds to the rank tile; None if it is no pivot."""
-    if rows is None or run.own is None or not step.first:
-        return None
-    return nl.load(rows[0:PARTITIONS, nl.ds((run.own + j) * total + first, tokens)])
+        _piece(t, sums, loaded, xt, step, run, j, strip.tokens, done, strip.tokens % strip.moving)
 
 
 def _piece(
@@ -77,7 +71,6 @@ def _piece(
     sums: Tensor,
     loaded: Tensor,
     xt: Tensor,
-    own: Tensor | None,
     step: Step,
     run: RankRun,
     j: Any,
@@ -98,23 +91,24 @@ def _piece(
             loaded[0:rest, nl.ds(last * width, width)], xt[0:rest, nl.ds(last * tokens + start, size)]
         )
     at = (run.place + j) * tokens + start
-    if own is not None:
-        sums[0:width, nl.ds(at, size)] = nisa.tensor_tensor(
-            total[0:width, 0:size], own[0:width, nl.ds(start, size)], op=nl.add, dtype=nl.float32
-        )
-    elif step.last:
+    if not step.last:
+        put(sums, total, at, width, size, step.first)
+    elif run.own is None:
         t[0:width, nl.ds(at, size)] = nisa.tensor_tensor(
             total[0:width, 0:size], sums[0:width, nl.ds(at, size)], op=nl.add, dtype=t.dtype
         )
     else:
-        add_to_sums(sums, total, at, width, size, step.first)
+        put(sums, total, at, width, size, False)
+        t[0:width, nl.ds(at, size)] = nisa.tensor_tensor(
+            sums[0:width, nl.ds(at, size)], t[0:width, nl.ds(at, size)], op=nl.add, dtype=t.dtype
+        )
 
 
-def add_to_sums(sums: Tensor, total: Tensor, at: Any, count: int, size: int, first: bool) -> None:
-    """sums[:, at...] = total where it is the `first`, else += total: fp32 in SBUF, the product in PSUM."""
+def put(target: Tensor, total: Tensor, at: Any, count: int, size: int, first: bool) -> None:
+    """target[:, at...] = total where it is the `first`, else += total: in SBUF, the product in PSUM."""
     if first:
-        sums[0:count, nl.ds(at, size)] = copy_on_scalar(total[0:count, 0:size], nl.float32)
+        target[0:count, nl.ds(at, size)] = copy_on_scalar(total[0:count, 0:size], target.dtype)
     else:
-        sums[0:count, nl.ds(at, size)] = nisa.tensor_tensor(
-            total[0:count, 0:size], sums[0:count, nl.ds(at, size)], op=nl.add, dtype=nl.float32
+        target[0:count, nl.ds(at, size)] = nisa.tensor_tensor(
+            total[0:count, 0:size], target[0:count, nl.ds(at, size)], op=nl.add, dtype=target.dtype
         )

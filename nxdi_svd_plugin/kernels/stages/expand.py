@@ -6,7 +6,7 @@ from nxdi_svd_plugin.hardware import PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.nki import nisa, nl
 from nxdi_svd_plugin.kernels.tiling.pieces import Piece
 from nxdi_svd_plugin.kernels.tiling.schedule import Schedule, Strip
-from nxdi_svd_plugin.kernels.tiling.segments import Segment
+from nxdi_svd_plugin.kernels.tiling.segments import OutputTiles
 
 Tensor = Any
 
@@ -124,109 +124,93 @@ def _rows_sum(
     rows[0:count, nl.ds(at, width)] = copy_on_scalar(total[0:count, 0:width], rows.dtype)
 
 
-def expand_transposed(out: Tensor, ts: list[Tensor], v: Tensor, first: Any, strip: Strip, plan: Schedule) -> None:
-    """Columns `first`... of out [outputs, S]: Yᵀ = Vᵀ·T; v packed in tiles of 128 columns.
+def expand_transposed(
+    out: Tensor,
+    factors: list[list[Tensor]],
+    vs: list[Tensor],
+    bias: Tensor | None,
+    first: Any,
+    strip: Strip,
+    plan: Schedule,
+) -> None:
+    """Columns `first`... of out [outputs, S]: Vᵀ·T of one factor, silu(V_gateᵀ·T_gate) * (V_upᵀ·T_up) of two.
 
-    A V load makes `v_tiles` output tiles, which share a PSUM bank if there is more than one (few tokens).
+    `factors` has the tensors of T of each; every v is packed in tiles of 128 columns. A V load makes `v_tiles` output
+    tiles, which share a PSUM bank if there is more than one (few tokens). Where a segment of the outputs is a factor's
+    pivots, a tile of T itself stands for the product. `bias` [128, 1] is zero; None for one factor.
     """
-    step, full = plan.v_tiles, plan.outputs // PARTITIONS
-    for g in nl.affine_range(full // step):
-        _transposed_tiles(out, ts, v, first, strip, plan, g * step, step, PARTITIONS)
-    if full % step:
-        _transposed_tiles(out, ts, v, first, strip, plan, full - full % step, full % step, PARTITIONS)
-    if plan.outputs % PARTITIONS:
-        _transposed_tiles(out, ts, v, first, strip, plan, full, 1, plan.outputs % PARTITIONS)
+    for group in plan.output_tiles:
+        if group.number == 1:
+            _transposed_tiles(out, factors, vs, bias, first, strip, plan, group, group.first)
+        else:
+            for g in nl.affine_range(group.number):
+                tile = group.first + g * group.count
+                _transposed_tiles(out, factors, vs, bias, first, strip, plan, group, tile)
 
 
 def _transposed_tiles(
     out: Tensor,
-    ts: list[Tensor],
-    v: Tensor,
+    factors: list[list[Tensor]],
+    vs: list[Tensor],
+    bias: Tensor | None,
     first: Any,
     strip: Strip,
     plan: Schedule,
+    group: OutputTiles,
     tile: Any,
-    count: int,
-    width: int,
 ) -> None:
-    """Output tiles `tile`..., `count` of `width` rows each."""
-    weights = load_weights(v, plan.ranks[0], tile, count, width)
+    """Tiles `tile`... after the start of the group's segment."""
+    weights = load_all_weights(vs, plan, group, tile)
+    count, width = group.count, group.width
     for row in strip.rows:
         block = nl.ndarray((PARTITIONS, count * row.tokens), dtype=out.dtype, buffer=nl.sbuf)
         for piece in row.pieces:
-            total = expanded(weights, ts, plan, 0, strip.holders[piece.holder], piece, count, width)
-            block[0:width, nl.ds(piece.start, count * piece.tokens)] = copy_on_scalar(total, out.dtype)
-        store_tiles(out, block, tile, count, width, first + row.start, row.tokens, plan.interleaved)
+            sums = all_made(weights, factors, plan, strip, piece, group, tile)
+            if bias is None:
+                block[0:width, nl.ds(piece.start, count * piece.tokens)] = copy_on_scalar(sums[0], out.dtype)
+            else:
+                block[0:width, nl.ds(piece.start, count * piece.tokens)] = gated(sums, bias, width, out.dtype)
+        at = group.segment.start + tile
+        store_tiles(out, block, at, count, width, first + row.start, row.tokens, plan.interleaved)
 
 
-def expand_swiglu(
-    out: Tensor,
-    gates: list[Tensor],
-    ups: list[Tensor],
-    v_gate: Tensor,
-    v_up: Tensor,
-    bias: Tensor,
-    first: Any,
-    strip: Strip,
+def gated(sums: list[Tensor], bias: Tensor, width: int, dtype: Any) -> Tensor:
+    """silu(sums[0]) * sums[1]."""
+    made = nisa.activation(op=nl.silu, data=sums[0], bias=bias[0:width, 0:1], dtype=nl.float32)
+    return nisa.tensor_tensor(made, sums[1], op=nl.multiply, dtype=dtype)
+
+
+def load_all_weights(vs: list[Tensor], plan: Schedule, group: OutputTiles, tile: Any) -> list[Any]:
+    """The weights of every factor for these tiles, None where they are the factor's pivots."""
+    weights = []
+    for factor, v in enumerate(vs):
+        if group.segment.pivots[factor] is None:
+            at = group.segment.others[factor] + tile
+            weights.append(load_weights(v, plan.ranks[factor], at, group.count, group.width))
+        else:
+            weights.append(None)
+    return weights
+
+
+def all_made(
+    weights: list[Any],
+    factors: list[list[Tensor]],
     plan: Schedule,
-) -> None:
-    """Columns `first`... of out [I, S]: silu(V_gateᵀ·T_gate) * (V_upᵀ·T_up).
-
-    Where a segment of I is a factor's pivots, a tile of T itself stands for the product. `bias` [128, 1] is zero.
-    """
-    step = plan.v_tiles
-    for segment in plan.segments:
-        full = min(segment.stop, plan.outputs // PARTITIONS) - segment.start
-        for g in nl.affine_range(full // step):
-            _swiglu_tiles(out, gates, ups, v_gate, v_up, bias, first, strip, plan, segment, g * step, step, PARTITIONS)
-        if full % step:
-            done = full - full % step
-            _swiglu_tiles(
-                out, gates, ups, v_gate, v_up, bias, first, strip, plan, segment, done, full % step, PARTITIONS
-            )
-    if plan.outputs % PARTITIONS:
-        last = plan.segments[-1]
-        done = plan.outputs // PARTITIONS - last.start
-        _swiglu_tiles(out, gates, ups, v_gate, v_up, bias, first, strip, plan, last, done, 1, plan.outputs % PARTITIONS)
-
-
-def _swiglu_tiles(
-    out: Tensor,
-    gates: list[Tensor],
-    ups: list[Tensor],
-    v_gate: Tensor,
-    v_up: Tensor,
-    bias: Tensor,
-    first: Any,
     strip: Strip,
-    plan: Schedule,
-    segment: Segment,
+    piece: Piece,
+    group: OutputTiles,
     tile: Any,
-    count: int,
-    width: int,
-) -> None:
-    """Tiles segment.start + `tile`... of the output, `count` of `width` rows each."""
-    gate_weights = weights_unless_pivots(v_gate, plan.ranks[0], segment, 0, tile, count, width)
-    up_weights = weights_unless_pivots(v_up, plan.ranks[1], segment, 1, tile, count, width)
-    for row in strip.rows:
-        block = nl.ndarray((PARTITIONS, count * row.tokens), dtype=out.dtype, buffer=nl.sbuf)
-        for piece in row.pieces:
-            gate = made(gate_weights, gates, plan, 0, strip, piece, segment, tile, count, width)
-            up = made(up_weights, ups, plan, 1, strip, piece, segment, tile, count, width)
-            gated = nisa.activation(op=nl.silu, data=gate, bias=bias[0:width, 0:1], dtype=nl.float32)
-            block[0:width, nl.ds(piece.start, count * piece.tokens)] = nisa.tensor_tensor(
-                gated, up, op=nl.multiply, dtype=out.dtype
-            )
-        store_tiles(out, block, segment.start + tile, count, width, first + row.start, row.tokens, plan.interleaved)
-
-
-def weights_unless_pivots(
-    v: Tensor, rank: int, segment: Segment, factor: int, tile: Any, count: int, width: int
-) -> Tensor | None:
-    """The weights of these tiles, None where they are the factor's pivots."""
-    if segment.pivots[factor] is not None:
-        return None
-    return load_weights(v, rank, segment.others[factor] + tile, count, width)
+) -> list[Tensor]:
+    """Vᵀ·T of every factor for a piece of T, in PSUM, or the tiles of T that are pivots."""
+    sums = []
+    for factor, ts in enumerate(factors):
+        held = strip.holders[piece.holder]
+        if weights[factor] is not None:
+            sums.append(_expanded(weights[factor], ts, plan, factor, held, piece, group.count, group.width))
+        else:
+            own = (group.segment.pivots[factor] + tile) * held + piece.offset
+            sums.append(ts[piece.holder][0 : group.width, nl.ds(own, group.count * piece.tokens)])
+    return sums
 
 
 def load_weights(v: Tensor, rank: int, tile: Any, count: int, width: int) -> Tensor:
@@ -235,27 +219,7 @@ def load_weights(v: Tensor, rank: int, tile: Any, count: int, width: int) -> Ten
     return nl.load(v[0:PARTITIONS, nl.ds(tile * (deep * PARTITIONS), count * deep * width)])
 
 
-def made(
-    weights: Tensor | None,
-    ts: list[Tensor],
-    plan: Schedule,
-    factor: int,
-    strip: Strip,
-    piece: Piece,
-    segment: Segment,
-    tile: Any,
-    count: int,
-    width: int,
-) -> Tensor:
-    """Vᵀ·T of a piece in PSUM, or the tiles of T that are the pivots."""
-    held = strip.holders[piece.holder]
-    if weights is not None:
-        return expanded(weights, ts, plan, factor, held, piece, count, width)
-    own = (segment.pivots[factor] + tile) * held + piece.offset
-    return ts[piece.holder][0:width, nl.ds(own, count * piece.tokens)]
-
-
-def expanded(
+def _expanded(
     weights: Tensor, ts: list[Tensor], plan: Schedule, factor: int, held: int, piece: Piece, count: int, width: int
 ) -> Tensor:
     """`count` tiles of Vᵀ·T for the tokens of a piece of T, side by side in one PSUM tile."""

@@ -8,45 +8,26 @@ from typing import Any
 
 from nxdi_svd_plugin.hardware import PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.nki import nisa, nl
-from nxdi_svd_plugin.kernels.stages.accumulate import add_to_sums
+from nxdi_svd_plugin.kernels.stages.accumulate import put
 from nxdi_svd_plugin.kernels.stages.expand import copy_on_scalar
 from nxdi_svd_plugin.kernels.stages.load import load_rows_transposed, load_tiles
-from nxdi_svd_plugin.kernels.tiling.dense import X_COLUMNS, Operand, Output, Product
+from nxdi_svd_plugin.kernels.tiling.dense import X_COLUMNS, Output, Product
+from nxdi_svd_plugin.kernels.tiling.loops import Cut, Depth, Loops
 
 Tensor = Any
 
 
-def multiply(out: Tensor, x: Tensor, w: Tensor, product: Product, identity: Tensor | None) -> None:
-    """out [M, N] = X·W, all in HBM. `identity`: see fp32_identity, for rows that are transposed."""
-    if isinstance(product.plan, Output):
-        _keep_output(out, x, w, product, product.plan, identity)
-    else:
-        _keep_operand(out, x, w, product, product.plan, identity)
+def multiply(out: Tensor, x: Tensor, w: Tensor, plan: Loops, identity: Tensor | None) -> None:
+    """out [M, N] = X·W, all in HBM. `identity`: see fp32_identity, for rows that are transposed.
 
-
-def load_block(
-    block: Tensor,
-    source: Tensor,
-    layout: str,
-    tile: Any,
-    deep: int,
-    first: Any,
-    size: int,
-    width: int,
-    product: Product,
-    identity: Tensor | None,
-) -> None:
-    """Input tiles `tile`..., `deep` rows of them, of `size` columns first... of an operand."""
-    if layout == "packed":
-        _load_packed(block, source, tile, tiles(deep), first, size, width, tiles(product.deep))
-    elif layout == "interleaved":
-        total = source.shape[1]
-        rows = source.reshape((PARTITIONS, product.deep // PARTITIONS * total))
-        load_tiles(block, rows, tile, 0, tiles(deep), first, size, total, 1)
-    elif layout == "rows":
-        load_rows_transposed(block, source, first, size, tile * PARTITIONS, deep, X_COLUMNS, identity)
+    Row tiles of the output that have a tile of w of their own take it in: of X·U with U = [I ; C], which is Cᵀ·W here.
+    """
+    if isinstance(plan.product.plan, Output):
+        _keep_output(out, x, w, plan, identity)
+    elif plan.product.plan.keeps_x:
+        _keep_x(out, x, w, plan, identity)
     else:
-        load_part(block, source, tile * PARTITIONS, deep, first, size)
+        _keep_w(out, x, w, plan, identity)
 
 
 def load_part(block: Tensor, source: Tensor, top: Any, deep: int, first: Any, size: int) -> None:
@@ -60,6 +41,32 @@ def load_part(block: Tensor, source: Tensor, top: Any, deep: int, first: Any, si
         block[0 : deep % PARTITIONS, nl.ds(last * size, size)] = nl.load(
             source[nl.ds(top + last * PARTITIONS, deep % PARTITIONS), nl.ds(first, size)]
         )
+
+
+def _load_block(
+    block: Tensor,
+    source: Tensor,
+    layout: str,
+    depth: Depth,
+    done: Any,
+    first: Any,
+    size: int,
+    width: int,
+    product: Product,
+    identity: Tensor | None,
+) -> None:
+    """`size` columns first... of an operand, of K the block that is `done` tiles after the first of `depth`."""
+    tile = depth.tile + done
+    if layout == "packed":
+        _load_packed(block, source, tile, tiles(depth.rows), first, size, width, tiles(product.deep))
+    elif layout == "interleaved":
+        rows, total = source.reshape((PARTITIONS, source.shape[0] // PARTITIONS * source.shape[1])), source.shape[1]
+        for move in depth.moves:
+            load_tiles(block, rows, move.source + done, move.target, move.count, first, size, total, 1)
+    elif layout == "rows":
+        load_rows_transposed(block, source, first, size, tile * PARTITIONS, depth.rows, X_COLUMNS, identity)
+    else:
+        load_part(block, source, tile * PARTITIONS, depth.rows, first, size)
 
 
 def _load_packed(
@@ -77,104 +84,172 @@ def _load_packed(
         )
 
 
-def _keep_operand(out: Tensor, x: Tensor, w: Tensor, product: Product, plan: Operand, identity: Tensor | None) -> None:
-    """Blocks of one operand stay in SBUF, the other is streamed past each; every sum over K stays in PSUM."""
-    kept = product.rows if plan.keeps_x else product.columns
-    for i in nl.affine_range(kept // plan.block):
-        _kept_block(out, x, w, product, plan, i * plan.block, plan.block, identity)
-    if kept % plan.block:
-        _kept_block(out, x, w, product, plan, kept // plan.block * plan.block, kept % plan.block, identity)
+def _load_x(
+    x: Tensor, rows: Cut, top: Any, depth: Depth, done: Any, product: Product, dtype: Any, identity: Tensor | None
+) -> Tensor:
+    """The block of X for the output's rows top..."""
+    block = nl.ndarray((PARTITIONS, tiles(depth.rows) * rows.size), dtype=dtype, buffer=nl.sbuf)
+    _load_block(block, x, product.x, depth, done, top, rows.size, PARTITIONS, product, identity)
+    return block
 
 
-def _kept_block(
-    out: Tensor, x: Tensor, w: Tensor, product: Product, plan: Operand, at: Any, size: int, identity: Tensor | None
-) -> None:
-    """Rows (or columns) `at`... of the output."""
-    kept = nl.ndarray((PARTITIONS, tiles(product.deep) * size), dtype=w.dtype, buffer=nl.sbuf)
-    stream = plan.stream
-    if plan.keeps_x:
-        load_block(kept, x, product.x, 0, product.deep, at, size, PARTITIONS, product, identity)
-        for c in nl.affine_range(product.columns // stream):
-            _stream_w(out, kept, w, product, at, size, c * stream, stream, identity)
-        if product.columns % stream:
-            done = product.columns // stream * stream
-            _stream_w(out, kept, w, product, at, size, done, product.columns % stream, identity)
-    else:
-        load_block(kept, w, product.w, 0, product.deep, at, size, product.width, product, identity)
-        for c in nl.affine_range(product.rows // stream):
-            _stream_x(out, x, kept, product, at, size, c * stream, stream, identity)
-        if product.rows % stream:
-            done = product.rows // stream * stream
-            _stream_x(out, x, kept, product, at, size, done, product.rows % stream, identity)
+def _load_w(
+    w: Tensor, columns: Cut, left: Any, depth: Depth, done: Any, product: Product, identity: Tensor | None
+) -> Tensor:
+    """The block of W for the output's columns left..."""
+    block = nl.ndarray((PARTITIONS, tiles(depth.rows) * columns.size), dtype=w.dtype, buffer=nl.sbuf)
+    _load_block(block, w, product.w, depth, done, left, columns.size, product.width, product, identity)
+    return block
 
 
-def _stream_w(
-    out: Tensor,
-    kept: Tensor,
-    w: Tensor,
-    product: Product,
-    top: Any,
-    rows: int,
-    left: Any,
-    columns: int,
-    identity: Tensor | None,
-) -> None:
-    moving = nl.ndarray((PARTITIONS, tiles(product.deep) * columns), dtype=w.dtype, buffer=nl.sbuf)
-    load_block(moving, w, product.w, 0, product.deep, left, columns, product.width, product, identity)
-    _store_product(out, kept, moving, product, top, rows, left, columns)
+def _keep_x(out: Tensor, x: Tensor, w: Tensor, plan: Loops, identity: Tensor | None) -> None:
+    """Blocks of X stay in SBUF, W is streamed past each; every sum over K stays in PSUM."""
+    for rows in plan.rows:
+        for i in nl.affine_range(rows.count):
+            top = rows.first + i * rows.size
+            kept = _load_x(x, rows, top, plan.depths[0], 0, plan.product, w.dtype, identity)
+            _stream_w(out, kept, w, plan, rows, top, identity)
+
+
+def _keep_w(out: Tensor, x: Tensor, w: Tensor, plan: Loops, identity: Tensor | None) -> None:
+    """Blocks of W stay in SBUF, X is streamed past each; every sum over K stays in PSUM."""
+    for columns in plan.columns:
+        for j in nl.affine_range(columns.count):
+            left = columns.first + j * columns.size
+            kept = _load_w(w, columns, left, plan.depths[0], 0, plan.product, identity)
+            _stream_x(out, x, kept, w, plan, columns, left, identity)
+
+
+def _stream_w(out: Tensor, kept: Tensor, w: Tensor, plan: Loops, rows: Cut, top: Any, identity: Tensor | None) -> None:
+    for columns in plan.columns:
+        for j in nl.affine_range(columns.count):
+            left = columns.first + j * columns.size
+            moving = _load_w(w, columns, left, plan.depths[0], 0, plan.product, identity)
+            _store_product(out, kept, moving, w, plan.product, rows, top, columns, left)
 
 
 def _stream_x(
-    out: Tensor,
-    x: Tensor,
-    kept: Tensor,
-    product: Product,
-    left: Any,
-    columns: int,
-    top: Any,
-    rows: int,
-    identity: Tensor | None,
+    out: Tensor, x: Tensor, kept: Tensor, w: Tensor, plan: Loops, columns: Cut, left: Any, identity: Tensor | None
 ) -> None:
-    stationary = nl.ndarray((PARTITIONS, tiles(product.deep) * rows), dtype=kept.dtype, buffer=nl.sbuf)
-    load_block(stationary, x, product.x, 0, product.deep, top, rows, PARTITIONS, product, identity)
-    _store_product(out, stationary, kept, product, top, rows, left, columns)
+    for rows in plan.rows:
+        for i in nl.affine_range(rows.count):
+            top = rows.first + i * rows.size
+            stationary = _load_x(x, rows, top, plan.depths[0], 0, plan.product, w.dtype, identity)
+            _store_product(out, stationary, kept, w, plan.product, rows, top, columns, left)
 
 
 def _store_product(
-    out: Tensor, x: Tensor, w: Tensor, product: Product, top: Any, rows: int, left: Any, columns: int
+    out: Tensor,
+    stationary: Tensor,
+    moving: Tensor,
+    w: Tensor,
+    product: Product,
+    rows: Cut,
+    top: Any,
+    columns: Cut,
+    left: Any,
 ) -> None:
-    """Store the product of the SBUF blocks x and w at out[top, left], 128 rows at a time."""
-    for m in nl.affine_range(rows // PARTITIONS):
-        _store_rows(out, x, w, product, top, rows, left, columns, m, PARTITIONS)
-    if rows % PARTITIONS:
-        _store_rows(out, x, w, product, top, rows, left, columns, rows // PARTITIONS, rows % PARTITIONS)
+    """Store the product of two blocks in SBUF at out[top, left], 128 rows at a time."""
+    for run in rows.runs:
+        for m in nl.affine_range(run.count):
+            block = nl.ndarray((PARTITIONS, columns.size), dtype=out.dtype, buffer=nl.sbuf)
+            if run.own is not None:
+                block[0:PARTITIONS, 0 : columns.size] = _own_tile(w, run.own + m, left, columns.size)
+            at = run.first + m
+            _row(block, 0, stationary, moving, product, product.deep, rows, at, run.size, columns, run.own is None)
+            nl.store(
+                out[nl.ds(top + (run.first + m) * PARTITIONS, run.size), nl.ds(left, columns.size)],
+                value=block[0 : run.size, 0 : columns.size],
+            )
 
 
-def _store_rows(
+def _keep_output(out: Tensor, x: Tensor, w: Tensor, plan: Loops, identity: Tensor | None) -> None:
+    """fp32 sums of a block of the output stay in SBUF while K is streamed; one block after the other."""
+    for rows in plan.rows:
+        for columns in plan.columns:
+            for i in nl.sequential_range(rows.count):
+                for j in nl.sequential_range(columns.count):
+                    top, left = rows.first + i * rows.size, columns.first + j * columns.size
+                    _output_block(out, x, w, plan, rows, top, columns, left, identity)
+
+
+def _output_block(
     out: Tensor,
     x: Tensor,
     w: Tensor,
-    product: Product,
+    plan: Loops,
+    rows: Cut,
     top: Any,
-    rows: int,
+    columns: Cut,
     left: Any,
-    columns: int,
+    identity: Tensor | None,
+) -> None:
+    """A block of K is summed in PSUM, the blocks in SBUF, both in fp32."""
+    sums = nl.ndarray((PARTITIONS, tiles(rows.size) * columns.size), dtype=nl.float32, buffer=nl.sbuf)
+    for depth in plan.depths:
+        for b in nl.sequential_range(depth.count):
+            done = b * tiles(depth.rows)
+            _sum_block(sums, x, w, plan.product, rows, top, columns, left, depth, done, identity)
+    for run in rows.runs:
+        for m in nl.affine_range(run.count):
+            at = run.first + m
+            total = sums[0 : run.size, nl.ds(at * columns.size, columns.size)]
+            if run.own is None:
+                rounded = copy_on_scalar(total, out.dtype)
+            else:
+                own = _own_tile(w, run.own + m, left, columns.size)
+                rounded = nisa.tensor_tensor(total, own, op=nl.add, dtype=out.dtype)
+            nl.store(out[nl.ds(top + at * PARTITIONS, run.size), nl.ds(left, columns.size)], value=rounded)
+
+
+def _sum_block(
+    sums: Tensor,
+    x: Tensor,
+    w: Tensor,
+    product: Product,
+    rows: Cut,
+    top: Any,
+    columns: Cut,
+    left: Any,
+    depth: Depth,
+    done: Any,
+    identity: Tensor | None,
+) -> None:
+    """The block of K that is `done` tiles after the first of `depth`, put into the sums or added to them."""
+    stationary = _load_x(x, rows, top, depth, done, product, w.dtype, identity)
+    moving = _load_w(w, columns, left, depth, done, product, identity)
+    for run in rows.runs:
+        for m in nl.affine_range(run.count):
+            at, column = run.first + m, (run.first + m) * columns.size
+            _row(sums, column, stationary, moving, product, depth.rows, rows, at, run.size, columns, depth.first)
+
+
+def _row(
+    target: Tensor,
+    at: Any,
+    x: Tensor,
+    w: Tensor,
+    product: Product,
+    deep: int,
+    rows: Cut,
     m: Any,
     count: int,
+    columns: Cut,
+    first: bool,
 ) -> None:
-    """Row tile `m` of the block, which has `count` rows."""
-    width = product.width
-    block = nl.ndarray((PARTITIONS, columns), dtype=out.dtype, buffer=nl.sbuf)
-    for n in nl.affine_range(columns // width):
-        total = nl.zeros((PARTITIONS, width), dtype=nl.float32, buffer=nl.psum)
-        add_products(total, x, w, product, product.deep, m, count, rows, n, width, columns)
-        block[0:count, nl.ds(n * width, width)] = copy_on_scalar(total[0:count, 0:width], out.dtype)
-    if columns % width:
-        rest, last = columns % width, columns // width
-        total = nl.zeros((PARTITIONS, rest), dtype=nl.float32, buffer=nl.psum)
-        add_products(total, x, w, product, product.deep, m, count, rows, last, rest, columns)
-        block[0:count, nl.ds(last * width, rest)] = copy_on_scalar(total[0:count, 0:rest], out.dtype)
-    nl.store(out[nl.ds(top + m * PARTITIONS, count), nl.ds(left, columns)], value=block[0:count, 0:columns])
+    """Row tile `m`, `count` rows, of the blocks' product put into target, or added to it, from column `at` on."""
+    for run in columns.runs:
+        for j in nl.affine_range(run.count):
+            n = run.first + j
+            total = nl.zeros((PARTITIONS, run.size), dtype=nl.float32, buffer=nl.psum)
+            add_products(total, x, w, product, deep, m, count, rows.size, n, run.size, columns.size)
+            put(target, total, at + n * product.width, count, run.size, first)
+
+
+def _own_tile(w: Tensor, tile: Any, left: Any, size: int) -> Tensor:
+    """A tile of w, interleaved, that rows of the output take in."""
+    rows, total = w.reshape((PARTITIONS, w.shape[0] // PARTITIONS * w.shape[1])), w.shape[1]
+    return nl.load(rows[0:PARTITIONS, nl.ds(tile * total + left, size)])
 
 
 def place(k: Any, j: Any, count: int, size: int, step: int, width: int, layout: str) -> Any:
@@ -209,114 +284,3 @@ def add_products(
         at = place(last, m, tiles(deep), rows, PARTITIONS, count, product.x)
         left = place(last, n, tiles(deep), columns, product.width, width, product.w)
         total[0:count, 0:width] += nisa.nc_matmul(x[0:rest, nl.ds(at, count)], w[0:rest, nl.ds(left, width)])
-
-
-def _keep_output(out: Tensor, x: Tensor, w: Tensor, product: Product, plan: Output, identity: Tensor | None) -> None:
-    """fp32 sums of a block of the output stay in SBUF while K is streamed; one block after the other."""
-    for i in nl.sequential_range(product.rows // plan.rows):
-        _output_row(out, x, w, product, plan, i * plan.rows, plan.rows, identity)
-    if product.rows % plan.rows:
-        done = product.rows // plan.rows * plan.rows
-        _output_row(out, x, w, product, plan, done, product.rows % plan.rows, identity)
-
-
-def _output_row(
-    out: Tensor,
-    x: Tensor,
-    w: Tensor,
-    product: Product,
-    plan: Output,
-    top: Any,
-    rows: int,
-    identity: Tensor | None,
-) -> None:
-    step = plan.columns
-    for j in nl.sequential_range(product.columns // step):
-        _output_block(out, x, w, product, plan, top, rows, j * step, step, identity)
-    if product.columns % step:
-        done = product.columns // step * step
-        _output_block(out, x, w, product, plan, top, rows, done, product.columns % step, identity)
-
-
-def _output_block(
-    out: Tensor,
-    x: Tensor,
-    w: Tensor,
-    product: Product,
-    plan: Output,
-    top: Any,
-    rows: int,
-    left: Any,
-    columns: int,
-    identity: Tensor | None,
-) -> None:
-    """K in steps of `depth` is summed in PSUM, the steps in SBUF, both in fp32."""
-    deep, depth = product.deep, plan.depth
-    sums = nl.ndarray((PARTITIONS, tiles(rows) * columns), dtype=nl.float32, buffer=nl.sbuf)
-    begin = min(deep, depth)
-    _sum_step(sums, x, w, product, top, rows, left, columns, 0, begin, True, identity)
-    for b in nl.sequential_range((deep - begin) // depth):
-        tile = tiles(begin) + b * tiles(depth)
-        _sum_step(sums, x, w, product, top, rows, left, columns, tile, depth, False, identity)
-    if (deep - begin) % depth:
-        rest = (deep - begin) % depth
-        done = (deep - rest) // PARTITIONS
-        _sum_step(sums, x, w, product, top, rows, left, columns, done, rest, False, identity)
-    for m in nl.affine_range(rows // PARTITIONS):
-        rounded = copy_on_scalar(sums[0:PARTITIONS, nl.ds(m * columns, columns)], out.dtype)
-        nl.store(out[nl.ds(top + m * PARTITIONS, PARTITIONS), nl.ds(left, columns)], value=rounded)
-    if rows % PARTITIONS:
-        last = rows // PARTITIONS
-        rounded = copy_on_scalar(sums[0 : rows % PARTITIONS, nl.ds(last * columns, columns)], out.dtype)
-        nl.store(out[nl.ds(top + last * PARTITIONS, rows % PARTITIONS), nl.ds(left, columns)], value=rounded)
-
-
-def _sum_step(
-    sums: Tensor,
-    x: Tensor,
-    w: Tensor,
-    product: Product,
-    top: Any,
-    rows: int,
-    left: Any,
-    columns: int,
-    tile: Any,
-    depth: int,
-    first: bool,
-    identity: Tensor | None,
-) -> None:
-    """Row tiles `tile`... of K, `depth` rows."""
-    stationary = nl.ndarray((PARTITIONS, tiles(depth) * rows), dtype=w.dtype, buffer=nl.sbuf)
-    moving = nl.ndarray((PARTITIONS, tiles(depth) * columns), dtype=w.dtype, buffer=nl.sbuf)
-    load_block(stationary, x, product.x, tile, depth, top, rows, PARTITIONS, product, identity)
-    load_block(moving, w, product.w, tile, depth, left, columns, product.width, product, identity)
-    for m in nl.affine_range(rows // PARTITIONS):
-        _sum_row(sums, stationary, moving, product, depth, m, PARTITIONS, rows, columns, first)
-    if rows % PARTITIONS:
-        last = rows // PARTITIONS
-        _sum_row(sums, stationary, moving, product, depth, last, rows % PARTITIONS, rows, columns, first)
-
-
-def _sum_row(
-    sums: Tensor,
-    x: Tensor,
-    w: Tensor,
-    product: Product,
-    depth: int,
-    m: Any,
-    count: int,
-    rows: int,
-    columns: int,
-    first: bool,
-) -> None:
-    """Put the product of row tile `m` into sums, or add it."""
-    width = product.width
-    for n in nl.affine_range(columns // width):
-        total = nl.zeros((PARTITIONS, width), dtype=nl.float32, buffer=nl.psum)
-        add_products(total, x, w, product, depth, m, count, rows, n, width, columns)
-        add_to_sums(sums, total, m * columns + n * width, count, width, first)
-    if columns % width:
-        rest, last = columns % width, columns // width
-        total = nl.zeros((PARTITIONS, rest), dtype=nl.float32, buffer=nl.psum)
-        add_products(total, x, w, product, depth, m, count, rows, last, rest, columns)
-        add_to_sums(sums, total, m * columns + last * width, count, rest, first)

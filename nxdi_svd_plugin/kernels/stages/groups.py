@@ -14,6 +14,14 @@ def groups_of(factor: Any) -> Any:
     return one
 
 
+def both(gate: Any, up: Any) -> Any:
+    """A list of what gate and up have."""
+    pair = []
+    pair.append(gate)
+    pair.append(up)
+    return pair
+
+
 def shapes_of(tensors: list[Tensor]) -> Any:
     """Their shapes, as plain values for a plan."""
     shapes = []

@@ -4,60 +4,40 @@ from typing import Any
 
 from nxdi_svd_plugin.hardware import PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.nki import nisa, nl
-from nxdi_svd_plugin.kernels.stages.expand import copy_on_scalar, made, weights_unless_pivots
+from nxdi_svd_plugin.kernels.stages.expand import all_made, copy_on_scalar, gated, load_all_weights
 from nxdi_svd_plugin.kernels.tiling.decode import MlpPlan
-from nxdi_svd_plugin.kernels.tiling.segments import Segment
+from nxdi_svd_plugin.kernels.tiling.segments import OutputTiles
 
 Tensor = Any
 
 
-def swiglu(
-    h: Tensor, gates: list[Tensor], ups: list[Tensor], v_gate: Tensor, v_up: Tensor, bias: Tensor, plan: MlpPlan
-) -> None:
+def swiglu(h: Tensor, factors: list[list[Tensor]], vs: list[Tensor], bias: Tensor, plan: MlpPlan) -> None:
     """h [128, tiles·tokens] = silu(V_gateᵀ·T_gate) * (V_upᵀ·T_up) of a group, the pivots of down behind the others.
 
-    Where a segment is a factor's pivots, a tile of T itself stands for the product. `bias` [128, 1] is zero.
+    `factors` has the tensors of T of gate and of up. Where a segment is a factor's pivots, a tile of T itself stands
+    for the product. `bias` [128, 1] is zero.
     """
-    step, whole = plan.up.v_tiles, plan.up.outputs // PARTITIONS
-    for segment in plan.segments:
-        full = min(segment.stop, whole) - segment.start
-        for g in nl.affine_range(full // step):
-            _swiglu_tiles(h, gates, ups, v_gate, v_up, bias, plan, segment, g * step, step, PARTITIONS)
-        if full % step:
-            _swiglu_tiles(h, gates, ups, v_gate, v_up, bias, plan, segment, full - full % step, full % step, PARTITIONS)
-    if plan.up.outputs % PARTITIONS:
-        last = plan.segments[-1]
-        _swiglu_tiles(
-            h, gates, ups, v_gate, v_up, bias, plan, last, whole - last.start, 1, plan.up.outputs % PARTITIONS
-        )
+    for group in plan.outputs:
+        for g in nl.affine_range(group.number):
+            _swiglu_tiles(h, factors, vs, bias, plan, group, group.first + g * group.count)
 
 
 def _swiglu_tiles(
     h: Tensor,
-    gates: list[Tensor],
-    ups: list[Tensor],
-    v_gate: Tensor,
-    v_up: Tensor,
+    factors: list[list[Tensor]],
+    vs: list[Tensor],
     bias: Tensor,
     plan: MlpPlan,
-    segment: Segment,
+    group: OutputTiles,
     tile: Any,
-    count: int,
-    width: int,
 ) -> None:
-    """Tiles segment.start + `tile`..., `count` of `width` neurons each."""
-    tokens, strip = plan.up.tokens, plan.up.strips[0]
-    piece = strip.subs[0].pieces[0]
-    gate_weights = weights_unless_pivots(v_gate, plan.up.ranks[0], segment, 0, tile, count, width)
-    up_weights = weights_unless_pivots(v_up, plan.up.ranks[1], segment, 1, tile, count, width)
-    made_gate = made(gate_weights, gates, plan.up, 0, strip, piece, segment, tile, count, width)
-    made_up = made(up_weights, ups, plan.up, 1, strip, piece, segment, tile, count, width)
-    gated = nisa.activation(op=nl.silu, data=made_gate, bias=bias[0:width, 0:1], dtype=nl.float32)
+    """Tiles `tile`... after the start of the group's segment."""
+    tokens, strip, segment = plan.up.tokens, plan.up.strips[0], group.segment
+    weights = load_all_weights(vs, plan.up, group, tile)
+    sums = all_made(weights, factors, plan.up, strip, strip.subs[0].pieces[0], group, tile)
     pivot = segment.pivots[2]
     target = segment.others[2] if pivot is None else tiles(plan.down.u_rows) + pivot
-    h[0:width, nl.ds((target + tile) * tokens, count * tokens)] = nisa.tensor_tensor(
-        gated, made_up, op=nl.multiply, dtype=h.dtype
-    )
+    h[0 : group.width, nl.ds((target + tile) * tokens, group.count * tokens)] = gated(sums, bias, group.width, h.dtype)
 
 
 def expand_sum(y: Tensor, ts: list[Tensor], vs: list[Tensor], plan: MlpPlan) -> None:

@@ -8,9 +8,16 @@ from dataclasses import dataclass
 
 from nxdi_svd_plugin.hardware import LONG_RUN, MOVING, PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
+from nxdi_svd_plugin.kernels.tiling.loops import Loops
 from nxdi_svd_plugin.kernels.tiling.pieces import Piece, held_tokens, row_tokens, spans
 from nxdi_svd_plugin.kernels.tiling.segments import Segment
-from nxdi_svd_plugin.kernels.tiling.through import Through, through_hbm_bytes, through_sbuf_bytes
+from nxdi_svd_plugin.kernels.tiling.through import (
+    Through,
+    first_read_bytes,
+    first_sbuf_bytes,
+    through_hbm_bytes,
+    through_sbuf_bytes,
+)
 
 SUM_PART = 2
 """Rank tiles of one tensor of (X·U)ᵀ, and of its sums, where the contraction is split: the sums of one part die as its
@@ -35,10 +42,15 @@ class Buffers:
 
 @dataclass(frozen=True)
 class Blocks:
-    """`groups` of (how many, sub-strip token counts): equal strips in a row share one group, and one device loop."""
+    """`groups` of (how many, sub-strip token counts): equal strips in a row share one group, and one device loop.
+
+    `firsts`: the matmuls that make the (X·U)ᵀ of each factor in HBM, from which strips of one sub-strip take it back
+    (tiling/refill.py); none where the strips make it themselves.
+    """
 
     groups: tuple[tuple[int, tuple[int, ...]], ...]
     buffers: Buffers
+    firsts: tuple[Loops, ...] = ()
 
     @property
     def strips(self) -> list[tuple[int, ...]]:
@@ -60,9 +72,18 @@ def hbm_bytes(chain: Chain, blocks: Plan) -> tuple[int, int]:
     if isinstance(blocks, Through):
         return through_hbm_bytes(chain, blocks)
     written = chain.turns * chain.itemsize * chain.tokens * chain.outputs
+    if blocks.firsts:
+        return _refilled_hbm_bytes(chain, blocks, written)
     u_reads = sum(len(strip) for strip in blocks.strips)
     read = chain.activation_bytes - written + u_reads * chain.u_bytes + len(blocks.strips) * chain.v_bytes
     return read, written
+
+
+def _refilled_hbm_bytes(chain: Chain, blocks: Blocks, output: int) -> tuple[int, int]:
+    made = chain.itemsize * chain.tokens * sum(chain.ranks)
+    identity = PARTITIONS * PARTITIONS * chain.itemsize if chain.needs_identity else 0
+    read = sum(first_read_bytes(chain, first) for first in blocks.firsts)
+    return read + identity + made + len(blocks.strips) * chain.v_bytes, made + output
 
 
 def sum_blocks(chain: Chain, split: int) -> int:
@@ -198,21 +219,20 @@ def strip_sbuf_bytes(
 
 
 def _summing_bytes(chain: Chain, buffers: Buffers, tokens: int, in_flight: int) -> int:
-    """fp32 sums of (X·U)ᵀ, blocks of Xᵀ, and the rows of X or the tile of U, and of Hᵀ itself, that go with them.
+    """fp32 sums of (X·U)ᵀ, blocks of Xᵀ, and the rows of X or the tile of U that go with them.
 
     The last block holds the sums and one part of (X·U)ᵀ in the input's type.
     """
     s = chain.itemsize
     streams = s * buffers.split * (tokens + PARTITIONS)
     last = s * last_sum_block(chain, buffers.split) * (tokens + PARTITIONS)
-    own = s * tokens if chain.kind.reads_intermediate and chain.pivot_tiles[0] else 0
     peak, sums, made = 0, 4 * chain.rank_tiles * tokens, 0
     for rank in chain.ranks:
         for start in range(0, tiles(rank), SUM_PART):
             part = tokens * min(SUM_PART, tiles(rank) - start)
             made += s * part
             peak, sums = max(peak, sums + made), sums - 4 * part
-    return max(peak + in_flight * last, 4 * chain.rank_tiles * tokens + in_flight * (streams + own))
+    return max(peak + in_flight * last, 4 * chain.rank_tiles * tokens + in_flight * streams)
 
 
 def _loading_bytes(chain: Chain, buffers: Buffers, size: int, in_flight: int, dead: int) -> int:
@@ -241,6 +261,10 @@ def sbuf_bytes(chain: Chain, blocks: Plan, in_flight: int = 1) -> int:
     """Peak SBUF bytes per partition over all strips, as the simulator finds it for `in_flight` = 1."""
     if isinstance(blocks, Through):
         return through_sbuf_bytes(chain, blocks, in_flight)
+    if blocks.firsts:
+        first = max(first_sbuf_bytes(chain, first, in_flight) for first in blocks.firsts)
+        strips = max(expansion_bytes(chain, blocks.buffers, strip, in_flight) for strip in blocks.strips)
+        return max(first + (4 if chain.kind.swiglu else 0), constant_bytes(chain) + strips)
     final = len(blocks.groups) - 1
     return max(
         strip_sbuf_bytes(chain, blocks.buffers, strip, in_flight, last=position == final and count == 1)

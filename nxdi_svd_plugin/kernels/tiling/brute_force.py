@@ -4,7 +4,8 @@ It shares nothing with the planner or its cost of a strip, and asks for less roo
 (X·U)ᵀ leave place for one 128 x 128 tile of U, and (X·U)ᵀ for one column tile of V and one tile of the output, with
 nothing loaded ahead. Strips of a call may all differ, sub-strips of a strip may all differ. A strip with fp32 sums of
 (X·U)ᵀ is feasible if they leave place for the smallest block of Xᵀ and a tile of U. Last, there are the two matmuls
-that the kernel is compared with, where it has one factor pair. brute_front.py does the same for time and bytes.
+that the kernel is compared with, where it has one factor pair; where it has two, the matmuls of X·U and strips that
+hold (X·U)ᵀ with a column tile of V and a tile of the output. brute_front.py does the same for time and bytes.
 """
 
 from nxdi_svd_plugin.hardware import MOVING, PARTITIONS, PSUM_BANKS, SBUF_BUDGET, SBUF_BYTES, tiles
@@ -21,18 +22,39 @@ SUM_TILES = 3
 
 def least_hbm_bytes(chain: Chain, unit: int = 8, overlap: bool = False) -> int | None:
     """HBM bytes (read and written) of the best plan for `chain`; None if nothing fits."""
-    plans = [_kept(chain, unit, overlap), _summed(chain, overlap), _unfused(chain)]
+    plans = [_kept(chain, unit, overlap), _summed(chain, overlap), _unfused(chain), _refilled(chain, overlap)]
     return min((moved for moved in plans if moved is not None), default=None)
 
 
 def _unfused(chain: Chain) -> int | None:
-    """Two matmuls, blocked for least traffic within SBUF_BUDGET; tiling/dense.py tries all blocks."""
-    if len(chain.ranks) > 1 or any(chain.pivots) or chain.inputs % PARTITIONS or chain.ranks[0] % PARTITIONS:
+    """Two matmuls, blocked for least traffic within SBUF_BUDGET; tiling/dense.py tries all blocks.
+
+    Inputs that are pivots are no part of the first contraction, but are read once.
+    """
+    if len(chain.ranks) > 1 or chain.groups > 1 or chain.inputs % PARTITIONS or chain.ranks[0] % PARTITIONS:
         return None  # nothing that the kernels do, see tiling/through.py
     second = (chain.outputs, chain.tokens) if chain.writes_transposed else (chain.tokens, chain.outputs)
-    calls = [(chain.ranks[0], chain.inputs, chain.tokens), (second[0], chain.ranks[0], second[1])]
+    calls = [(chain.ranks[0], chain.u_rows, chain.tokens), (second[0], chain.ranks[0], second[1])]
     s, reserve = chain.itemsize, SBUF_BYTES - SBUF_BUDGET
-    return sum(dense_hbm_bytes(*call, s, choose_dense(*call, s, taken=reserve)) for call in calls)
+    moved = sum(dense_hbm_bytes(*call, s, choose_dense(*call, s, taken=reserve)) for call in calls)
+    return moved + s * chain.tokens * (chain.inputs - chain.u_rows)
+
+
+def _refilled(chain: Chain, overlap: bool) -> int | None:
+    """Both (X·U)ᵀ of `up_gate` by matmuls, to HBM and back once; V once per strip, each as long as fits."""
+    if len(chain.ranks) < 2 or chain.groups > 1 or any(size % PARTITIONS for size in (chain.inputs, *chain.ranks)):
+        return None  # nothing that the kernels do, see tiling/refill.py
+    s, reserve, moved = chain.itemsize, SBUF_BYTES - SBUF_BUDGET, chain.itemsize * chain.tokens * chain.outputs
+    for rank in chain.ranks:
+        call = (rank, chain.inputs, chain.tokens)
+        moved += dense_hbm_bytes(*call, s, choose_dense(*call, s, taken=reserve)) + s * rank * chain.tokens
+    longest = chain.tokens
+    while longest:
+        streams = (_overlapping(chain, longest) if overlap else _single(chain))[1]
+        if s * chain.rank_tiles * longest + streams <= SBUF_BUDGET:
+            return moved + -(-chain.tokens // longest) * chain.v_bytes
+        longest -= 1
+    return None
 
 
 def _summed(chain: Chain, overlap: bool) -> int | None:
@@ -46,7 +68,8 @@ def _summed(chain: Chain, overlap: bool) -> int | None:
 def longest_summed(chain: Chain, overlap: bool) -> int:
     """Tokens of the longest strip with fp32 sums of (X·U)ᵀ in SBUF; 0 for none."""
     s, tile, loads = chain.itemsize, chain.itemsize * PARTITIONS, 2 if overlap else 1
-    if chain.inputs % PARTITIONS if chain.kind.reads_intermediate else any(chain.pivots):
+    splits = chain.inputs % PARTITIONS == 0 if chain.kind.reads_intermediate else not any(chain.pivots)
+    if chain.groups > 1 or not splits:
         return 0  # nothing that the kernels do, see tiling/sums.py
     fixed = loads * SUM_TILES * tile + (4 * PARTITIONS if chain.needs_identity else 0)
     longest = (SBUF_BUDGET - fixed) // (4 * chain.rank_tiles + loads * s * SUM_TILES)
@@ -72,8 +95,14 @@ def _kept(chain: Chain, unit: int, overlap: bool) -> int | None:
 
 
 def _fewest_sub_strips(chain: Chain, steps: int, unit: int, overlap: bool) -> dict[int, int]:
-    """{strip length: fewest sub-strips that fill it}, lengths in steps, by trying every next sub-strip."""
+    """{strip length: fewest sub-strips that fill it}, lengths in steps, by trying every next sub-strip.
+
+    One, with Xᵀ beside the second phase, where groups take turns at it.
+    """
     last = [longest_last(chain, length * unit, overlap) for length in range(steps + 1)]
+    if chain.turns > 1:
+        lengths = (length for length in range(1, steps + 1) if last[length] >= length * unit)
+        return {length: 1 for length in lengths if _turns_fit(chain, length * unit, overlap)}
     found = {0: 0}
     for done in range(steps):
         for size in range(1, steps - done + 1):
@@ -81,6 +110,11 @@ def _fewest_sub_strips(chain: Chain, steps: int, unit: int, overlap: bool) -> di
                 break
             found[done + size] = min(found.get(done + size, steps), found[done] + 1)
     return {length: reads for length, reads in found.items() if length}
+
+
+def _turns_fit(chain: Chain, tokens: int, overlap: bool) -> bool:
+    streams = (_overlapping(chain, tokens) if overlap else _single(chain))[1]
+    return chain.itemsize * (chain.rank_tiles + chain.input_tiles) * tokens + streams <= SBUF_BUDGET
 
 
 def longest_last(chain: Chain, tokens: int, overlap: bool) -> int:

@@ -12,7 +12,7 @@ from nxdi_svd_plugin.hardware import MOVING, PARTITIONS, SBUF_BUDGET, tiles
 from nxdi_svd_plugin.kernels.tiling.blocks import Blocks, Buffers
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.schedule import Schedule, schedule
-from nxdi_svd_plugin.kernels.tiling.segments import Segment, segments
+from nxdi_svd_plugin.kernels.tiling.segments import OutputTiles, output_tiles, segments
 from nxdi_svd_plugin.stored.runs import Runs
 
 TOKENS = 128
@@ -29,14 +29,14 @@ class MlpPlan:
 
     up, down: the loads of the U's (`u_load`, `u_tiles`) and of V_gate and V_up (`v_tiles`).
     v_load: rank tiles of one load of V_down.
-    segments: the slice's neurons cut where pivots of gate, up or down begin or end.
+    outputs: the slice's neurons, cut where pivots of gate, up or down begin or end.
     """
 
     groups: int
     up: Schedule
     down: Schedule
     v_load: int
-    segments: tuple[Segment, ...]
+    outputs: tuple[OutputTiles, ...]
 
 
 def mlp_chains(
@@ -73,7 +73,8 @@ def mlp_plan(up: Chain, down: Chain, groups: int = 1) -> MlpPlan:
         )
     first, last = schedule(up, blocks_of(up)), schedule(down, blocks_of(down))
     runs = (*(up.pivots or ((), ())), *(down.pivots or ((),)))
-    return MlpPlan(groups, first, last, v_down_load(down), tuple(segments(tiles(up.outputs), runs)))
+    parts = tuple(segments(tiles(up.outputs), runs))
+    return MlpPlan(groups, first, last, v_down_load(down), output_tiles(parts, up.outputs, first.v_tiles))
 
 
 def v_down_load(down: Chain) -> int:

@@ -21,6 +21,8 @@ def work_of(chain: Chain, plan: Plan) -> Work:
         add_product(work, plan.first)
         add_product(work, plan.second)
     else:
+        for first in plan.firsts:
+            add_product(work, first)
         add_strips(work, chain, schedule(chain, plan))
     return work
 

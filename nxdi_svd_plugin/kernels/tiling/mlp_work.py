@@ -4,8 +4,8 @@ from nxdi_svd_plugin.hardware import PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.decode import MlpPlan, mlp_plan
 from nxdi_svd_plugin.kernels.tiling.product_work import add_transposed_rows
-from nxdi_svd_plugin.kernels.tiling.segments import Segment
-from nxdi_svd_plugin.kernels.tiling.strip_work import output_tiles, project
+from nxdi_svd_plugin.kernels.tiling.segments import OutputTiles
+from nxdi_svd_plugin.kernels.tiling.strip_work import project
 from nxdi_svd_plugin.kernels.tiling.work import Work, sizes
 
 
@@ -17,28 +17,24 @@ def mlp_work(up: Chain, down: Chain, groups: int = 1) -> Work:
     add_transposed_rows(work, 1, up.tokens, up.inputs, plan.up.x_columns)
     for rank in plan.up.ranks:
         project(work, groups, pieces, plan.up, rank)
-    for segment in plan.segments:
-        _swiglu(work, plan, segment)
+    for group in plan.outputs:
+        _swiglu(work, plan, group)
     project(work, groups, pieces, plan.down, plan.down.ranks[0])
     _sum(work, plan)
     work.dma(1, up.tokens, up.inputs)
     return work
 
 
-def _swiglu(work: Work, plan: MlpPlan, segment: Segment) -> None:
+def _swiglu(work: Work, plan: MlpPlan, group: OutputTiles) -> None:
     """stages/mlp.py, swiglu: as that of `up_gate`, but the result stays."""
-    outputs, tokens = plan.up.outputs, plan.up.tokens
-    full = min(segment.stop, outputs // PARTITIONS) - segment.start
-    rest = outputs % PARTITIONS if segment == plan.segments[-1] else 0
-    gate, up = (pivot is None for pivot in segment.pivots[:2])
+    times, elements = plan.groups * group.number, group.count * plan.up.tokens
+    gate, up = (pivot is None for pivot in group.segment.pivots[:2])
     deep = [tiles(rank) for rank, made in zip(plan.up.ranks, (gate, up), strict=True) if made]
-    for count, width, number in output_tiles(full, rest, plan.up.v_tiles):
-        times = plan.groups * number
-        for each in deep:
-            work.dma(times, PARTITIONS, count * each * width)
-        work.matmul(times * count * sum(deep), width, tokens)
-        work.scalar(times, count * tokens, from_psum=gate)
-        work.vector(times, (1 if up else 2) * count * tokens, from_psum=up)
+    for each in deep:
+        work.dma(times, PARTITIONS, group.count * each * group.width)
+    work.matmul(times * group.count * sum(deep), group.width, plan.up.tokens)
+    work.scalar(times, elements, from_psum=gate)
+    work.vector(times, (1 if up else 2) * elements, from_psum=up)
 
 
 def _sum(work: Work, plan: MlpPlan) -> None:

@@ -9,6 +9,7 @@ from nxdi_svd_plugin.kernels.tiling.blocks import Blocks, Plan, hbm_bytes, strip
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.engines import modelled_seconds
 from nxdi_svd_plugin.kernels.tiling.loads import IN_FLIGHT, buffer_choices, has_long_runs, load_bytes
+from nxdi_svd_plugin.kernels.tiling.refill import refill_plans
 from nxdi_svd_plugin.kernels.tiling.strips import FINE, strip_plans
 from nxdi_svd_plugin.kernels.tiling.sums import may_split, sum_plans
 from nxdi_svd_plugin.kernels.tiling.through import Through, through_plans
@@ -24,16 +25,14 @@ TIE = 1.003
 
 @lru_cache(maxsize=4096)
 def choose(chain: Chain) -> Plan:
-    """The plan for `chain`: strips that keep the input or fp32 sums of X·U, or two matmuls with X·U in HBM.
+    """The plan for `chain`: strips that keep the input or fp32 sums of X·U, or X·U in HBM.
 
     The least modelled time (engines.py), of plans within SAVING of it the least HBM bytes, of equal ones again the
     largest streamed loads (long DMA runs, few instructions). Runs of U loads are shorter than 2 KiB only where longer
     ones cost 1 %. Every plan leaves room for two loads of each streamed operand.
     Raises KernelError if not even a few tokens fit into SBUF_BUDGET.
     """
-    steps = (MOVING, FINE) if chain.writes_transposed else (MOVING, PARTITIONS, FINE)
-    kept = [plan for buffers in buffer_choices(chain) for unit in steps for plan in strip_plans(chain, buffers, unit)]
-    plans: list[Plan] = [*kept, *sum_plans(chain), *through_plans(chain)]
+    plans = every_plan(chain)
     if not plans:
         raise KernelError(
             f"{chain.kernel}: inputs {chain.inputs}, rank(s) {chain.ranks} and outputs {chain.outputs} leave no room "
@@ -41,6 +40,13 @@ def choose(chain: Chain) -> Plan:
             "use a smaller rank or more tensor-parallel shards"
         )
     return _largest_loads(chain, _long_runs(chain, _fastest(chain, plans)))
+
+
+def every_plan(chain: Chain) -> list[Plan]:
+    """The plans that are compared: all fit with room for two loads."""
+    steps = (MOVING, FINE) if chain.writes_transposed else (MOVING, PARTITIONS, FINE)
+    kept = [plan for buffers in buffer_choices(chain) for unit in steps for plan in strip_plans(chain, buffers, unit)]
+    return [*kept, *sum_plans(chain), *through_plans(chain), *refill_plans(chain)]
 
 
 Scores = dict[Plan, int]
@@ -79,20 +85,20 @@ def _long_runs(chain: Chain, scores: Scores) -> Scores:
 
 
 def _is_long(chain: Chain, plan: Plan) -> bool:
-    return isinstance(plan, Through) or has_long_runs(chain, plan.buffers)
+    return isinstance(plan, Through) or bool(plan.firsts) or has_long_runs(chain, plan.buffers)
 
 
 def _largest_loads(chain: Chain, scores: Scores) -> Plan:
     """Of the plans within TIE of the best, which count as equal, the one that streams most bytes at a time.
 
-    Two matmuls only where no strips are among them.
+    X·U goes through HBM only where no other plan is among them.
     """
     equal = TIE * min(scores.values())
     return max((plan for plan, score in scores.items() if score <= equal), key=lambda plan: _streamed(chain, plan))
 
 
 def _streamed(chain: Chain, plan: Plan) -> int:
-    return 0 if isinstance(plan, Through) else load_bytes(chain, plan.buffers)
+    return 0 if isinstance(plan, Through) or plan.firsts else load_bytes(chain, plan.buffers)
 
 
 def forced(chain: Chain, strip: tuple[int, ...], split: int = 0) -> Blocks:

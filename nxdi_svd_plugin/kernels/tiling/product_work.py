@@ -1,16 +1,22 @@
-"""The work of a matmul from HBM to HBM: what kernels/stages/gemm.py does with a Product, counted."""
+"""The work of a matmul from HBM to HBM: what kernels/stages/gemm.py does with its Loops, counted."""
 
 from nxdi_svd_plugin.hardware import MOVING, PARTITIONS, tiles
-from nxdi_svd_plugin.kernels.tiling.dense import X_COLUMNS, Operand, Output, Product
+from nxdi_svd_plugin.kernels.tiling.dense import X_COLUMNS, Output, Product
+from nxdi_svd_plugin.kernels.tiling.loops import Cut, Loops
 from nxdi_svd_plugin.kernels.tiling.work import Work, sizes
 
 
-def add_product(work: Work, product: Product) -> None:
-    """X·W as its plan blocks it."""
-    if isinstance(product.plan, Output):
-        _keep_output(work, product, product.plan)
+def add_product(work: Work, cut: Loops) -> None:
+    """X·W in the loops of a plan."""
+    plan = cut.product.plan
+    if isinstance(plan, Output):
+        for rows in cut.rows:
+            for columns in cut.columns:
+                _sum_block(work, cut, rows, columns)
+    elif plan.keeps_x:
+        _keep_operand(work, cut, cut.rows, cut.columns, True)
     else:
-        _keep_operand(work, product, product.plan)
+        _keep_operand(work, cut, cut.columns, cut.rows, False)
 
 
 def add_transposed_rows(work: Work, times: int, tokens: int, columns: int, wide: int) -> None:
@@ -29,14 +35,15 @@ def add_transposed_rows(work: Work, times: int, tokens: int, columns: int, wide:
                     work.vector(number * banks, together * count)
 
 
-def _keep_operand(work: Work, product: Product, plan: Operand) -> None:
-    kept, streamed = (product.rows, product.columns) if plan.keeps_x else (product.columns, product.rows)
-    for block, blocks in sizes(kept, plan.block):
-        _load(work, blocks, product, plan.keeps_x, product.deep, block)
-        for stream, streams in sizes(streamed, plan.stream):
-            _load(work, blocks * streams, product, not plan.keeps_x, product.deep, stream)
-            rows, columns = (block, stream) if plan.keeps_x else (stream, block)
-            _stored(work, blocks * streams, product, rows, columns)
+def _keep_operand(work: Work, cut: Loops, kept: tuple[Cut, ...], streamed: tuple[Cut, ...], of_x: bool) -> None:
+    product = cut.product
+    for block in kept:
+        _load(work, block.count, product, of_x, product.deep, block.size)
+        for stream in streamed:
+            times = block.count * stream.count
+            _load(work, times, product, not of_x, product.deep, stream.size)
+            rows, columns = (block, stream) if of_x else (stream, block)
+            _stored(work, times, product, rows, columns)
 
 
 def _load(work: Work, times: int, product: Product, of_x: bool, deep: int, size: int) -> None:
@@ -54,33 +61,34 @@ def _load(work: Work, times: int, product: Product, of_x: bool, deep: int, size:
             work.dma(times * count, rows, size)
 
 
-def _stored(work: Work, times: int, product: Product, rows: int, columns: int) -> None:
-    """An output block whose sums are complete in PSUM."""
-    for count, row_tiles in sizes(rows, PARTITIONS):
-        for width, column_tiles in sizes(columns, product.width):
-            number = times * row_tiles * column_tiles
-            work.matmul(number * tiles(product.deep), count, width)
-            work.scalar(number, width)
-        work.dma(times * row_tiles, count, columns)
+def _stored(work: Work, times: int, product: Product, rows: Cut, columns: Cut) -> None:
+    """An output block whose sums are complete in PSUM; the vector engine adds the tiles of w that rows take in."""
+    for row in rows.runs:
+        own = row.own is not None
+        for column in columns.runs:
+            number = times * row.count * column.count
+            work.matmul(number * tiles(product.deep), row.size, column.size)
+            evict = work.vector if own else work.scalar
+            evict(number, column.size)
+        work.dma((2 if own else 1) * times * row.count, row.size, columns.size)
 
 
-def _keep_output(work: Work, product: Product, plan: Output) -> None:
-    for rows, high in sizes(product.rows, plan.rows):
-        for columns, wide in sizes(product.columns, plan.columns):
-            _sum_block(work, high * wide, product, plan.depth, rows, columns)
-
-
-def _sum_block(work: Work, times: int, product: Product, depth: int, rows: int, columns: int) -> None:
-    """The scalar engine copies the first products, the vector engine adds the others; the scalar engine rounds."""
-    steps = sum(count for _, count in sizes(product.deep, depth))
-    for deep, count in sizes(product.deep, depth):
-        _load(work, times * count, product, True, deep, rows)
-        _load(work, times * count, product, False, deep, columns)
-    for size, row_tiles in sizes(rows, PARTITIONS):
-        for width, column_tiles in sizes(columns, product.width):
-            number = times * row_tiles * column_tiles
-            work.matmul(number * tiles(product.deep), size, width)
-            work.scalar(number, width)
-            work.vector(number * (steps - 1), width)
-        work.scalar(times * row_tiles, columns, from_psum=False)
-        work.dma(times * row_tiles, size, columns)
+def _sum_block(work: Work, cut: Loops, rows: Cut, columns: Cut) -> None:
+    """The scalar engine copies the first products, the vector engine adds the others; the scalar engine rounds, unless
+    the vector engine adds tiles of w: at half its speed, since neither operand is in PSUM."""
+    product, times, steps = cut.product, rows.count * columns.count, sum(depth.count for depth in cut.depths)
+    for depth in cut.depths:
+        _load(work, times * depth.count, product, True, depth.rows, rows.size)
+        _load(work, times * depth.count, product, False, depth.rows, columns.size)
+    for row in rows.runs:
+        own, row_tiles = row.own is not None, times * row.count
+        for column in columns.runs:
+            number = row_tiles * column.count
+            work.matmul(number * tiles(product.deep), row.size, column.size)
+            work.scalar(number, column.size)
+            work.vector(number * (steps - 1), column.size)
+        if own:
+            work.vector(row_tiles, 2 * columns.size, from_psum=False)
+        else:
+            work.scalar(row_tiles, columns.size, from_psum=False)
+        work.dma((2 if own else 1) * row_tiles, row.size, columns.size)

@@ -6,8 +6,9 @@ from nxdi_svd_plugin.hardware import MOVING, PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.packing import interleaved
 from nxdi_svd_plugin.kernels.tiling.blocks import SUM_PART, Blocks, Buffers, Plan, stored_rows
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
+from nxdi_svd_plugin.kernels.tiling.loops import Loops, Move
 from nxdi_svd_plugin.kernels.tiling.pieces import Piece, cut, holding, row_tokens, spans
-from nxdi_svd_plugin.kernels.tiling.segments import Segment
+from nxdi_svd_plugin.kernels.tiling.segments import OutputTiles, output_tiles
 from nxdi_svd_plugin.kernels.tiling.through import Through
 
 H_LOAD_BYTES = 8 * 1024
@@ -49,15 +50,6 @@ class Strip:
     token_tiles: int
     rows: tuple[Row, ...]
     moving: int
-
-
-@dataclass(frozen=True)
-class Move:
-    """Tiles source... of the input, `count` of them, become tiles target... of Xᵀ in SBUF."""
-
-    source: int
-    target: int
-    count: int
 
 
 @dataclass(frozen=True)
@@ -107,7 +99,8 @@ class Schedule:
     `u_load` input tiles of `u_tiles` rank tiles; one of V, or one output block, `v_tiles` column tiles; one of X
     `x_columns` columns, of Hᵀ up to `h_tiles` tiles. `parts` are the tensors of T for each factor (one, unless the
     contraction is split); `steps` the blocks of a split contraction, none if all of Xᵀ is kept; `runs` what each does.
-    `through`: two matmuls instead, and no strips.
+    `output_tiles`: those of a transposed output, by loads of V.
+    `through`: matmuls whose product goes to HBM: X·U for each factor, and of one factor the second, without strips.
     """
 
     tokens: int
@@ -124,20 +117,21 @@ class Schedule:
     x_columns: int
     h_tiles: int
     interleaved: bool
-    segments: tuple[Segment, ...]
+    output_tiles: tuple[OutputTiles, ...]
     moves: tuple[Move, ...]
     strips: tuple[Strip, ...]
     parts: tuple[tuple[Part, ...], ...]
     steps: tuple[Step, ...]
     runs: tuple[tuple[RankRun, ...], ...]
-    through: Through | None
+    through: tuple[Loops, ...]
 
 
 def schedule(chain: Chain, plan: Plan) -> Schedule:
     """The plan of a chain, spelled out."""
-    matmuls = plan if isinstance(plan, Through) else None
     blocks = plan if isinstance(plan, Blocks) else Blocks((), Buffers(1, 1, 1, 1))
+    matmuls = (plan.first, plan.second) if isinstance(plan, Through) else plan.firsts
     buffers = blocks.buffers
+    outputs = output_tiles(tuple(chain.segments), chain.outputs, buffers.v_tiles) if chain.writes_transposed else ()
     return Schedule(
         tokens=chain.tokens,
         inputs=chain.inputs,
@@ -153,7 +147,7 @@ def schedule(chain: Chain, plan: Plan) -> Schedule:
         x_columns=buffers.x_tiles * PARTITIONS,
         h_tiles=max(1, H_LOAD_BYTES // (chain.itemsize * chain.tokens)),
         interleaved=chain.kind.writes_intermediate and interleaved(chain.outputs),
-        segments=tuple(chain.segments),
+        output_tiles=outputs,
         moves=_moves(chain),
         strips=_strips(chain, blocks),
         parts=tuple(_parts(rank, SUM_PART if buffers.split else tiles(rank)) for rank in chain.ranks),

@@ -6,6 +6,7 @@ others are made with C. The first pivot tile belongs to the first 128 columns of
 
 from dataclasses import dataclass
 
+from nxdi_svd_plugin.hardware import PARTITIONS
 from nxdi_svd_plugin.stored.runs import Runs
 
 
@@ -34,6 +35,33 @@ def segments(extent: int, runs: tuple[Runs, ...]) -> list[Segment]:
         )
         for start, stop in zip(edges, edges[1:], strict=False)
     ]
+
+
+@dataclass(frozen=True)
+class OutputTiles:
+    """Tiles of the intermediate axis that one load of V makes: `number` groups of `count` tiles of `width` neurons.
+
+    The first group begins `first` tiles after the start of `segment`.
+    """
+
+    segment: Segment
+    first: int
+    count: int
+    width: int
+    number: int
+
+
+def output_tiles(parts: tuple[Segment, ...], outputs: int, step: int) -> tuple[OutputTiles, ...]:
+    """All tiles of `outputs` neurons, `step` at once where a segment has so many; last, what is no whole tile."""
+    found: list[OutputTiles] = []
+    for part in parts:
+        number, rest = divmod(min(part.stop, outputs // PARTITIONS) - part.start, step)
+        found += [OutputTiles(part, 0, step, PARTITIONS, number)] if number else []
+        found += [OutputTiles(part, number * step, rest, PARTITIONS, 1)] if rest else []
+    if outputs % PARTITIONS:
+        last = outputs // PARTITIONS - parts[-1].start
+        found.append(OutputTiles(parts[-1], last, 1, outputs % PARTITIONS, 1))
+    return tuple(found)
 
 
 def _inside(runs: Runs, tile: int) -> bool:

@@ -5,24 +5,31 @@ from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.pieces import Piece
 from nxdi_svd_plugin.kernels.tiling.product_work import add_transposed_rows
 from nxdi_svd_plugin.kernels.tiling.schedule import Schedule, Step, Strip
-from nxdi_svd_plugin.kernels.tiling.segments import Segment
+from nxdi_svd_plugin.kernels.tiling.segments import OutputTiles
 from nxdi_svd_plugin.kernels.tiling.work import Work, sizes
 
 
 def add_strips(work: Work, chain: Chain, plan: Schedule) -> None:
     """T of every strip, then its expansion, for all groups."""
     for strip in plan.strips:
-        if plan.steps:
+        if plan.through:
+            _take_back(work, strip, plan)
+        elif plan.steps:
             _sum_blocks(work, chain, strip, plan)
         else:
             _keep_input(work, chain, strip, plan)
-        if chain.kind.swiglu:
-            for segment in plan.segments:
-                _swiglu(work, chain, strip, plan, segment)
-        elif chain.writes_transposed:
-            _transposed(work, strip, plan)
+        if chain.writes_transposed:
+            for group in plan.output_tiles:
+                _transposed(work, chain, strip, plan, group)
         else:
             _rows(work, chain, strip, plan)
+
+
+def _take_back(work: Work, strip: Strip, plan: Schedule) -> None:
+    """T of the strip from HBM (stages/through.py, load_strip)."""
+    for rank in plan.ranks:
+        for rows, count in sizes(rank, PARTITIONS):
+            work.dma(strip.count * count, rows, strip.tokens)
 
 
 def _keep_input(work: Work, chain: Chain, strip: Strip, plan: Schedule) -> None:
@@ -78,17 +85,20 @@ def _sum_blocks(work: Work, chain: Chain, strip: Strip, plan: Schedule) -> None:
 
 
 def _add_block(work: Work, times: int, step: Step, strip: Strip, plan: Schedule) -> None:
-    """The first block's products are copied by the scalar engine unless they take in pivots, others added."""
+    """The first block's products are copied by the scalar engine, others added by the vector engine; pivots join the
+    last sums, both in SBUF, which takes it twice as long."""
     for runs in plan.runs:
         for run in runs:
-            number, own = times * run.count, step.first and run.own is not None
+            number, own = times * run.count, step.last and run.own is not None
             work.dma(number, PARTITIONS, tiles(step.rows) * run.width)
             if own:
                 work.dma(number, PARTITIONS, strip.tokens)
             for size, count in sizes(strip.tokens, strip.moving):
                 work.matmul(number * count * tiles(step.rows), run.width, size)
-                evict = work.scalar if step.first and not own else work.vector
+                evict = work.scalar if step.first else work.vector
                 evict(number * count, size)
+                if own:
+                    work.vector(number * count, 2 * size, from_psum=False)
 
 
 def _rows(work: Work, chain: Chain, strip: Strip, plan: Schedule) -> None:
@@ -105,44 +115,21 @@ def _rows(work: Work, chain: Chain, strip: Strip, plan: Schedule) -> None:
             work.dma(strip.count * blocks * tile_count, size, columns)
 
 
-def output_tiles(full: int, rest: int, step: int) -> list[tuple[int, int, int]]:
-    """(tiles at once, their width, how many) of `full` tiles of the output and one of `rest`."""
-    whole = [(count, PARTITIONS, number) for count, number in sizes(full, step)]
-    return [*whole, *([(1, rest, 1)] if rest else [])]
-
-
-def _transposed(work: Work, strip: Strip, plan: Schedule) -> None:
-    """Y [outputs, S] (stages/expand.py, expand_transposed)."""
-    deep = tiles(plan.ranks[0])
-    for count, width, number in output_tiles(*divmod(plan.outputs, PARTITIONS), plan.v_tiles):
-        times = strip.count * number
-        work.dma(times, PARTITIONS, count * deep * width)
-        for row in strip.rows:
-            for piece in row.pieces:
-                work.matmul(times * count * deep, width, piece.tokens)
-                work.scalar(times, count * piece.tokens)
-            _store(work, times, count, width, row.tokens, plan)
-
-
-def _swiglu(work: Work, chain: Chain, strip: Strip, plan: Schedule, segment: Segment) -> None:
-    """Outputs of a segment (stages/expand.py, expand_swiglu), in which no V is read for a factor's pivots.
-
-    The vector engine takes twice as long where `up` is a tile of T: neither operand is in PSUM then.
-    """
-    full = min(segment.stop, plan.outputs // PARTITIONS) - segment.start
-    rest = plan.outputs % PARTITIONS if segment == plan.segments[-1] else 0
-    gate, up = (pivot is None for pivot in segment.pivots)
-    deep = [tiles(rank) for rank, pivot in zip(plan.ranks, segment.pivots, strict=True) if pivot is None]
-    for count, width, number in output_tiles(full, rest, plan.v_tiles):
-        times = strip.count * chain.turns * number
-        for each in deep:
-            work.dma(times, PARTITIONS, count * each * width)
-        for row in strip.rows:
-            for piece in row.pieces:
-                work.matmul(times * count * sum(deep), width, piece.tokens)
-                work.scalar(times, count * piece.tokens, from_psum=gate)
-                work.vector(times, (1 if up else 2) * count * piece.tokens, from_psum=up)
-            _store(work, times, count, width, row.tokens, plan)
+def _transposed(work: Work, chain: Chain, strip: Strip, plan: Schedule, group: OutputTiles) -> None:
+    """Y [outputs, S] (stages/expand.py, expand_transposed); no V is read for tiles that are a factor's pivots."""
+    count, width = group.count, group.width
+    from_psum = [pivot is None for pivot in group.segment.pivots]
+    deep = [tiles(rank) for rank, made in zip(plan.ranks, from_psum, strict=True) if made]
+    times = strip.count * chain.turns * group.number
+    for each in deep:
+        work.dma(times, PARTITIONS, count * each * width)
+    for row in strip.rows:
+        for piece in row.pieces:
+            work.matmul(times * count * sum(deep), width, piece.tokens)
+            work.scalar(times, count * piece.tokens, from_psum[0])
+            if chain.kind.swiglu:  # twice as long where `up` is a tile of T: neither operand is in PSUM then
+                work.vector(times, (1 if from_psum[1] else 2) * count * piece.tokens, from_psum[1])
+        _store(work, times, count, width, row.tokens, plan)
 
 
 def _store(work: Work, times: int, count: int, width: int, tokens: int, plan: Schedule) -> None:

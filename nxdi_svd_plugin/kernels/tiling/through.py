@@ -1,7 +1,8 @@
 """X·U·V as two matmuls in one kernel, with (X·U)ᵀ in HBM between them: less traffic where it is too large for SBUF.
 
 Each matmul is blocked as the unfused baseline's are (kernels/tiling/dense.py), but reads X, U and V as the fused
-kernels get them. Only the orientation differs: (X·U)ᵀ = Uᵀ·Xᵀ [R, S], then Y = Tᵀ·V or Yᵀ = Vᵀ·T.
+kernels get them. Only the orientation differs: (X·U)ᵀ = Uᵀ·Xᵀ [R, S], then Y = Tᵀ·V or Yᵀ = Vᵀ·T. The pivots of an
+interpolative `down` are added to their rows of (X·U)ᵀ as these are rounded, each read once.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ from nxdi_svd_plugin.errors import KernelError
 from nxdi_svd_plugin.hardware import MOVING, PARTITIONS, SBUF_BUDGET, SBUF_BYTES
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.dense import X_COLUMNS, Product, dense_hbm_bytes, dense_plans, dense_sbuf_bytes
+from nxdi_svd_plugin.kernels.tiling.loops import Loops, loops
 from nxdi_svd_plugin.kernels.tiling.product_work import add_product
+from nxdi_svd_plugin.kernels.tiling.segments import Segment
 from nxdi_svd_plugin.kernels.tiling.work import Work
 
 DEPTHS = (8 * PARTITIONS, 4 * PARTITIONS, 3 * PARTITIONS)
@@ -22,22 +25,21 @@ DEPTHS = (8 * PARTITIONS, 4 * PARTITIONS, 3 * PARTITIONS)
 class Through:
     """The two matmuls."""
 
-    first: Product
-    second: Product
+    first: Loops
+    second: Loops
 
 
 @lru_cache(maxsize=4096)
 def through_plans(chain: Chain) -> tuple[Through, ...]:
     """The matmuls of `chain` in every pair of blocks of which none is both faster and moves less; () for no such form.
 
-    There is one for a pair of factors, of one group, without pivots, with inputs and rank of whole tiles, since all
-    loads are of whole tiles.
+    There is one for a pair of factors, of one group, with inputs and rank of whole tiles, since all loads are of whole
+    tiles.
     """
-    rank = chain.ranks[0]
-    if chain.kind.pairs > 1 or chain.groups > 1 or any(chain.pivots) or chain.inputs % PARTITIONS or rank % PARTITIONS:
+    if chain.kind.pairs > 1 or not has_whole_tiles(chain):
         return ()
-    x = "interleaved" if chain.transposed_input else "rows"
-    first = _products(chain, (rank, chain.inputs, chain.tokens), "packed", x, MOVING, _x_rows_bytes(chain, 2))
+    rank = chain.ranks[0]
+    first = first_products(chain, rank)
     if chain.writes_transposed:
         second = _products(chain, (chain.outputs, rank, chain.tokens), "packed", "plain", MOVING)
     else:
@@ -45,7 +47,34 @@ def through_plans(chain: Chain) -> tuple[Through, ...]:
     return tuple(Through(one, other) for one in first for other in second)
 
 
-def _products(chain: Chain, shape: tuple[int, int, int], x: str, w: str, width: int, taken: int = 0) -> list[Product]:
+def has_whole_tiles(chain: Chain) -> bool:
+    """Whether it is of one group, whose inputs and ranks are whole tiles of 128."""
+    return chain.groups == 1 and not any(extent % PARTITIONS for extent in (chain.inputs, *chain.ranks))
+
+
+@lru_cache(maxsize=4096)
+def first_products(chain: Chain, rank: int) -> list[Loops]:
+    """(X·U)ᵀ of the factor with this rank, in all blocks of which none is both faster and moves less."""
+    x = "interleaved" if chain.transposed_input else "rows"
+    segments = tuple(chain.segments) if _pivots(chain) else ()
+    shape = (rank, chain.u_rows, chain.tokens)
+    return _products(chain, shape, "packed", x, MOVING, _x_rows_bytes(chain, 2), segments)
+
+
+def _pivots(chain: Chain) -> int:
+    """Tiles of the input that are tiles of (X·U)ᵀ."""
+    return chain.pivot_tiles[0] if chain.kind.reads_intermediate else 0
+
+
+def _products(
+    chain: Chain,
+    shape: tuple[int, int, int],
+    x: str,
+    w: str,
+    width: int,
+    taken: int = 0,
+    segments: tuple[Segment, ...] = (),
+) -> list[Loops]:
     """One of the two matmuls, [rows, deep, columns], with `taken` bytes of SBUF for something else; [] if none fits."""
     step = width if w == "packed" else PARTITIONS
     try:
@@ -54,30 +83,45 @@ def _products(chain: Chain, shape: tuple[int, int, int], x: str, w: str, width: 
         return []
     costs = {}
     for plan in plans:
-        work = Work(chain.itemsize)
-        add_product(work, Product(*shape, plan, x, w, width))
-        costs[plan] = (dense_hbm_bytes(*shape, chain.itemsize, plan), max(work.seconds.values()))
-    found: list[Product] = []
+        work, cut = Work(chain.itemsize), loops(Product(*shape, plan, x, w, width), segments)
+        add_product(work, cut)
+        costs[cut] = (dense_hbm_bytes(*shape, chain.itemsize, plan), max(work.seconds.values()))
+    found: list[Loops] = []
     fastest = float("inf")
-    for plan in sorted(plans, key=costs.__getitem__):
-        if costs[plan][1] < fastest:
-            fastest = costs[plan][1]
-            found.append(Product(*shape, plan, x, w, width))
+    for cut in sorted(costs, key=costs.__getitem__):
+        if costs[cut][1] < fastest:
+            fastest = costs[cut][1]
+            found.append(cut)
     return found
 
 
 def through_hbm_bytes(chain: Chain, plan: Through) -> tuple[int, int]:
     """HBM bytes (read, written), exactly as the simulator counts them."""
-    moved = sum(dense_hbm_bytes(p.rows, p.deep, p.columns, chain.itemsize, p.plan) for p in (plan.first, plan.second))
-    written = chain.itemsize * chain.tokens * (chain.ranks[0] + chain.outputs)
-    identity = PARTITIONS * PARTITIONS * chain.itemsize if chain.needs_identity else 0
-    return moved - written + identity, written
+    second, s = plan.second.product, chain.itemsize
+    made = s * chain.tokens * chain.outputs
+    read = dense_hbm_bytes(second.rows, second.deep, second.columns, s, second.plan) - made
+    identity = PARTITIONS * PARTITIONS * s if chain.needs_identity else 0
+    return read + first_read_bytes(chain, plan.first) + identity, made + s * chain.tokens * chain.ranks[0]
+
+
+def first_read_bytes(chain: Chain, first: Loops) -> int:
+    """HBM bytes that a matmul X·U reads, pivots once."""
+    product, s = first.product, chain.itemsize
+    moved = dense_hbm_bytes(product.rows, product.deep, product.columns, s, product.plan)
+    return moved + s * chain.tokens * (PARTITIONS * _pivots(chain) - product.rows)
 
 
 def through_sbuf_bytes(chain: Chain, plan: Through, in_flight: int = 1) -> int:
     """SBUF bytes per partition, rows of X that are transposed and fp32's identity included."""
-    first, second = (dense_sbuf_bytes(p.deep, chain.itemsize, p.plan, in_flight) for p in (plan.first, plan.second))
-    return max(first + _x_rows_bytes(chain, in_flight), second + (4 * PARTITIONS if chain.needs_identity else 0))
+    second = dense_sbuf_bytes(plan.second.product.deep, chain.itemsize, plan.second.product.plan, in_flight)
+    identity = 4 * PARTITIONS if chain.needs_identity else 0
+    return max(first_sbuf_bytes(chain, plan.first, in_flight), second + identity)
+
+
+def first_sbuf_bytes(chain: Chain, first: Loops, in_flight: int = 1) -> int:
+    """The same of a matmul X·U. Pivots are loaded where rows of (X·U)ᵀ will be, or where the loads were."""
+    product = first.product
+    return dense_sbuf_bytes(product.deep, chain.itemsize, product.plan, in_flight) + _x_rows_bytes(chain, in_flight)
 
 
 def _x_rows_bytes(chain: Chain, in_flight: int) -> int:

@@ -18,6 +18,7 @@ from nxdi_svd_plugin.kernels.tiling.dense import (
     dense_hbm_bytes,
     dense_plans,
 )
+from nxdi_svd_plugin.kernels.tiling.loops import loops
 from nxdi_svd_plugin.kernels.tiling.product_work import add_product
 from nxdi_svd_plugin.kernels.tiling.work import Work, sizes
 
@@ -36,7 +37,7 @@ def unfused(chain: Chain) -> Unfused:
     s, products = chain.itemsize, unfused_products(chain)
     moved = sum(dense_hbm_bytes(p.rows, p.deep, p.columns, s, p.plan) for p in products)
     moved += s * sum(chain.ranks) * (-chain.u_rows % PARTITIONS)
-    elements = 3 * sum(rows * columns for rows, columns in _passes(chain))
+    elements = sum(tensors * rows * columns for tensors, rows, columns in _passes(chain))
     between = 3 * s * (chain.summed - 1) * chain.tokens * chain.outputs
     return Unfused(chain.groups * (moved + s * elements) + between, _seconds(chain, products))
 
@@ -61,19 +62,22 @@ def unfused_products(chain: Chain) -> list[Product]:
     return found
 
 
-def _passes(chain: Chain) -> list[tuple[int, int]]:
-    """[rows, columns] of what reads two tensors and writes one: SwiGLU, and adding the pivots of `down`."""
+def _passes(chain: Chain) -> list[tuple[int, int, int]]:
+    """(tensors, rows, columns) of what lies between: SwiGLU reads two and writes one.
+
+    The pivots of `down` are read, no more: a matmul that can add them as it rounds its sums needs no pass for them.
+    """
     if chain.kind.swiglu:
-        return [(chain.outputs, chain.tokens)]
+        return [(3, chain.outputs, chain.tokens)]
     own = PARTITIONS * chain.pivot_tiles[0] if chain.kind.reads_intermediate else 0
-    return [(own, chain.tokens)] if own else []
+    return [(1, own, chain.tokens)] if own else []
 
 
 def _seconds(chain: Chain, products: list[Product]) -> float:
     s = chain.itemsize
     one = sum(_product_seconds(s, product) for product in products)
     one += sum(_pass_seconds(s, *shape) for shape in _passes(chain))
-    return chain.groups * one + (chain.summed - 1) * _pass_seconds(s, chain.tokens, chain.outputs)
+    return chain.groups * one + (chain.summed - 1) * _pass_seconds(s, 3, chain.tokens, chain.outputs)
 
 
 def _fastest(itemsize: int, product: Product) -> Product:
@@ -83,14 +87,14 @@ def _fastest(itemsize: int, product: Product) -> Product:
 
 def _product_seconds(itemsize: int, product: Product) -> float:
     work = Work(itemsize)
-    add_product(work, product)
+    add_product(work, loops(product))
     return max(work.seconds.values())
 
 
-def _pass_seconds(itemsize: int, rows: int, columns: int) -> float:
+def _pass_seconds(itemsize: int, tensors: int, rows: int, columns: int) -> float:
     """Its DMA, which takes longer than what the engines do between."""
     work = Work(itemsize)
     for high, row_tiles in sizes(rows, PARTITIONS):
         for wide, count in sizes(columns, PASS_COLUMNS):
-            work.dma(3 * row_tiles * count, high, wide)
+            work.dma(tensors * row_tiles * count, high, wide)
     return work.seconds["dma"]
