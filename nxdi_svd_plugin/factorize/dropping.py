@@ -100,7 +100,8 @@ def _probes(m: Tensor) -> Tensor:
     if m.shape[1] <= PROBES:
         return m.clone()
     signs = torch.randint(2, (m.shape[1], PROBES), generator=torch.Generator().manual_seed(0))
-    return m @ (2 * signs - 1).to(m) / PROBES**0.5
+    probes: Tensor = m @ (2 * signs - 1).to(m) / PROBES**0.5
+    return probes
 
 
 def _together(inner: Tensor, ridge: float, probes: Tensor, gone: Tensor, groups: int) -> float:
