@@ -32,6 +32,8 @@ METHODS = {
     "default": {"recipe": "default", "block": 128},
     "one-group": {"recipe": "default", "block": 128, "tp_degree": 1},
     "four-groups": {"recipe": "default", "block": 32, "tp_degree": 4},  # a group has 384 neurons
+    "drop": {"recipe": "default", "drop": True, "block": 16},
+    "drop-128": {"recipe": "default", "drop": True, "block": 128},  # pivots in whole tiles, for the kernels
     "pair": {"recipe": "default", "form": "pair", "block": 128, "tp_degree": 1},  # the paper's form, else as one-group
     "svd-llm": {"recipe": "paper", "block": 1},  # uniform pairs, input whitening, exact rank
 }
@@ -126,7 +128,7 @@ def cost(directory: Path) -> dict:
     from nxdi_svd_plugin.report.record import Report
 
     report = Report.read(directory)
-    ranked = [m.rank for m in report.matrices if m.rank]
+    ranked, widths = [m.rank for m in report.matrices if m.rank], [mlp.width for mlp in report.layers.values()]
     return {
         "ratio_reached": report.ratio.mlp,
         "seconds": report.cost.wall_seconds,
@@ -134,9 +136,14 @@ def cost(directory: Path) -> dict:
         "peak_memory_bytes": report.cost.peak_bytes,
         "threads": report.cost.threads,
         "calibration": dataclasses.asdict(report.calibration),
-        "ranks": {"least": min(ranked), "most": max(ranked), "dense": len(report.matrices) - len(ranked)},
+        "ranks": {
+            "least": min(ranked, default=0),
+            "most": max(ranked, default=0),
+            "dense": len(report.matrices) - len(ranked),
+        },
+        "widths": {"least": min(widths), "most": max(widths), "mean": sum(widths) / len(widths)},
         "growth": max((m.growth or 0.0 for m in report.matrices), default=0.0),
-        "predicted_loss": sum(m.predicted_loss or 0.0 for m in report.matrices) or None,
+        "predicted_loss": sum((m.predicted_loss or 0.0) + (m.drop_loss or 0.0) for m in report.matrices) or None,
         "recipe": report.recipe,
         "versions": report.versions,
     }

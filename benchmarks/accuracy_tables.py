@@ -11,6 +11,8 @@ NAMES = {
     "default": "default recipe (2 groups)",
     "one-group": "default recipe, tp_degree: 1",
     "four-groups": "default recipe, tp_degree: 4, block: 32",
+    "drop": "default recipe, drop: true, block: 16",
+    "drop-128": "default recipe, drop: true",
     "pair": "default recipe, tp_degree: 1, form: pair",
     "svd-llm": "SVD-LLM whitening (recipe: paper, block 1)",
     "svd-llm-own": "SVD-LLM whitening, its authors' code",
@@ -66,9 +68,13 @@ def costs(rows: list[dict]) -> str:
             continue
         seen.add(key)
         r = row["ranks"]
+        w = row.get("widths", {})
+        ranks = f"{r['least']} to {r['most']}, {r['dense']} dense"
+        if w and w["least"] < w["most"]:
+            ranks += f"; widths {w['least']} to {w['most']}, {w['mean']:.0f} in the mean"
         lines.append(
             f"| {row['ratio']:.2f} | {row['method']} | {row['mlp_parameters']:,} | {row['mlp_bytes_bf16']:,} | "
-            f"{row['ratio_reached']:.4f} | {r['least']} to {r['most']}, {r['dense']} dense | {row['growth']:.2f} | "
+            f"{row['ratio_reached']:.4f} | {ranks} | {row['growth']:.2f} | "
             f"{row['seconds']:.0f} ({row['cpu_seconds']:.0f}) | {row['peak_memory_bytes'] / 2**30:.2f} |"
         )
     return "\n".join(lines)

@@ -7,8 +7,13 @@ is then X p in the mean, X = C_d C^-1 with C_d = W_d D_d W_d^T, and
 
     W_k F_kk W_k^T = (I - X) P (I - X)^T + C_d - X C_d.
 
-It is P where nothing is dropped, exact where F is diagonal, and positive semidefinite. Source: the conditional mean and
-covariance of Gaussian vectors, e.g. Bishop 2006, Pattern Recognition and Machine Learning, Eq. 2.81-2.82.
+With C_d = L L^T for L = W_d D_d^1/2 and Y = C^-1 L that is
+
+    P - P Y L^T - L Y^T P + L (Y^T (P Y - L) + I) L^T,
+
+which is little work where few are dropped. It is P where nothing is dropped, exact where F is diagonal, and positive
+semidefinite. Source: the conditional mean and covariance of Gaussian vectors, e.g. Bishop 2006, Pattern Recognition and
+Machine Learning, Eq. 2.81-2.82.
 """
 
 from __future__ import annotations
@@ -32,17 +37,16 @@ def seen_by_kept(projected: Tensor, weight: Tensor, squares: Tensor, kept: Tenso
     gone[kept] = False
     if not gone.any() or not bool(squares.sum() > 0):
         return projected
-    whole = _weighted(weight, squares)
+    whole = ((weight * squares.to(weight.dtype)) @ weight.T).to(PRECISION)
     size = float(whole.diagonal().mean())
     if not size > 0:  # zero weights wherever there is a gradient
         return projected
-    lost = _weighted(weight[:, gone], squares[gone])
     whole.diagonal().add_(RIDGE * size)
-    share = torch.linalg.solve(whole, lost).T  # C_d C^-1
-    stays = torch.eye(len(whole), dtype=PRECISION, device=whole.device) - share
-    found: Tensor = stays @ projected.to(PRECISION) @ stays.T + lost - share @ lost
-    return (found + found.T) / 2
-
-
-def _weighted(weight: Tensor, squares: Tensor) -> Tensor:
-    return ((weight * squares.to(weight.dtype)) @ weight.T).to(PRECISION)
+    lost = (weight[:, gone] * squares[gone].sqrt().to(weight.dtype)).to(PRECISION)  # C_d is lost lost^T
+    share = torch.linalg.solve(whole, lost)  # X is lost share^T
+    seen = projected.to(PRECISION) @ share
+    varies = share.T @ (seen - lost)
+    varies.diagonal().add_(1.0)
+    cross = (seen - lost @ varies / 2) @ lost.T
+    found: Tensor = projected.to(PRECISION) - cross - cross.T
+    return found

@@ -17,12 +17,14 @@ KINDS = {
     "default": ["--tp-degree", "2"],
     "pair two-sided uniform": "--form pair --allocation uniform --dense 1.up_proj --tp-degree 3".split(),
     "interpolative input": ["--objective", "input", "--allocation", "uniform"],
+    "drop": ["--drop", "--block", "2"],
 }
 STOPS = {
     "paper": ("forward 1", "spectra 1", "factor 1", "factor 2"),
     "default": ("head", "backward 1", "spectra 1", "ranks", "factor 1", "factor 2"),
     "pair two-sided uniform": ("backward 2", "spectra 0", "factor 2"),
     "interpolative input": ("forward 1", "spectra 2", "factor 2"),
+    "drop": ("spectra 1", "factor 1"),
 }
 """Steps after which a run is stopped; together they leave every kind of working file that a later step reads."""
 
@@ -119,7 +121,7 @@ def test_every_working_file_in_every_way(stopped, tmp_path, capsys):
 def test_the_stops_leave_every_kind_of_file(tmp_path_factory):
     """All names that the steps give to working files were seen by the walk above, over all kinds of recipes."""
     left = {p.name.split("-")[0] for p in tmp_path_factory.getbasetemp().glob("damage*/*/.unfinished/*-0.bin")}
-    assert left == {"hidden", "gradient", "statistics", "spectra", "energies", "order"}
+    assert left == {"hidden", "gradient", "statistics", "spectra", "energies", "order", "neurons", "dropping"}
 
 
 SLOW = """

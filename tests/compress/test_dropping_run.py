@@ -232,11 +232,13 @@ def test_the_plan_says_what_it_takes(tmp_path):
     config |= {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "torch_dtype": "bfloat16"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     plan, without = (make_plan(tmp_path, from_dict({"drop": drop, "tp_degree": 2})) for drop in (True, False))
-    assert plan["calibration"]["neurons_memory"] == 2 * 8 * 14336**2
+    assert plan["calibration"]["neurons_memory"] == 4 * (14336**2 * 7 // 4 + 2 * 4096 * 14336)
+    work = 14336**3 / 4 * (4 / 3 - 1 / 192) + 14336**2 * 4096 / 2 * 15 / 16
+    assert plan["calibration"]["elimination_flop"] == pytest.approx(32 * work, rel=1e-9)
     assert plan["peak_memory"]["bytes"] == without["peak_memory"]["bytes"]  # other phases need more
     sums = 8 * ((2 + 3 * 2) * 4096**2 + 3 * 14336)  # two near sides, three far ones in groups, three sums of squares
     assert plan["calibration"]["disk_statistics"] == 32 * (sums + 4 * 14336**2)
-    assert "3.06 GiB for the covariance of a layer's neurons" in plan_text(plan)
+    assert "1.78 GiB for the covariance of a layer's neurons" in plan_text(plan)
     assert "widths and ranks are chosen together" in plan_text(plan)
     assert "dropping neurons" not in plan_text(without)
 

@@ -48,7 +48,7 @@ def test_killed_before_a_change_of_every_kind(tiny_llama, folder, recipe):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["pair", "input"])
+@pytest.mark.parametrize("recipe", ["pair", "input", "drop"])
 def test_the_other_kinds_of_recipes_are_killed_too(tiny_llama, folder, recipe):
     kills, kinds = run(tiny_llama, folder, "changes", 1, 3, recipe)
     assert kills >= kinds >= 25

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nxdi_svd_plugin.compress.calibrate.groups import Groups
 from nxdi_svd_plugin.compress.calibrate.statistics import FAR, NEAR, SQUARES, Statistics
-from nxdi_svd_plugin.factorize.dropping import eliminate, kept_shares, refit
+from nxdi_svd_plugin.factorize.dropping import eliminate, fitted_loss, kept_shares, precision, refit
 from nxdi_svd_plugin.factorize.seen import seen_by_kept
 from nxdi_svd_plugin.recipe import Recipe
 from nxdi_svd_plugin.stored.projection import PROJECTIONS, READS
@@ -29,10 +29,11 @@ def elimination(
     of gate and up is left at every stage.
 
     Args:
-        inner: sum z z^T [I, I] in float64; it is overwritten.
+        inner: sum z z^T [I, I]; it is overwritten.
     """
     gradients = sums.sums[NEAR[DOWN]] / tokens
-    found = eliminate(inner.div_(tokens), gradients, weights(DOWN).T, stages, recipe.tp_degree, recipe.damping)
+    inner = inner.to(precision(len(inner), recipe.damping)).div_(tokens)
+    found = eliminate(inner, gradients, weights(DOWN).T, stages, recipe.tp_degree, recipe.damping)
     shares = {name: _shares(recipe, sums, weights(name), name, found.order, stages) for name in WRITES}
     return {ORDER: found.order, LOSSES: found.losses, **shares}
 
@@ -59,14 +60,17 @@ class Narrowed:
     """The weights of a layer with the neurons that stay.
 
     kept: [k] their numbers in the source, group by group. weights: torch's by projection, down's fitted again in
-    float32.
+    float32. loss: nats per token that this is expected to cost.
     """
 
     kept: Tensor
     weights: dict[str, Tensor]
+    loss: float
 
 
-def narrowed(recipe: Recipe, inner: Tensor, weights: Weights, order: Tensor, width: int) -> Narrowed:
+def narrowed(
+    recipe: Recipe, sums: Statistics, inner: Tensor, tokens: int, weights: Weights, order: Tensor, width: int
+) -> Narrowed:
     """The layer without the first neurons of `order`, down to `width`.
 
     Args:
@@ -75,8 +79,10 @@ def narrowed(recipe: Recipe, inner: Tensor, weights: Weights, order: Tensor, wid
     stays = torch.ones(len(inner), dtype=torch.bool)
     stays[order[: len(inner) - width]] = False
     kept = torch.nonzero(stays).flatten().to(inner.device)
-    down = refit(inner, weights(DOWN).T, kept, recipe.damping)
-    return Narrowed(kept, {name: weights(name)[kept] for name in WRITES} | {DOWN: down.T.to(torch.float32)})
+    wide, rows = inner.to(precision(len(inner), recipe.damping)), weights(DOWN).T
+    down = refit(wide, rows, kept, recipe.damping)
+    loss = fitted_loss(wide, sums.sums[NEAR[DOWN]] / tokens, rows, kept, down, recipe.damping) / tokens
+    return Narrowed(kept, {name: weights(name)[kept] for name in WRITES} | {DOWN: down.T.to(torch.float32)}, loss)
 
 
 def kept_sums(recipe: Recipe, sums: Statistics, inner: Tensor, weights: Weights, layer: Narrowed) -> Statistics:

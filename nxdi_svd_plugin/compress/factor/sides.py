@@ -87,7 +87,8 @@ class Sides:
         """How the output weighs the smaller side: the covariance of what is read there, or the identity."""
         if self.reads_smaller:
             return self.read()
-        return torch.eye(self.groups.side, dtype=torch.float64, device=self.matrix.device)
+        side = self.groups.part if self.groups.narrow else self.groups.hidden
+        return torch.eye(side, dtype=torch.float64, device=self.matrix.device)
 
     def output(self, gram: Tensor) -> tuple[Tensor, Tensor]:
         """Covariances of the two sides, the second through the matrix, whose product is the energy of the output."""

@@ -16,6 +16,7 @@ from nxdi_svd_plugin.compress.calibrate.sizes import SLICE
 from nxdi_svd_plugin.compress.calibrate.statistics import kept_names, statistics_shapes
 from nxdi_svd_plugin.compress.plan.ranks import fixed_projection
 from nxdi_svd_plugin.compress.plan.widths import LEAST, layer_widths
+from nxdi_svd_plugin.factorize.dropping import precision
 from nxdi_svd_plugin.recipe import Recipe
 from nxdi_svd_plugin.stored.layers import Layers
 from nxdi_svd_plugin.stored.projection import DENSE, PROJECTIONS, LowRank
@@ -77,8 +78,10 @@ def peak_memory(config: SourceConfig, recipe: Recipe) -> Memory:
 class Neurons:
     """Bytes of the covariance of a layer's neurons where some may be dropped, else 0.
 
-    summed: float64. stored: float32. eliminated: float64 with a Cholesky root, or with down, M and an update of it.
-    fitted: as stored, and those that stay in float64 with down, both sides of the equations and their solution.
+    summed: float64. stored: float32. eliminated: all of it, the damped part of a group and its Cholesky root, or what
+    half of the neurons have to do with each other and the rest, with M and an update of it. fitted: as stored, and
+    those that stay with down, both sides of the equations and their solution. The last two in the precision of their
+    products.
     """
 
     summed: int
@@ -91,8 +94,11 @@ def neurons_bytes(groups: Groups, recipe: Recipe) -> Neurons:
     """Of one layer."""
     if not recipe.drop:
         return Neurons(0, 0, 0, 0)
-    square, wide = groups.intermediate**2, 8 * groups.hidden * groups.intermediate
-    return Neurons(8 * square, 4 * square, 8 * square + max(8 * square, 3 * wide), 12 * square + 4 * wide)
+    square, wide = groups.intermediate**2, groups.hidden * groups.intermediate
+    each = precision(groups.intermediate, recipe.damping).itemsize
+    part = max(2 * square // groups.count**2, 3 * square // 4 * (groups.count > 1))
+    eliminated = each * (square + part + 2 * wide)
+    return Neurons(8 * square, 4 * square, eliminated, 4 * square + each * (square + 4 * wide))
 
 
 def statistics_bytes(groups: Groups, recipe: Recipe) -> int:
@@ -173,8 +179,10 @@ def eigendecompositions(config: SourceConfig, recipe: Recipe, layers: Layers) ->
 
 
 def elimination_work(config: SourceConfig, recipe: Recipe) -> int:
-    """Floating-point operations of choosing the neurons that go: inverse (I^3), updates of what is left of it (down to
-    a share l of I: 2/3 (1 - l^3) I^3) and of M [I, H] (I^2 H (1 - l^2)), in float64."""
+    """Floating-point operations of choosing the neurons that go: in each of g groups, inverses (I^3 / g^3) and updates
+    of half of what is left of them (down to a share l: 1/3 (1 - l^3) of that); of M [I, H], updates (I^2 H (1 - l^2) /
+    g in all)."""
     layers = sum(len(layer_widths(config, recipe, i)) > 1 for i in range(config.layers))
     neurons = config.intermediate
-    return int(layers * neurons**2 * (neurons * (1 + 2 / 3 * (1 - LEAST**3)) + config.hidden * (1 - LEAST**2)))
+    inverses = neurons**3 / recipe.tp_degree**2 * (1 + (1 - LEAST**3) / 3)
+    return int(layers * (inverses + neurons**2 * config.hidden / recipe.tp_degree * (1 - LEAST**2)))

@@ -144,7 +144,7 @@ def _elimination_lines(work: dict[str, int]) -> list[str]:
     if not work["neurons_memory"]:
         return []
     return [
-        f"dropping neurons: {work['elimination_flop'] / 1e12:.1f} TFLOP in float64, "
+        f"dropping neurons: {work['elimination_flop'] / 1e12:.1f} TFLOP in float32 or float64, "
         f"{work['neurons_memory'] / 2**30:.2f} GiB for the covariance of a layer's neurons and its root"
     ]
 

@@ -61,7 +61,7 @@ def spectra(run: Session, layers: tuple[int, ...]) -> str:
         del kept
         stages = stages_of(run, index)
         if len(stages) > 1:
-            weights, inner = partial(weight_of, run, index), read(run, neurons(index))[INNER].to(torch.float64)
+            weights, inner = partial(weight_of, run, index), read(run, neurons(index))[INNER]
             run.files.write_tensors(dropping_file(index), elimination(recipe, sums, inner, tokens, weights, stages))
     return "eigenvalues" if recipe.drop else "eigenvalues and eigenvectors"
 

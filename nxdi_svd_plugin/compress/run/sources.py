@@ -111,14 +111,14 @@ def source_of(run: Session, index: int) -> Source:
     recipe, planned, weights = run.job.recipe, run.layers[index], partial(weight_of, run, index)
     if not recipe.drop:
         return Source(weights, read(run, spectra_file(index)))
-    tokens, whole = run.job.samples.numel(), run.job.config.intermediate
+    tokens = run.job.samples.numel()
     low = [name for name, p in planned.items() if isinstance(p, LowRank)]
-    if planned.width == whole:
+    if planned.width == run.job.config.intermediate:
         return Source(weights, decompose(recipe, sums_of(run, index), tokens, ((name, weights(name)) for name in low)))
-    dropping = run.files.read_tensors(dropping_file(index))
+    order, sums = run.files.read_tensors(dropping_file(index))[ORDER], sums_of(run, index)
     inner = read(run, neurons(index))[INNER]
-    found = narrowed(recipe, inner, weights, dropping[ORDER], planned.width)
-    sums = kept_sums(recipe, sums_of(run, index), inner, weights, found)
+    found = narrowed(recipe, sums, inner, tokens, weights, order, planned.width)
+    sums = kept_sums(recipe, sums, inner, weights, found)
     del inner
     decomposed = decompose(recipe, sums, tokens, ((name, found.weights[name]) for name in low))
-    return Source(found.weights.__getitem__, decomposed, found.kept, float(dropping[LOSSES][whole - planned.width - 1]))
+    return Source(found.weights.__getitem__, decomposed, found.kept, found.loss)
