@@ -40,17 +40,18 @@ def test_no_core_does_more_than_its_share(script):
 
 def test_cycles_of_a_core_are_its_share_and_the_transposes_of_x(script):
     """At most 1.02 of the share of dense, but where the transposes of X alone are more: 1 + p / (1 - p) t / (D + t) of
-    the share of a dense kernel that has them too, with p the ratio reached and t / D = 128 tp / (3 I)."""
+    the share of a dense kernel that has them too, with p the ratio reached and t / D = 128 tp / (3 I). X·U through HBM
+    costs up to 0.8 %: X is read, and transposed, once for each of its matmuls."""
     above = set()
     for row in (row for row in script.load() if row["groups"] == row["tp"]):
         found, reached = script.cycles(row), row["reached"]
         inner = script.shapes(ROOT / "model_configs" / f"{row['model']}.yaml").intermediate
         share = 128 * row["tp"] / (3 * inner)
         least = 1 + reached / (1 - reached) * share / (1 + share)
-        assert found[script.PRODUCTS] <= 1.002
-        assert found[script.X_ONLY] <= 1.002 * least
+        assert found[script.PRODUCTS] <= 1.008
+        assert found[script.X_ONLY] <= 1.008 * least
         assert found[script.BOTH] <= 1.005
-        assert found[script.FREE] <= 1.002 * (1 + share / (1 - reached))
+        assert found[script.FREE] <= 1.008 * (1 + share / (1 - reached))
         if found[script.X_ONLY] > 1.02:
             above.add((row["model"], row["form"], row["tp"], row["ratio"]))
     assert above == {("qwen3-1.7b", "pair", 8, 0.2)}, "docs/kernels.md names the rows"
