@@ -7,8 +7,8 @@ covers what the model itself considers possible), one piece of 512 tokens for ea
 those of BEGINNINGS, with seed 1, 2 and 3 those of QUIET (`--quiet`). The last pieces of the first run (about 4,100
 tokens) became the held-out text. Of the others every paragraph was read, and those that one would not pass on were
 removed (hate, slurs, abuse of religions, sex, violence against persons, suicide, terror, claims about living persons,
-addresses), which is more than half of all; tests/test_shipped_text.py keeps a list of words. Another torch gives other
-text.
+addresses), which is more than half of all; tests/test_shipped_text.py keeps a list of words. Just over half of what
+ships is left of the first run, the rest is a random choice of the others. Another torch gives other text.
 """
 
 from __future__ import annotations
