@@ -76,7 +76,7 @@ def identity_at(c, first):
 def test_latency(target, record, case):
     """Percentiles on the device, a model on the simulator; at the paper's shapes xuv beats dense on the device.
 
-    The model cannot say so: it has plain xuv 2 to 4 % slower at some lengths, and its band is many times that.
+    The model cannot say so: it has plain xuv up to 2 % slower at some lengths, and its band is many times that.
     """
     row = {"case": case, "target": target.name, **target.latency_us(case)}
     record(row)
