@@ -38,12 +38,15 @@ class Reader:
     memory.
 
     tensors: file, dtype and shape of each tensor by name.
+
+    Args:
+        doubles: float64 is taken too: a model that was saved so runs, but is not compressed.
     Raises:
         CheckpointError: no safetensors, a pickle checkpoint, a damaged file or index, a path outside the directory.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, doubles: bool = False) -> None:
+        self.directory, self._types = directory, TYPES | ({"F64": torch.float64} if doubles else {})
         self.files, index = _files(directory)
         self.tensors: dict[str, TensorInfo] = {}
         for file in self.files:
@@ -55,14 +58,14 @@ class Reader:
         with _open(self.directory / file) as opened:
             for name in opened.keys():  # noqa: SIM118 (not a mapping)
                 piece = opened.get_slice(name)
-                if piece.get_dtype() not in TYPES:
+                if piece.get_dtype() not in self._types:
                     raise CheckpointError(
                         f"{self.directory / file}: {name} is stored as {piece.get_dtype()}; expected float32, "
                         "bfloat16 or float16 (quantized checkpoints are not supported)"
                     )
                 if name in self.tensors:
                     raise CheckpointError(f"{name} is stored twice, in {self.tensors[name].file} and {file}")
-                self.tensors[name] = TensorInfo(file, TYPES[piece.get_dtype()], tuple(piece.get_shape()))
+                self.tensors[name] = TensorInfo(file, self._types[piece.get_dtype()], tuple(piece.get_shape()))
 
     def get(self, name: str) -> torch.Tensor:
         """A copy of one tensor as it is stored."""

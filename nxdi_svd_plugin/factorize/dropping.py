@@ -21,24 +21,19 @@ import torch
 from torch import Tensor
 
 from nxdi_svd_plugin.errors import SvdError
+from nxdi_svd_plugin.factorize.itemsize import itemsize
 from nxdi_svd_plugin.factorize.spectrum import PRECISION, damp
 
 AT_ONCE = 8  # neurons of a batch, whose order is decided together
 SHARE_AT_ONCE = 192  # or I over this, where it is more
 ROWS = 1024  # of a matrix that are worked on at a time
-PRECISE = 2e-2  # relative error of an inverse that single precision may have at worst
 PROBES = 64
 UPDATES = 16  # of the whole inverse on the way down to nothing; between them neurons are counted off one by one
 
 
 def precision(neurons: int, damping: float) -> torch.dtype:
-    """Of the products of an elimination or a refit: float32, half the time and memory, where the ridge allows it.
-
-    No eigenvalue of a covariance is above its trace, `neurons` times the mean of its diagonal, so the damped one has a
-    condition number of at most 1 + neurons / damping: by so much the rounding of float32 may grow.
-    """
-    worst = torch.finfo(torch.float32).eps / 2 * neurons
-    return torch.float32 if worst <= PRECISE * damping else PRECISION
+    """Of the products of an elimination or a refit."""
+    return torch.float32 if itemsize(neurons, damping) == torch.float32.itemsize else PRECISION
 
 
 @dataclass(frozen=True)

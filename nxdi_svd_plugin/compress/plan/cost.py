@@ -16,7 +16,7 @@ from nxdi_svd_plugin.compress.calibrate.sizes import SLICE
 from nxdi_svd_plugin.compress.calibrate.statistics import kept_names, statistics_shapes
 from nxdi_svd_plugin.compress.plan.ranks import fixed_projection
 from nxdi_svd_plugin.compress.plan.widths import LEAST, layer_widths
-from nxdi_svd_plugin.factorize.dropping import precision
+from nxdi_svd_plugin.factorize.itemsize import itemsize
 from nxdi_svd_plugin.recipe import Recipe
 from nxdi_svd_plugin.stored.layers import Layers
 from nxdi_svd_plugin.stored.projection import DENSE, PROJECTIONS, LowRank
@@ -95,7 +95,7 @@ def neurons_bytes(groups: Groups, recipe: Recipe) -> Neurons:
     if not recipe.drop:
         return Neurons(0, 0, 0, 0)
     square, wide = groups.intermediate**2, groups.hidden * groups.intermediate
-    each = precision(groups.intermediate, recipe.damping).itemsize
+    each = itemsize(groups.intermediate, recipe.damping)
     part = max(2 * square // groups.count**2, 3 * square // 4 * (groups.count > 1))
     eliminated = each * (square + part + 2 * wide)
     return Neurons(8 * square, 4 * square, eliminated, 4 * square + each * (square + 4 * wide))
