@@ -95,6 +95,7 @@ def spectrum(
     far_trace: float,
     damping: float,
     damped: tuple[Tensor, float] | None = None,
+    vectors: bool = True,
 ) -> Spectrum:
     """Squared singular values and vectors of the two-sided whitened weight.
 
@@ -106,11 +107,13 @@ def spectrum(
             the basis is that of an identity on that side, and the energy is zero.
         damping: relative ridge of both sides, the larger the closer to plain SVD.
         damped: what `damp` makes of near, where that is known.
+        vectors: otherwise the basis has no columns; energies alone take a third of the time.
     """
     near = near.to(PRECISION)
     root, ridge = damped or damp(near, damping)
     far_ridge = _far_ridge(far_trace, damping)
-    energy, basis = eigh(_kernel(root, projected, gram, far_ridge))
+    kernel = _kernel(root, projected, gram, far_ridge)
+    energy, basis = eigh(kernel) if vectors else (torch.linalg.eigvalsh(kernel), kernel[:, :0])
     mean = float(near.diagonal().mean())
     relative = ridge / mean if mean > 0 else None
     return Spectrum(_descending(energy, mean, far_trace), basis.flip(1), root, ridge, far_ridge, relative)

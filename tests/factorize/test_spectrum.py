@@ -48,6 +48,15 @@ def test_a_narrow_matrix_is_the_same_problem_turned(hidden, inner):
         torch.testing.assert_close(b.T @ b, v.T @ v, rtol=0, atol=1e-6 * float((v.T @ v).abs().max()))
 
 
+def test_energies_alone_are_those_of_the_whole_spectrum():
+    """LAPACK's two routines differ by rounding, of the largest."""
+    weight, near, far_vectors, far = problem(31, 40, 200)
+    projected, mean = (weight @ far_vectors.T) @ (weight @ far_vectors.T).T / 200, float(far.diagonal().mean())
+    whole, alone = (spectrum(near, projected, weight @ weight.T, mean, 0.1, vectors=v) for v in (True, False))
+    assert alone.basis.shape == (31, 0)
+    torch.testing.assert_close(alone.energy, whole.energy, rtol=0, atol=31 * 2.0**-52 * float(whole.energy[0]))
+
+
 def test_a_narrow_matrix_that_loses_nothing_is_cut_all_the_same():
     weight, near, _, far = problem(12, 5, 50)
     dead = spectrum(far, 0 * (weight.T @ weight), weight.T @ weight, 0.0, 0.1)

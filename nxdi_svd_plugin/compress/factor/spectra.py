@@ -49,8 +49,8 @@ class Decomposition(Protocol):
 class Objective(Protocol):
     """The formulas of a recipe, for the groups of one layer."""
 
-    def decompose(self, sides: Sides) -> Decomposed:
-        """Of one group, to be kept."""
+    def decompose(self, sides: Sides, vectors: bool = True) -> Decomposed:
+        """Of one group, to be kept; with `vectors` false its energies are all that counts."""
 
     def restore(self, sides: Sides, kept: Decomposed) -> Decomposition:
         """What the group is truncated with."""
@@ -71,19 +71,20 @@ def groups_of(recipe: Recipe, sums: Statistics, tokens: int, name: str, weight: 
 
 
 def decompose(
-    recipe: Recipe, sums: Statistics, tokens: int, weights: Iterable[tuple[str, Tensor]]
+    recipe: Recipe, sums: Statistics, tokens: int, weights: Iterable[tuple[str, Tensor]], vectors: bool = True
 ) -> dict[str, Tensor]:
     """What is kept of a layer: `<projection>.<group>.energy`, `.vectors` and `.numbers`, and the statistics that
     the factors need.
 
     Args:
         sums: over all tokens. weights: (projection, torch weight [out, in]) of those that may become low rank.
+        vectors: false where only `energies` reads what is kept.
     """
     kept: dict[str, Tensor] = {}
     one = objective(recipe)
     for name, weight in weights:
         for sides in groups_of(recipe, sums, tokens, name, weight):
-            found, stem = one.decompose(sides), f"{name}.{sides.group}"
+            found, stem = one.decompose(sides, vectors), f"{name}.{sides.group}"
             kept |= {key: sums.sums[key] for key in kept_names(sides.groups, recipe.objective)}
             numbers = [torch.nan if number is None else number for number in found.numbers]
             kept |= {f"{stem}.energy": found.energy, f"{stem}.vectors": found.vectors}

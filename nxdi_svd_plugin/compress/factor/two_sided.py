@@ -117,16 +117,17 @@ class DoublyWhitened:
         self._differentiates, self._damping = recipe.differentiates, recipe.damping
         self._root: tuple[str, tuple[Tensor, float]] | None = None
 
-    def decompose(self, sides: Sides) -> Decomposed:
+    def decompose(self, sides: Sides, vectors: bool = True) -> Decomposed:
         """Of one group, to be kept: its ridges and the energy of its output as numbers."""
         gram = sides.gram(torch.float32 if self._differentiates else torch.float64)  # with gradients it only damps
         near, far = sides.output(gram)
         if self._differentiates:
             seen, trace = sides.seen()
             covariance = sides.covariance()
-            found = spectrum(covariance, seen, gram, trace, self._damping, self._damped(sides, covariance))
+            damped = self._damped(sides, covariance)
+            found = spectrum(covariance, seen, gram, trace, self._damping, damped, vectors)
         else:
-            found = spectrum(near, far, gram, NO_RIDGE, UNDAMPED)
+            found = spectrum(near, far, gram, NO_RIDGE, UNDAMPED, vectors=vectors)
         size = float((near * far).sum())
         return Decomposed(found.energy, found.basis, (found.ridge, found.far_ridge, found.relative_ridge, size))
 

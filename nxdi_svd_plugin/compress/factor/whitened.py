@@ -55,8 +55,8 @@ class Whitened:
     def __init__(self) -> None:
         self._shared: Whitening | None = None
 
-    def decompose(self, sides: Sides) -> Decomposed:
-        """Of one group, to be kept."""
+    def decompose(self, sides: Sides, vectors: bool = True) -> Decomposed:
+        """Of one group, to be kept; no step of the paper's recipe wants energies alone."""
         if sides.reads_smaller:
             found = svd.eigen_by_input(sides.weight, self._whitening(sides))
         else:

@@ -52,7 +52,9 @@ def spectra(run: Session, layers: tuple[int, ...]) -> str:
     for index in run.own(layers):
         sums = sums_of(run, index)
         wanted = [name for name in PROJECTIONS if _may_change(run, index, name)]
-        kept = decompose(recipe, sums, tokens, ((name, weight_of(run, index, name)) for name in wanted))
+        weights = partial(weight_of, run, index)
+        named_weights = ((name, weights(name)) for name in wanted)
+        kept = decompose(recipe, sums, tokens, named_weights, vectors=not recipe.drop)
         if not recipe.drop:
             run.files.write_tensors(spectra_file(index), kept)
         if recipe.allocation == "global":
@@ -61,7 +63,7 @@ def spectra(run: Session, layers: tuple[int, ...]) -> str:
         del kept
         stages = stages_of(run, index)
         if len(stages) > 1:
-            weights, inner = partial(weight_of, run, index), read(run, neurons(index))[INNER]
+            inner = read(run, neurons(index))[INNER]
             run.files.write_tensors(dropping_file(index), elimination(recipe, sums, inner, tokens, weights, stages))
     return "eigenvalues" if recipe.drop else "eigenvalues and eigenvectors"
 
