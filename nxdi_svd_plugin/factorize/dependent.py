@@ -11,8 +11,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nxdi_svd_plugin.errors import SvdError
+
 NOTHING = 1e-10  # of the longest column: what is left of a column below that is rounding
 EXACT = 1e-9  # of the matrix: what is changed below that is rounding
+
+
+class DependentError(SvdError):
+    """The columns that may be pivots have a smaller rank than there are to be pivots."""
+
+    def __init__(self) -> None:
+        super().__init__("the columns that may be pivots do not span the matrix: it is rank-deficient")
 
 
 def chosen(v: Tensor, label: Tensor, quota: Sequence[int], fill: bool = False) -> Tensor:

@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from nxdi_svd_plugin.errors import SvdError
-from nxdi_svd_plugin.factorize.dependent import chosen, combined
+from nxdi_svd_plugin.factorize.dependent import DependentError, chosen, combined
+from nxdi_svd_plugin.factorize.growth import limit_growth
+from nxdi_svd_plugin.factorize.quotas import block_quotas, moved_quotas
 from nxdi_svd_plugin.stored.projection import GROWTH_LIMIT
 
 PANEL = 64  # pivots chosen between two updates of the whole residual
@@ -27,14 +30,8 @@ POOL = 4  # candidates per pivot of a panel
 RELIABLE = 1e-10  # squared norms below this part of a panel's largest are rounding
 GROWTH_BOUND = 1.5  # swaps stop when no exchangeable coefficient is larger
 MAX_SWAPS = 400
+QUOTAS = 16  # that are tried where the first leads to a coefficient that must be limited
 EXCHANGED = 1e-9  # coefficients that many exchanges have made less accurate than this are solved for again
-
-
-class DependentError(SvdError):
-    """The columns that may be pivots have a smaller rank than there are to be pivots."""
-
-    def __init__(self) -> None:
-        super().__init__("the columns that may be pivots do not span the matrix: it is rank-deficient")
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,8 @@ def interpolate(
     """Choose pivots among the columns of every matrix so that its k-th class gives as many of them as the k-th class of
     every other, a multiple of `block`.
 
-    How many is what the classes would give on their own, in the mean over the matrices, rounded to blocks. Where the
+    How many is what the classes would give on their own, in the mean over the matrices, rounded to blocks; where a
+    coefficient then has to be limited, up to QUOTAS others with one block elsewhere are tried. Where the
     columns are too dependent for that (repeated neurons and zeros in unlucky mixes), some of the pivots carry nothing,
     and what the others cannot give is `limited`.
 
@@ -94,11 +92,31 @@ def _independent(
     if sum(size // block for size in usable) * block < rank:
         raise DependentError
     quota = block_quotas(mean, usable, rank, block)
+    best: list[Interpolation] = []
+    for tried in (quota, *islice(moved_quotas(quota, mean, usable, block), QUOTAS)):
+        with suppress(DependentError):
+            found = _with_quota(matrices, labels, free, tried, bound)
+            best = min(best or found, found, key=_limited)
+        if best and not _limited(best):
+            break
+    if not best:
+        raise DependentError
+    return best
+
+
+def _with_quota(
+    matrices: Sequence[Tensor], labels: Sequence[Tensor], free: Sequence[Tensor], quota: Sequence[int], bound: float
+) -> list[Interpolation]:
     found = []
-    for v, label, pivots, own in zip(matrices, labels, free, counts, strict=True):
-        picked = pivots if own.tolist() == quota else _within_quota(v, pivots, label, quota)
-        found.append(_swap(v, picked, label, bound))
+    for v, label, pivots in zip(matrices, labels, free, strict=True):
+        fits = torch.bincount(label[pivots], minlength=len(quota)).tolist() == quota
+        found.append(_swap(v, pivots if fits else _within_quota(v, pivots, label, quota), label, bound))
     return found
+
+
+def _limited(found: Sequence[Interpolation]) -> float:
+    """What the limit changes of the matrix that it changes most."""
+    return max(one.limited for one in found)
 
 
 def _dependent(matrices: Sequence[Tensor], labels: Sequence[Tensor], cells: int, block: int) -> list[Interpolation]:
@@ -130,18 +148,6 @@ def _usable(matrices: Sequence[Tensor], labels: Sequence[Tensor], cells: int) ->
     used = [torch.bincount(label[(v != 0).any(0)], minlength=cells) for v, label in zip(matrices, labels, strict=True)]
     fewest: list[int] = torch.stack(used).amin(0).tolist()
     return fewest
-
-
-def block_quotas(wanted: Sequence[float], sizes: Sequence[int], rank: int, block: int) -> list[int]:
-    """Multiples of `block`, at most `sizes`, that sum to `rank` and stay nearest to `wanted` (largest remainders)."""
-    if rank % block or sum(size // block for size in sizes) * block < rank:
-        raise SvdError(f"rank {rank} in blocks of {block} does not fit into classes of {list(sizes)} columns")
-    room = [size // block for size in sizes]
-    taken = [min(int(want // block), most) for want, most in zip(wanted, room, strict=True)]
-    while sum(taken) * block < rank:
-        open_ = [i for i in range(len(taken)) if taken[i] < room[i]]
-        taken[max(open_, key=lambda i: (wanted[i] / block - taken[i], room[i] - taken[i]))] += 1
-    return [count * block for count in taken]
 
 
 def _pivoted_qr(v: Tensor, label: Tensor, quota: Sequence[int], taken: Tensor | None = None) -> Tensor:
@@ -245,33 +251,6 @@ def _swap(v: Tensor, pivots: Tensor, label: Tensor, bound: float) -> Interpolati
     limited = limit_growth(v[:, pivots], c, GROWTH_LIMIT)
     change = float((v[:, pivots] @ (limited - c)).norm() / v.norm()) if limited is not c else 0.0
     return Interpolation(pivots, limited, float(limited.abs().max()) if c.numel() else 0.0, change)
-
-
-def limit_growth(kept: Tensor, c: Tensor, limit: float) -> Tensor:
-    """`c` with no coefficient larger than `limit`; the same tensor where none is.
-
-    In a column that has one, the largest is fixed at the limit and the others are chosen by least squares in
-    |kept (c - c')|, kept [r, r], until all hold. With H = (keptᵀ kept)⁻¹, fixed rows F and their targets t that is
-    c' = c - H[:, F] H[F, F]⁻¹ (c - t)[F].
-    """
-    wrong = torch.nonzero((c.abs() > limit).any(0)).flatten().tolist()
-    if not wrong:
-        return c
-    inverse, singular = torch.linalg.inv_ex(kept)
-    if int(singular):
-        raise DependentError
-    gram, result = inverse @ inverse.T, c.clone()
-    for j in wrong:
-        at: list[int] = []
-        while float(result[:, j].abs().max()) > limit:
-            at.append(int(result[:, j].abs().argmax()))
-            target = result[at, j].clamp(-limit, limit)
-            step, singular = torch.linalg.solve_ex(gram[at][:, at], c[at, j] - target)
-            if int(singular) or not torch.isfinite(step).all():
-                raise DependentError
-            result[:, j] = c[:, j] - gram[:, at] @ step
-            result[at, j] = target
-    return result
 
 
 def _coefficients(v: Tensor, pivots: Tensor, rest: Tensor) -> Tensor:

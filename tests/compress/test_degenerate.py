@@ -13,7 +13,8 @@ from nxdi_svd_plugin.cli.main import main
 from nxdi_svd_plugin.compress.plan.degenerate import rank_limit
 from nxdi_svd_plugin.compress.plan.limits import within
 from nxdi_svd_plugin.errors import SvdError
-from nxdi_svd_plugin.factorize.interpolative import interpolate, limit_growth
+from nxdi_svd_plugin.factorize.growth import limit_growth
+from nxdi_svd_plugin.factorize.interpolative import interpolate
 from nxdi_svd_plugin.modeling.load import load_model
 from nxdi_svd_plugin.recipe import Calibration, from_dict
 from nxdi_svd_plugin.stored.projection import DENSE, LowRank

@@ -8,13 +8,9 @@ from hypothesis import strategies as st
 
 from nxdi_svd_plugin.errors import SvdError
 from nxdi_svd_plugin.factorize import interpolative
-from nxdi_svd_plugin.factorize.interpolative import (
-    GROWTH_BOUND,
-    GROWTH_LIMIT,
-    block_quotas,
-    interpolate,
-    limit_growth,
-)
+from nxdi_svd_plugin.factorize.growth import limit_growth
+from nxdi_svd_plugin.factorize.interpolative import GROWTH_BOUND, GROWTH_LIMIT, interpolate
+from nxdi_svd_plugin.factorize.quotas import block_quotas, moved_quotas
 from nxdi_svd_plugin.stored.cells import core_runs
 from nxdi_svd_plugin.stored.layers import Mlp
 from nxdi_svd_plugin.stored.order import cells, common_order, indices, split_evenly
@@ -83,6 +79,14 @@ def test_quotas_stay_near_what_was_wanted():
         block_quotas([64, 64], [100, 100], 130, 128)
 
 
+def test_moved_quotas_are_all_single_moves_the_nearest_first():
+    quota, wanted, sizes, block = [64, 0, 128], [60, 20, 112], [64, 130, 256], 64
+    found = list(moved_quotas(quota, wanted, sizes, block))
+    assert sorted(found) == [[0, 0, 192], [0, 64, 128], [64, 64, 64]]  # class 0 has no room for more
+    far = [sum(abs(q - w) for q, w in zip(one, wanted, strict=True)) for one in found]
+    assert far == sorted(far)
+
+
 def test_columns_of_a_smaller_rank_are_reproduced():
     """Rank 4 of 8: four pivots carry nothing, and zero columns are pivots only where nothing else is left."""
     v = low_rank(4, 30)
@@ -147,6 +151,19 @@ def test_growth_never_exceeds_the_limit(thin):
     assert found.growth == GROWTH_LIMIT == float(found.coefficients.abs().max())
     error = (kept @ rebuild(v, found) - v).norm() / v.norm()
     assert found.limited == pytest.approx(float(error), rel=1e-6) and 0.01 < found.limited < 0.5
+
+
+def test_another_quota_is_tried_where_the_first_must_be_limited(monkeypatch):
+    """A third class of shorter columns that span everything: nobody asks for them, and with four of them C is exact."""
+    v, classes = forced(1.0)
+    third = 0.3 * torch.randn(8, 24, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    v, classes = torch.cat([v, third], 1), [*classes, torch.arange(48, 72)]
+    v[5:, :24], v[:5, 24:48] = 0.0, 0.0
+    found = interpolate_one(v, classes, 4)
+    assert found.limited == 0.0 and int((found.pivots >= 48).sum()) == 4
+    torch.testing.assert_close(v[:, found.pivots] @ rebuild(v, found), v, rtol=0, atol=1e-12)
+    monkeypatch.setattr(interpolative, "QUOTAS", 0)
+    assert interpolate_one(v, classes, 4).limited > 0.01
 
 
 def test_exact_factors_are_not_limited():
