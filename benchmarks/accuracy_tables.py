@@ -13,9 +13,10 @@ NAMES = {
     "four-groups": "default recipe, tp_degree: 4, block: 32",
     "drop": "default recipe, drop: true, block: 16",
     "drop-128": "default recipe, drop: true",
-    "pair": "default recipe, tp_degree: 1, form: pair",
+    "pair": "default recipe, tp_degree: 1, form: pair; earlier built-in text",
     "svd-llm": "SVD-LLM whitening (recipe: paper, block 1)",
-    "svd-llm-own": "SVD-LLM whitening, its authors' code",
+    "svd-llm-before": "SVD-LLM whitening (recipe: paper, block 1); earlier built-in text",
+    "svd-llm-own": "SVD-LLM whitening, its authors' code; earlier built-in text",
 }
 
 
