@@ -21,7 +21,7 @@ def the_tables():
 @pytest.mark.parametrize(("method", "ratio"), CASES)
 @pytest.mark.parametrize("text", TEXTS)
 def test_groups_are_about_as_good_as_one(method, ratio, text, tables):
-    """Two groups, the default, are 0.14 % worse on one text and better elsewhere; four at most 1.5 % worse."""
+    """Two groups, the default, are 0.15 % worse on one text and better elsewhere; four at most 1.5 % worse."""
     found = tables.relative(ROWS)
     assert found[method, ratio, text][0] <= WORSE[method] * found["one-group", ratio, text][0]
 
