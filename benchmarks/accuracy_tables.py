@@ -89,7 +89,8 @@ def seconds(runs: list[dict]) -> str:
     lines.append("|---|---|---|---|" + "---|" * len(parts))
     spent = [f"{run['default_cpu_seconds'][name]:.0f}" for name in ("all", *parts)]
     cells = [spent[0], f"{run['svd_llm_cpu_seconds']:.0f}", f"{run['ratio_to_svd_llm']:.2f}", *spent[1:]]
-    lines.append(f"| default recipe, ratio {run['ratio']:.2f}, {run['tokens']:,} tokens | " + " | ".join(cells) + " |")
+    of = f"default recipe, tp_degree: {run.get('tp_degree', 1)}, ratio {run['ratio']:.2f}, {run['tokens']:,} tokens"
+    lines.append(f"| {of} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -129,6 +129,7 @@ def cost(args: argparse.Namespace) -> None:
     row = {
         "model": "SmolLM2-135M-Instruct",
         "ratio": RATIO,
+        "tp_degree": recipe.tp_degree,
         "tokens": samples.numel(),
         "threads": 1,
         "svd_llm_cpu_seconds": round(theirs, 1),
