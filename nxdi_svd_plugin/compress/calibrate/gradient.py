@@ -23,6 +23,7 @@ from nxdi_svd_plugin.checkpoint.source import SourceConfig, one_layer_config
 from nxdi_svd_plugin.compress.calibrate.groups import Groups
 from nxdi_svd_plugin.compress.calibrate.inner import add_inner
 from nxdi_svd_plugin.compress.calibrate.layer import decode
+from nxdi_svd_plugin.compress.calibrate.products import operand_dtype, product
 from nxdi_svd_plugin.compress.calibrate.sizes import SLICE
 from nxdi_svd_plugin.compress.calibrate.statistics import FAR, SQUARES, Statistics, parts
 from nxdi_svd_plugin.stored.projection import PROJECTIONS
@@ -40,7 +41,9 @@ class Head:
         self.norm.load_state_dict({"weight": reader.get(FINAL_NORM).to(torch.float32)}, assign=True)
         self.norm.to(device).requires_grad_(False)
         name = HEAD if HEAD in reader.tensors else EMBEDDING
-        self.weight = reader.get(name).to(device=device, dtype=torch.float32)
+        stored = reader.get(name)
+        self.weight = stored.to(device=device, dtype=torch.float32)
+        self._operand = stored.to(device=device, dtype=operand_dtype(device))
         shape = (SLICE, len(self.weight))
         self._odds, self._sums = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(2))
 
@@ -63,7 +66,7 @@ class Head:
         torch.cumsum(odds, -1, out=sums)
         total = sums[:, -1:].clone()
         labels = torch.searchsorted(sums, uniform * total, right=True).clamp_max(len(self.weight) - 1)
-        return odds @ self.weight / total - self.weight[labels[:, 0]]
+        return product(odds, self._operand) / total - self.weight[labels[:, 0]]
 
 
 class Silent(torch.nn.Module):
@@ -105,7 +108,7 @@ class LayerBackward:
     @torch.no_grad()
     def _mlp(self, x: Tensor, gradient: Tensor) -> Tensor:
         """d loss / dx of the MLP; `gradient` is that at its output."""
-        gate, up = x @ self._gate.T, x @ self._up.T
+        gate, up = product(x, self._gate.T), product(x, self._up.T)
         share = gate.sigmoid()
         act = gate.mul_(share)
         inner = act * up
@@ -114,7 +117,7 @@ class LayerBackward:
         self._add_far("down_proj", inner, self._down.T)
         if self.inner is not None:
             add_inner(self.inner, inner)
-        inner_gradient = torch.mm(gradient, self._down, out=inner)
+        inner_gradient = product(gradient, self._down)
         slope = share.add_(act - act * share)
         gate_gradient = up.mul_(inner_gradient).mul_(slope)
         up_gradient = act.mul_(inner_gradient)
@@ -123,7 +126,7 @@ class LayerBackward:
             *self._add_far("up_proj", up_gradient, self._up),
         ]
         if self.groups.narrow:
-            shares = [gate_gradient @ self._gate, up_gradient @ self._up]
+            shares = [product(gate_gradient, self._gate), product(up_gradient, self._up)]
         below = shares[0]
         for share in shares[1:]:
             below.add_(share)

@@ -15,12 +15,13 @@ from nxdi_svd_plugin.checkpoint.names import layer_prefix
 from nxdi_svd_plugin.checkpoint.reader import Reader
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, one_layer_config
 from nxdi_svd_plugin.compress.calibrate.groups import Groups
+from nxdi_svd_plugin.compress.calibrate.products import keep_operands, operand_dtype
 from nxdi_svd_plugin.compress.calibrate.statistics import Statistics, parts
 
 
 def load_layer(reader: Reader, config: SourceConfig, layer: int, device: torch.device) -> Any:
     """Decoder layer `layer` of the source as a one-layer model that maps `inputs_embeds` to the layer's output, in
-    float32."""
+    float32; inside `quick_products`, with the operands of its linear layers in what those compute with."""
     from transformers import AutoModel
 
     settings = one_layer_config(config)
@@ -33,6 +34,8 @@ def load_layer(reader: Reader, config: SourceConfig, layer: int, device: torch.d
     for name in model.state_dict():
         state[name] = reader.get(prefix + name.removeprefix("layers.0.")).to(torch.float32)
     model.load_state_dict(state, assign=True)
+    if (dtype := operand_dtype(device)) != torch.float32:
+        keep_operands(model, dtype)
     return model.to(device).eval().requires_grad_(False)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 
 @contextmanager
@@ -21,3 +24,44 @@ def quick_products() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def operand_dtype(device: torch.device) -> torch.dtype:
+    """In which dtype products lose nothing by keeping their operands: bfloat16 inside `quick_products` on a processor
+    where it rounds to that, which torch would do again for every product, otherwise float32."""
+    quick = torch.get_float32_matmul_precision() == "medium" and device.type == "cpu" and _rounds()
+    return torch.bfloat16 if quick else torch.float32
+
+
+@cache
+def _rounds() -> bool:
+    """Whether a quick product on this processor takes 1 + 2^-12 for 1."""
+    with quick_products():
+        product = torch.full((64, 64), 1 + 2**-12) @ torch.eye(64)
+    return bool((product == 1).all())
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., n] @ weight [n, m] in the dtype of x: of rounded operands with float32 sums and, where the weight is
+    bfloat16, a rounded result."""
+    return (x.to(weight.dtype) @ weight).to(x.dtype)
+
+
+class Product(nn.Module):
+    """`product` with the weight of a linear layer that keeps it in another dtype than its inputs have."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x W^T + b in the dtype of x."""
+        return functional.linear(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)
+
+
+def keep_operands(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give every linear layer its weight in `dtype` and let it compute with that; all else stays as it is."""
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for name, linear in found:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, Product(linear.to(dtype)))

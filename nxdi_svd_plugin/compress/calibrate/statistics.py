@@ -50,7 +50,9 @@ def parts(groups: Groups, far: Tensor, weight: Tensor) -> Iterator[Tensor]:
     Args:
         far: [..., I]. weight: [I, H].
     """
-    return (far[..., at] if groups.narrow else far[..., at] @ weight[at] for at in groups.slices())
+    from nxdi_svd_plugin.compress.calibrate.products import product
+
+    return (far[..., at] if groups.narrow else product(far[..., at], weight[at]) for at in groups.slices())
 
 
 @dataclass(frozen=True)

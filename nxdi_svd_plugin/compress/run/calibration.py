@@ -6,6 +6,7 @@ One layer, or the head, is in memory at a time; hidden states and loss gradients
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -41,63 +42,68 @@ def embed(run: Session) -> str:
 
 def forward(run: Session, index: int) -> str:
     """The outputs of a layer from its inputs; its statistics, if they need no gradient."""
-    model = layer.load_layer(run.job.reader, run.job.config, index, run.device)
-
-    def outputs() -> Iterator[torch.Tensor]:
-        for sample in states.read_samples(run.files, states.hidden(index), run.shape):
-            yield layer.run_sample(model, sample.to(run.device))
-            run.progress.step()
-
     if run.job.recipe.differentiates:
         with quick_products():
-            states.write_samples(run.files, states.hidden(index + 1), outputs())
+            model = load(run, index)
+            states.write_samples(run.files, states.hidden(index + 1), outputs(run, index, model))
         return "hidden states"
-    sums = nothing(run)
+    model, sums = load(run, index), nothing(run)
     with layer.Collector(model, groups(run), sums):
         if index + 1 < run.job.config.layers:
-            states.write_samples(run.files, states.hidden(index + 1), outputs())
+            states.write_samples(run.files, states.hidden(index + 1), outputs(run, index, model))
         else:  # nothing reads what the last layer puts out
-            for _ in outputs():
+            for _ in outputs(run, index, model):
                 pass
     save_statistics(run, index, sums)
     return "statistics"
 
 
+def outputs(run: Session, index: int, model: Any) -> Iterator[torch.Tensor]:
+    """Of a layer, one sample at a time."""
+    for sample in states.read_samples(run.files, states.hidden(index), run.shape):
+        yield layer.run_sample(model, sample.to(run.device))
+        run.progress.step()
+
+
+def load(run: Session, index: int) -> Any:
+    """A layer as a model."""
+    return layer.load_layer(run.job.reader, run.job.config, index, run.device)
+
+
 def head(run: Session) -> str:
     """The loss gradient at the last layer's output."""
+    with quick_products():
+        states.write_samples(run.files, states.gradient(run.job.config.layers), _gradients_of_head(run))
+    return "loss gradient"
+
+
+def _gradients_of_head(run: Session) -> Iterator[torch.Tensor]:
     top = gradient.Head(run.job.reader, run.job.config, run.device)
     inputs = states.read_samples(run.files, states.hidden(run.job.config.layers), run.shape)
-
-    def gradients() -> Iterator[torch.Tensor]:
-        for number, sample in zip(run.mine, inputs, strict=True):
-            yield top.gradient(sample.to(run.device), run.job.recipe.calibration.seed + number)
-            run.progress.step()
-
-    with quick_products():
-        states.write_samples(run.files, states.gradient(run.job.config.layers), gradients())
-    return "loss gradient"
+    for number, sample in zip(run.mine, inputs, strict=True):
+        yield top.gradient(sample.to(run.device), run.job.recipe.calibration.seed + number)
+        run.progress.step()
 
 
 def backward(run: Session, index: int) -> str:
     """The loss gradient at a layer's input from that at its output, and the statistics of its MLP."""
-    model = layer.load_layer(run.job.reader, run.job.config, index, run.device)
     inner = None
     if len(layer_widths(run.job.config, run.job.recipe, index)) > 1:
         inner = sums_of_neurons.nothing(run.job.config.intermediate, run.device)
-    back = gradient.LayerBackward(model, groups(run), nothing(run), inner)
-    inputs = states.read_samples(run.files, states.hidden(index), run.shape)
-    above = states.read_samples(run.files, states.gradient(index + 1), run.shape)
-
-    def gradients() -> Iterator[torch.Tensor]:
-        for sample, slope in zip(inputs, above, strict=True):
-            yield back.gradient(sample.to(run.device), slope.to(run.device))
-            run.progress.step()
-
     with quick_products():
-        states.write_samples(run.files, states.gradient(index), gradients())
+        back = gradient.LayerBackward(load(run, index), groups(run), nothing(run), inner)
+        states.write_samples(run.files, states.gradient(index), _gradients(run, index, back))
     back.statistics.mirror()
     save_statistics(run, index, back.statistics, inner)
     return "statistics"
+
+
+def _gradients(run: Session, index: int, back: gradient.LayerBackward) -> Iterator[torch.Tensor]:
+    inputs = states.read_samples(run.files, states.hidden(index), run.shape)
+    above = states.read_samples(run.files, states.gradient(index + 1), run.shape)
+    for sample, slope in zip(inputs, above, strict=True):
+        yield back.gradient(sample.to(run.device), slope.to(run.device))
+        run.progress.step()
 
 
 def groups(run: Session) -> Groups:
