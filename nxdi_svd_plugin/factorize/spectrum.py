@@ -65,12 +65,13 @@ def damp(near: Tensor, damping: float) -> tuple[Tensor, float]:
     if not torch.isfinite(near).all():
         raise SvdError("two-sided whitening got a covariance with non-finite entries")
     size, mean = near.shape[0], float(near.diagonal().mean())
-    eye = torch.eye(size, dtype=near.dtype, device=near.device)
     if mean <= 0.0:
-        return eye, 1.0
+        return torch.eye(size, dtype=near.dtype, device=near.device), 1.0
     ridge = max(damping, torch.finfo(near.dtype).eps * size) * mean
     while True:
-        root, info = torch.linalg.cholesky_ex(near + ridge * eye)
+        damped = near.clone()
+        damped.diagonal().add_(ridge)
+        root, info = torch.linalg.cholesky_ex(damped)
         if int(info) == 0:
             return root, ridge
         ridge *= 2.0

@@ -32,7 +32,7 @@ LIMIT = 0.04
 def stored_errors(made: LayerFactors, weights: Callable[[str], Tensor], inputs: Tensor) -> dict[str, dict[str, float]]:
     """What storing adds to every low-rank projection's record.
 
-    `bf16_error`: the relative output error in bfloat16 against the same factors in float64. `relative_error`: that of
+    `bf16_error`: the relative output error in bfloat16 against the same factors in float32. `relative_error`: that of
     the stored factors against the dense weight, where the limit of growth acted (elsewhere it is known exactly).
 
     Gate and up read seeded Gaussian inputs that have the covariance of the calibration inputs, down reads what the
@@ -41,7 +41,7 @@ def stored_errors(made: LayerFactors, weights: Callable[[str], Tensor], inputs: 
     Args:
         weights: projection name to torch weight [out, in]. inputs: E[x x^T] [H, H] of what gate and up read.
     """
-    x = probes(inputs)
+    x = probes(inputs).to(torch.float32)
     inner = functional.silu(x @ weights("gate_proj").to(x).T) * (x @ weights("up_proj").to(x).T)
     order = slice(None) if made.order is None else made.order.to(inner.device)
     found: dict[str, dict[str, float]] = {}
@@ -50,7 +50,7 @@ def stored_errors(made: LayerFactors, weights: Callable[[str], Tensor], inputs: 
             continue
         reads, found[name] = READS[name], {}
         read = x if reads is Side.HIDDEN else inner[:, order]
-        layer = stored_layer(made, name, projection, x.shape[1])
+        layer = stored_layer(made, name, projection, x.shape[1]).to(torch.float32)
         if made.measured[name].get("limited"):
             weight = weights(name).to(x)
             dense = (x @ weight.T)[:, order] if reads is Side.HIDDEN else inner @ weight.T

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from nxdi_svd_plugin.compress.calibrate.products import quick_products
+from nxdi_svd_plugin.compress.calibrate.products import keep_operands, operand_dtype, quick_products
+
+CPU = torch.device("cpu")
 
 
 def test_the_setting_ends_with_the_block():
@@ -26,3 +28,29 @@ def test_sums_and_results_stay_float32():
     assert float(((found - exact) / exact).abs().max()) < 2 * 2**-8 + 4099 * 2**-24
     # roundings of 4,099 terms are independent: their mean is far below the bound, a rounded result's would not be
     assert float(((found - exact) / exact).abs().mean()) < 2**-11
+
+
+def test_weights_are_kept_as_quick_products_round_them():
+    a = torch.full((64, 64), 1 + 2**-12)
+    with quick_products():
+        rounded = bool((a @ torch.eye(64) == 1).all())
+        assert operand_dtype(CPU) == (torch.bfloat16 if rounded else torch.float32)
+    assert operand_dtype(CPU) == torch.float32
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_layer_keeps_its_weight_in_bfloat16_and_the_rest_of_the_model_in_float32(bias):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.LayerNorm(45), torch.nn.Sequential(torch.nn.Linear(45, 77, bias=bias)))
+    x = torch.randn(9, 45, requires_grad=True)
+    exact = model(x)
+    wanted = torch.autograd.grad(exact.sum(), x)[0]
+    weight = model[1][0].weight
+    keep_operands(model, torch.bfloat16)
+    found = model(x)
+    back = torch.autograd.grad(found.sum(), x)[0]
+    assert torch.equal(model[1][0].weight, weight.to(torch.bfloat16)) and model[0].weight.dtype == torch.float32
+    assert found.dtype == back.dtype == torch.float32
+    # three roundings of 2^-9 of what they round, which a sum of random signs adds up as their root: 1 % with room
+    assert 1e-4 < float((found - exact).detach().norm() / exact.norm()) < 0.01
+    assert 1e-4 < float((back - wanted).norm() / wanted.norm()) < 0.01
