@@ -41,9 +41,8 @@ class Head:
         self.norm.load_state_dict({"weight": reader.get(FINAL_NORM).to(torch.float32)}, assign=True)
         self.norm.to(device).requires_grad_(False)
         name = HEAD if HEAD in reader.tensors else EMBEDDING
-        stored = reader.get(name)
-        self.weight = stored.to(device=device, dtype=torch.float32)
-        self._operand = stored.to(device=device, dtype=operand_dtype(device))
+        self.weight = reader.get(name).to(device=device, dtype=torch.float32)
+        self._operand = self.weight.to(operand_dtype(device))
         shape = (SLICE, len(self.weight))
         self._odds, self._sums = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(2))
 

@@ -1,8 +1,11 @@
 """Quick products: the setting ends with the block, and their error is that of bfloat16 operands at most."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from nxdi_svd_plugin.compress.calibrate.products import _multiplies_bfloat16 as _multiplies
 from nxdi_svd_plugin.compress.calibrate.products import keep_operands, operand_dtype, quick_products
 
 CPU = torch.device("cpu")
@@ -30,11 +33,15 @@ def test_sums_and_results_stay_float32():
     assert float(((found - exact) / exact).abs().mean()) < 2**-11
 
 
-def test_weights_are_kept_as_quick_products_round_them():
-    a = torch.full((64, 64), 1 + 2**-12)
+@pytest.mark.parametrize(
+    ("flags", "dtype"), [("fpu avx512f avx512_bf16", torch.bfloat16), ("fpu avx512f avx512_bf16x", torch.float32)]
+)
+def test_operands_are_bfloat16_inside_and_where_the_processor_multiplies_it(flags, dtype, monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda self: f"flags\t\t: {flags} sse\n")
+    monkeypatch.setattr("nxdi_svd_plugin.compress.calibrate.products._multiplies_bfloat16", _multiplies.__wrapped__)
     with quick_products():
-        rounded = bool((a @ torch.eye(64) == 1).all())
-        assert operand_dtype(CPU) == (torch.bfloat16 if rounded else torch.float32)
+        assert operand_dtype(CPU) == dtype
+        assert operand_dtype(torch.device("meta")) == torch.float32
     assert operand_dtype(CPU) == torch.float32
 
 
@@ -52,5 +59,5 @@ def test_a_linear_layer_keeps_its_weight_in_bfloat16_and_the_rest_of_the_model_i
     assert torch.equal(model[1][0].weight, weight.to(torch.bfloat16)) and model[0].weight.dtype == torch.float32
     assert found.dtype == back.dtype == torch.float32
     # three roundings of 2^-9 of what they round, which a sum of random signs adds up as their root: 1 % with room
-    assert 1e-4 < float((found - exact).detach().norm() / exact.norm()) < 0.01
+    assert 1e-4 < float(((found - exact).norm() / exact.norm()).detach()) < 0.01
     assert 1e-4 < float((back - wanted).norm() / wanted.norm()) < 0.01
