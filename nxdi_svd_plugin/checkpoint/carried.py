@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 from nxdi_svd_plugin.checkpoint.atomic import json_bytes
+from nxdi_svd_plugin.checkpoint.generation import read_generation
+from nxdi_svd_plugin.checkpoint.lfs import refuse_pointer
 from nxdi_svd_plugin.checkpoint.names import OTHER_FILES, TOKENIZER_CONFIG, TOKENIZER_FILES, read_json
 from nxdi_svd_plugin.checkpoint.spellings import tokenizer_config_for_both
 from nxdi_svd_plugin.errors import CheckpointError
@@ -20,19 +22,22 @@ def carried(directory: Path) -> dict[str, bytes]:
     names code.
 
     Raises:
-        CheckpointError: one that cannot be read.
+        CheckpointError: one that cannot be read, that is a Git LFS pointer, or a generation_config.json that no reader
+            takes.
     """
+    read_generation(directory)
+    return {name: _content(directory / name) for name in carried_files(directory)}
+
+
+def _content(path: Path) -> bytes:
+    refuse_pointer(path)
     try:
-        return {name: _content(directory, name) for name in carried_files(directory)}
+        content = path.read_bytes()
+        found = read_json(path) if path.name == TOKENIZER_CONFIG else None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory}: a file beside the weights cannot be read ({error}); restore it") from error
-
-
-def _content(directory: Path, name: str) -> bytes:
-    content = (directory / name).read_bytes()
-    if name != TOKENIZER_CONFIG:
+        raise CheckpointError(f"{path} cannot be read ({error}); restore it from the model") from error
+    if found is None:
         return content
-    found = read_json(directory / name)
     readable = tokenizer_config_for_both(found)
     return content if readable == found else json_bytes(readable)
 
@@ -52,7 +57,12 @@ def carried_files(directory: Path) -> list[str]:
 
 
 def is_sentencepiece(path: Path) -> bool:
-    """Whether a file starts like a sentencepiece model: protobuf field 1 (a piece) that holds field 1 (its text)."""
+    """Whether a file starts like a sentencepiece model: protobuf field 1 (a piece) that holds field 1 (its text).
+
+    Raises:
+        CheckpointError: a Git LFS pointer.
+    """
+    refuse_pointer(path)
     with open(path, "rb") as file:
         head = file.read(3)
     return len(head) == 3 and head[0] == 0x0A and head[2] == 0x0A

@@ -36,7 +36,8 @@ TOKENIZER_FILES = (
     "merges.txt",
     "tokenizer.model",
 )
-OTHER_FILES = ("generation_config.json", "chat_template.jinja", "chat_template.json")
+GENERATION = "generation_config.json"
+OTHER_FILES = (GENERATION, "chat_template.jinja", "chat_template.json")
 
 
 def model_name(directory: Path) -> str:
@@ -86,7 +87,10 @@ def parse_json(text: str) -> Any:
     Raises:
         ValueError: not JSON.
     """
-    return json.loads(text, parse_constant=_refuse)
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deep") from error
 
 
 def _refuse(constant: str) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nxdi_svd_plugin.checkpoint.generation import check_special
 from nxdi_svd_plugin.checkpoint.lfs import refuse_pointer
 from nxdi_svd_plugin.checkpoint.names import CONFIG, UNFINISHED, parse_json
 from nxdi_svd_plugin.checkpoint.spellings import config_for_both
@@ -180,7 +181,8 @@ def _instead(directory: Path) -> str:
 
 
 def check_sizes(directory: Path, raw: dict[str, Any]) -> None:
-    """Raises CheckpointError for a size in config.json that is no positive integer, or an activation that is not SiLU.
+    """Raises CheckpointError for a size in config.json that is no positive integer, an activation that is not SiLU, or
+    a special token that is no token id.
 
     Sizes that have defaults and its epsilon are checked where they are given.
     """
@@ -193,6 +195,7 @@ def check_sizes(directory: Path, raw: dict[str, Any]) -> None:
     for key in (*SIZES, *given, *(["max_position_embeddings"] if "max_position_embeddings" in raw else [])):
         if not isinstance(raw.get(key), int) or isinstance(raw[key], bool) or raw[key] < 1:
             raise CheckpointError(f"{directory / CONFIG} has {key} = {raw.get(key)!r}; expected a positive integer")
+    check_special(directory / CONFIG, raw)
 
 
 @contextmanager

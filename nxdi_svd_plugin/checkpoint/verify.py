@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy
 import torch
 
+from nxdi_svd_plugin.checkpoint.carried import carried
 from nxdi_svd_plugin.checkpoint.layout import tensor_bytes
 from nxdi_svd_plugin.checkpoint.names import HEAD, NOBODY, ORDER, REPORT, ROTARY_BUFFER
 from nxdi_svd_plugin.checkpoint.reader import Reader, file_sha256
@@ -39,8 +40,8 @@ class Check:
 
 
 def verify(directory: Path, recorded: Recorded, base: Path | None = None) -> list[Check]:
-    """Check keys, shapes, finiteness, hashes, layers and neuron order of `directory`; with `base`, that what was not
-    compressed equals it.
+    """Check keys, shapes, finiteness, hashes, layers, neuron order and other files of `directory`; with `base`, that
+    what was not compressed equals it.
 
     Raises:
         CheckpointError: the directory or a file cannot be read at all, or it is not a compressed one.
@@ -56,6 +57,7 @@ def verify(directory: Path, recorded: Recorded, base: Path | None = None) -> lis
     if order is not None:
         checks.append(check_order(order, config.layers, config.dense.intermediate))
         order = order if checks[-1].ok else None
+    checks.append(check_beside(directory))
     if base is not None:
         whole = config.dense.intermediate
         moved = {i for i, mlp in config.layers.items() if any(pivot_runs(mlp)) or mlp.width < whole}
@@ -110,6 +112,14 @@ def check_record(directory: Path, reader: Reader, layers: Layers, recorded: Reco
     yield answer(name, bad, f"{len(files)} files")
     other = [f"layer {i}" for i in sorted({*layers, *stored}) if layers.get(i) != stored.get(i)]
     yield answer("layers are as report.json says", other, f"{len(layers)} layers")
+
+
+def check_beside(directory: Path) -> Check:
+    """Tokenizer, generation config, templates and licences are what they are called: JSON, and no Git LFS pointers."""
+    try:
+        return Check("the files beside the weights can be read", True, f"{len(carried(directory))} files")
+    except CheckpointError as error:
+        return Check("the files beside the weights can be read", False, str(error))
 
 
 def neuron_order(directory: Path) -> torch.Tensor | None:

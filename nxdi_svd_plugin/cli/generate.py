@@ -90,13 +90,21 @@ def decoding(carried: Any, temperature: float) -> Any:
     """
     from transformers import GenerationConfig
 
-    tokens = {key: getattr(carried, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    end = tokens["eos_token_id"]
-    if tokens["pad_token_id"] is None:  # what transformers takes too, with a warning; one prompt has no padding
-        tokens["pad_token_id"] = end[0] if isinstance(end, list) else end
+    from nxdi_svd_plugin.checkpoint.generation import SPECIAL
+
+    begin, end, pad = (some_ids(getattr(carried, key, None)) for key in SPECIAL)
+    if pad is None:  # what transformers takes too, with a warning; one prompt has no padding
+        pad = end and end[:1]
+    tokens = {"bos_token_id": begin and begin[0], "eos_token_id": end, "pad_token_id": pad and pad[0]}
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     config: Any = GenerationConfig
     return config(**tokens, **(sampling if temperature else {"do_sample": False}))
+
+
+def some_ids(found: int | list[int] | None) -> list[int] | None:
+    """Special tokens as a list; None for none, which a negative id also says."""
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    return [i for i in ids if i >= 0] or None
 
 
 def prompt_ids(tokenizer: Any, prompt: str, chat: bool) -> list[int]:

@@ -19,7 +19,7 @@ examples:
   nxdi-svd inspect out/smollm2-r10
   nxdi-svd inspect out/smollm2-r10 --json
 
-Reads config.json, report.json and the headers of the safetensors; no weight.
+Reads config.json, report.json and the headers of the safetensors; no weight, which `nxdi-svd verify` does.
 """
 ERRORS = ("relative_error", "bf16_error", "growth")
 

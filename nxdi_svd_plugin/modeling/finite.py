@@ -19,8 +19,10 @@ def finite_logits(model: Any) -> Iterator[None]:
         NotFiniteError: names the model, its dtype and how many tokens are concerned. CheckpointError: a token id beyond
             the embeddings.
     """
+    name, embeddings = model.name_or_path or "the model", model.get_input_embeddings().num_embeddings
     before = model.register_forward_pre_hook(
-        lambda _, args, named: check_ids(model, args[0] if args else named.get("input_ids")), with_kwargs=True
+        lambda _, args, named: check_ids(name, embeddings, args[0] if args else named.get("input_ids")),
+        with_kwargs=True,
     )
     hook = model.register_forward_hook(lambda _, __, output: check_logits(model, output.logits))
     try:
@@ -30,19 +32,20 @@ def finite_logits(model: Any) -> Iterator[None]:
         hook.remove()
 
 
-def check_ids(model: Any, ids: torch.Tensor | None) -> None:
-    """Raise for a token id that `model` has no embedding for: the tokenizer belongs to another model.
+def check_ids(model: Any, embeddings: int, ids: torch.Tensor | None) -> None:
+    """Raise for a token id that a model has no embedding for: the tokenizer belongs to another model.
 
+    Args:
+        model: what to call it: its directory.
     Raises:
         CheckpointError: names both numbers.
     """
     if ids is None or not ids.numel():
         return
-    largest, most = int(ids.max()), model.get_input_embeddings().num_embeddings
-    if largest >= most:
+    if (largest := int(ids.max())) >= embeddings:
         raise CheckpointError(
-            f"the tokenizer of {model.name_or_path or 'the model'} gives id {largest}, the model has {most} "
-            "embeddings; copy the model's own tokenizer into the directory"
+            f"the tokenizer of {model} gives id {largest}, the model has {embeddings} embeddings; copy the model's own "
+            "tokenizer into the directory"
         )
 
 

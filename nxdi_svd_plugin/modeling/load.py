@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +12,10 @@ import torch
 import transformers
 from packaging.version import Version
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from nxdi_svd_plugin.checkpoint.generation import SPECIAL, read_generation
+from nxdi_svd_plugin.checkpoint.names import GENERATION
 from nxdi_svd_plugin.checkpoint.reader import Reader
 from nxdi_svd_plugin.checkpoint.source import check_sizes, config_errors, read_raw, transformers_config
 from nxdi_svd_plugin.errors import CheckpointError
@@ -24,6 +27,8 @@ CUSTOM_GENERATE = "custom_generate/generate.py"
 """transformers 4.51 to 4.57 run this file of a local directory when they load the model, whatever trust_remote_code is
 (generation/utils.py, `load_custom_generate`)."""
 DTYPE_ARGUMENT = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
+
+logger = logging.getLogger(__name__)
 
 
 def load_pretrained(directory: str | Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
@@ -54,7 +59,8 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto") -> PreT
     """Load a dense or a compressed directory as strictly as `load_pretrained`; for comparing the two.
 
     Raises:
-        CheckpointError: as `load_pretrained`, and for a model type that the plugin does not compress.
+        CheckpointError: as `load_pretrained`, and for a model type that the plugin does not compress or special tokens
+            that are no token ids.
     """
     directory = Path(directory).expanduser()
     known = (*MODEL_TYPES, *MODEL_TYPES.values())
@@ -76,6 +82,7 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto") -> PreT
     try:
         with config_errors(directory), transformers_errors_only():  # what it warns of, we raise
             options["config"] = transformers_config(config)
+            options["generation_config"] = generation_config(directory)
             loaded = AutoModelForCausalLM.from_pretrained(directory, **options)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{directory} cannot be loaded: {error}") from error
@@ -83,6 +90,30 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto") -> PreT
     check_loading_info(info)
     check_finite(model)
     return model
+
+
+def generation_config(directory: Path) -> GenerationConfig | None:
+    """What generation_config.json says; only its special tokens, with a warning, where transformers refuses the rest.
+
+    None without the file: transformers then takes the special tokens of config.json.
+
+    Raises:
+        CheckpointError: as `read_generation`.
+    """
+    found = read_generation(directory)
+    if found is None:
+        return None
+    config: Any = GenerationConfig
+    try:
+        return cast("GenerationConfig", config.from_dict(dict(found)))
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split())[:200]
+        logger.warning(
+            "%s is used for its special tokens alone: transformers takes no more of it (%s)",
+            directory / GENERATION,
+            said,
+        )
+        return cast("GenerationConfig", config(**{key: found.get(key) for key in SPECIAL}))
 
 
 @contextmanager

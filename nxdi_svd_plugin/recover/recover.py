@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from nxdi_svd_plugin.checkpoint.carried import carried
 from nxdi_svd_plugin.checkpoint.lock import OutputLock
 from nxdi_svd_plugin.checkpoint.names import UNFINISHED, model_name
 from nxdi_svd_plugin.checkpoint.partner import check_partner
@@ -21,6 +22,7 @@ from nxdi_svd_plugin.checkpoint.reader import Reader
 from nxdi_svd_plugin.checkpoint.writer import check_output, prepare_output
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
 from nxdi_svd_plugin.evaluate.perplexity import check_window
+from nxdi_svd_plugin.modeling.finite import check_ids
 from nxdi_svd_plugin.modeling.load import load_model, load_pretrained
 from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 from nxdi_svd_plugin.recover import lora
@@ -52,14 +54,17 @@ def recover(
         data, validation: text files (recover/data.py); without `validation` the end of the data is held out.
         teacher_dir: the dense model to distil from; None trains on the next token.
     Raises:
-        CheckpointError: no compressed directory with its report.json, a teacher that is another model, an output
-            that is refused.
+        CheckpointError: no compressed directory with its report.json, a tokenizer or a teacher of another model, an
+            output that is refused.
         CalibrationError: unusable text. RecipeError: a window longer than the model takes. MissingExtraError: peft is
             not installed (method "lora").
     """
     began = time.monotonic()
     train, held = texts(data, validation, load_tokenizer(model_dir), settings)
+    carried(model_dir)  # what the last step copies must be readable now
     model = load_student(model_dir, settings)
+    for windows in (train, held):
+        check_ids(model_dir, model.get_input_embeddings().num_embeddings, windows.tokens)
     teacher = None if teacher_dir is None else load_teacher(teacher_dir, model).to(model.device)
     if teacher_dir is not None:
         check_partner(model_dir, teacher_dir)

@@ -80,6 +80,21 @@ def test_each_fault_of_a_tensor_is_found(pair, change, check, detail):
     assert failing(verify(*pair))[check] == detail
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("tokenizer.json", "version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer"),
+        ("tokenizer.model", "version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer"),
+        ("generation_config.json", "[1]", "not a JSON object"),
+        ("tokenizer_config.json", "{", "Expecting property name"),
+    ],
+)
+def test_each_fault_of_a_file_beside_the_weights_is_found(pair, file, content, said):
+    (pair[0] / file).write_text(content)
+    [(name, detail)] = failing(verify(pair[0])).items()
+    assert name == "the files beside the weights can be read" and said in detail and file in detail
+
+
 def test_a_changed_byte_is_found_by_the_hash(pair):
     rewrite(pair[0], flip_one_bit, rehash=False)
     assert failing(verify(pair[0])) == {"files have the hashes in report.json": "1: model.safetensors"}

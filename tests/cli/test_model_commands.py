@@ -167,7 +167,7 @@ def test_verify_exits_1_when_a_check_fails(tiny_svd_llama, tiny_llama, tmp_path,
     code, result = run_json(capsys, "verify", directory, "--base", tiny_llama)
     assert code == 0 and result["ok"] and all(check["ok"] for check in result["checks"])
     assert main(["verify", str(directory)]) == 0
-    assert capsys.readouterr().out.count("ok  ") == 6
+    assert capsys.readouterr().out.count("ok  ") == 7
 
 
 COMMANDS = {

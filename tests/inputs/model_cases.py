@@ -234,6 +234,10 @@ CASES = [
         "base has another fingerprint than the model that model was made from (tiny)",
     ),
     Case("NaN among the weights", COMPRESS, scaled(float("nan"), UP), f"{UP} holds NaN or infinite values", 1),
+    Case("NaN among the weights, of which it reads none", "plan model --block 2", scaled(float("nan"), UP)),
+    Case(
+        "NaN among the weights, of which it reads none", "inspect model", scaled(float("nan"), HEAD, model="svd_llama")
+    ),
     Case("NaN among the weights", EVALUATE, scaled(float("nan"), UP), f"non-finite values in {UP}", 1),
     Case(
         "weights so large that the hidden states overflow",

@@ -35,6 +35,8 @@ ALPACA = {"instruction": "Say it.", "input": TEXT, "output": "Said."}
 LINES = "".join(json.dumps({"text": TEXT}) + "\n" for _ in range(3))
 RECOVER = "recover --model model --data {} --output out --steps 1 --batch 1 --micro-batch 1 --window 32 --lora-rank 2"
 RECOVER += " --validation-windows 1"
+TWO_TEXTS = RECOVER.format("a.txt") + " --validation b.txt"
+FOREIGN = "the tokenizer of model gives id 5000, the model has 259 embeddings; copy the model's own tokenizer"
 
 
 def trained(name, content):
@@ -45,6 +47,22 @@ def trained(name, content):
         folder.write(name, content)
 
     return RECOVER.format(name), build
+
+
+def foreign_tokens(name):
+    """A builder: `trained`, with a tokenizer whose z is a token that the model does not have; it is in text `name`."""
+
+    def build(folder):
+        write_report(dense(folder, "svd_llama"))
+        path = folder.path / "model" / "tokenizer.json"
+        found = json.loads(path.read_text())
+        found["model"]["vocab"]["z"] = 5000
+        path.write_text(json.dumps(found))
+        folder.write("a.txt", TEXT)
+        folder.write("b.txt", TEXT * 2)
+        folder.write(name, "zz" * 99 + (folder.path / name).read_text())
+
+    return build
 
 
 def archive():
@@ -114,6 +132,8 @@ CASES = [
     Case("an empty text", EVALUATE, text(" \n"), "text text.txt is empty", 1),
     Case("too short a text", COMPRESS, text("a few words"), "the calibration text has 11 tokens", 1),
     Case("too short a text to train on", *trained("a.txt", "a few words"), "a.txt has 12 tokens in 1 documents", 1),
+    Case("tokens that the model has not, to train on", TWO_TEXTS, foreign_tokens("a.txt"), FOREIGN, 1),
+    Case("the same in the text to choose by", TWO_TEXTS, foreign_tokens("b.txt"), FOREIGN, 1),
     Case("a text in another encoding", EVALUATE, text(b"caf\xe9" * 99), "text text.txt is not UTF-8 (byte 0xe9", 1),
     Case("UTF-16 without its mark", EVALUATE, text(TEXT.encode("utf-16-le")), ZEROS, 1),
     Case(

@@ -201,6 +201,16 @@ def test_bad_input_is_refused_before_the_output_exists(tiny_llama, compressed, t
         recover(compressed, text, out, Settings(window=600))
     with pytest.raises(CheckpointError, match="is a dense llama model"):
         recover(tiny_llama, text, out, Settings(**QUICK))
+    damaged = shutil.copytree(compressed, tmp_path / "damaged")
+    (damaged / "generation_config.json").write_text("[1]")
+    with pytest.raises(CheckpointError, match="not a JSON object"):
+        recover(damaged, text, out, Settings(**QUICK))
+    larger = json.loads((compressed / "tokenizer.json").read_text())
+    larger["model"]["vocab"]["q"] = 259
+    (damaged / "tokenizer.json").write_text(json.dumps(larger))
+    shutil.copy(compressed / "generation_config.json", damaged)
+    with pytest.raises(CheckpointError, match="gives id 259, the model has 259 embeddings"):
+        recover(damaged, text, out, Settings(**QUICK))
     assert not out.exists()
 
 

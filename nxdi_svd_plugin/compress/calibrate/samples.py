@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from nxdi_svd_plugin.checkpoint.source import SourceConfig
-from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
+from nxdi_svd_plugin.errors import CalibrationError
 from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 from nxdi_svd_plugin.recipe import DEFAULT_SAMPLES, Calibration
 from nxdi_svd_plugin.texts import BUILTIN, Text
@@ -48,20 +48,6 @@ def windows(ids: torch.Tensor, calibration: Calibration) -> torch.Tensor:
     generator = torch.Generator().manual_seed(calibration.seed)
     chosen = torch.randperm(available, generator=generator)[: calibration.samples].sort().values
     return ids[: available * calibration.length].reshape(available, calibration.length)[chosen]
-
-
-def check_ids(config: SourceConfig, ids: torch.Tensor) -> None:
-    """Refuse token ids beyond the model's vocabulary: the tokenizer belongs to another model.
-
-    Raises:
-        CheckpointError: an id is too large.
-    """
-    largest = int(ids.max())
-    if largest >= config.raw["vocab_size"]:
-        raise CheckpointError(
-            f"the tokenizer of {config.directory} gives id {largest}, the model has "
-            f"{config.raw['vocab_size']} embeddings; copy the model's own tokenizer into the directory"
-        )
 
 
 def warn_of_few(config: SourceConfig, samples: torch.Tensor) -> None:

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 import transformers
 
+from nxdi_svd_plugin.checkpoint.carried import carried
 from nxdi_svd_plugin.checkpoint.layout import Entries, tensor_bytes
 from nxdi_svd_plugin.checkpoint.names import layer_prefix, mlp_weights, projection_prefix
 from nxdi_svd_plugin.checkpoint.reader import Reader
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, read_config
 from nxdi_svd_plugin.compress.calibrate.groups import Groups
-from nxdi_svd_plugin.compress.calibrate.samples import check_ids, tokenize, warn_of_few, windows
+from nxdi_svd_plugin.compress.calibrate.samples import tokenize, warn_of_few, windows
 from nxdi_svd_plugin.compress.plan.budget import check_patterns
 from nxdi_svd_plugin.compress.plan.cost import disk_needs
 from nxdi_svd_plugin.compress.plan.degenerate import survey, warn
@@ -27,6 +28,7 @@ from nxdi_svd_plugin.compress.plan.limits import Limits
 from nxdi_svd_plugin.compress.plan.ranks import decide_ranks, larger
 from nxdi_svd_plugin.compress.plan.widths import check_budget
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
+from nxdi_svd_plugin.modeling.finite import check_ids
 from nxdi_svd_plugin.recipe import Recipe
 from nxdi_svd_plugin.stored.layers import FORMAT_VERSION, Layers, Mlp
 from nxdi_svd_plugin.stored.projection import Dense
@@ -64,10 +66,11 @@ def prepare(model_dir: Path, recipe: Recipe) -> Job:
     check_budget(config, recipe)
     reader = Reader(config.directory)
     reader.check_tensors(config)
+    carried(config.directory)  # what the last step copies must be readable now
     _check_length(config, recipe)
     text = read_text(recipe.calibration.text)
     samples = windows(tokenize(config.directory, text, recipe.calibration), recipe.calibration)
-    check_ids(config, samples)
+    check_ids(config.directory, config.raw["vocab_size"], samples)
     warn_of_few(config, samples)
     limits = survey(reader, config, Groups.of(config, recipe))
     warn(limits)
