@@ -74,6 +74,23 @@ def adapter_class() -> type:
             """What peft would warn that it does not know."""
             return module.in_features, module.out_features
 
+        def update_layer(self, *args: Any, **options: Any) -> None:
+            """As in peft.
+
+            Raises:
+                SvdError: a kind of LoRA that begins from the weight, of which there are only the factors.
+            """
+            try:
+                super().update_layer(*args, **options)
+            except AttributeError as error:
+                if "no attribute 'weight'" not in str(error):
+                    raise
+                raise SvdError(
+                    "this kind of LoRA (use_dora or init_lora_weights) begins from the weight, and a low-rank "
+                    "projection has only its factors; use plain LoRA, or name attention projections alone in "
+                    "target_modules"
+                ) from error
+
         def merge(self, *_args: Any, **_options: Any) -> None:
             """Not possible: the sum of the factors' product and an adapter has a larger rank than is stored.
 

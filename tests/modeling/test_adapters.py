@@ -108,6 +108,15 @@ def test_merging_is_refused_and_unloading_gives_the_model_back(tiny_svd_llama):
         assert torch.equal(back(IDS).logits, load_model(tiny_svd_llama)(IDS).logits)
 
 
+@pytest.mark.parametrize(
+    "options", [{"use_dora": True}, {"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"}]
+)
+def test_what_begins_from_the_weight_is_refused_where_there_is_none(options, tiny_svd_llama):
+    assert with_adapters(adapted(tiny_svd_llama, ["q_proj"], **options))
+    with pytest.raises(SvdError, match="begins from the weight.*use plain LoRA"):
+        adapted(tiny_svd_llama, ["q_proj", "up_proj"], **options)
+
+
 def test_configs_of_other_models_stay_what_they_are(tiny_llama):
     config = peft.LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
     model = peft.get_peft_model(load_model(tiny_llama), config)
