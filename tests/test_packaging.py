@@ -75,7 +75,7 @@ def test_the_sdist_has_what_people_look_for(built):
     assert not [name for name in names if name.endswith(".pyc") or "__pycache__" in name]
 
 
-def test_what_is_installed_reads_its_data_and_has_its_commands(built, tmp_path):
+def test_what_is_installed_reads_its_data_and_has_its_commands(built, tiny_llama, tmp_path):
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps"]
     subprocess.run([*pip, "--target", str(tmp_path / "site"), str(built[1])], check=True)
     code = """
@@ -99,6 +99,11 @@ print(len(found.metadata.get_all("Classifier")), found.metadata.get_all("Project
     assert first == f"{len((ROOT / 'nxdi_svd_plugin/data/calibration.txt').read_text())} True"
     assert second == "[('console_scripts', 'nxdi-svd'), ('vllm.general_plugins', 'nxdi_svd')] Apache-2.0"
     assert int(third.split()[0]) >= 8 and "arxiv.org/abs/2510.25977" in third
+    command, dry = tmp_path / "site" / "bin" / "nxdi-svd", f"{tiny_llama} --output out --block 2 --length 64 --dry-run"
+    for words, said in (("version", "nxdi-svd-plugin"), (f"compress {dry} --quiet", "all checks passed")):
+        done = subprocess.run([sys.executable, str(command), *words.split()], **run)
+        assert done.returncode == 0 and said in done.stdout and not done.stderr, done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_module_that_is_imported_at_import_time_is_required():
