@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nxdi_svd_plugin"
 FLOORS = [
-    {"errors", "version", "hardware", "import_hook", "strict_yaml", "texts", "versions"},
+    {"errors", "version", "hardware", "import_hook", "lfs", "strict_yaml", "texts", "versions"},
     {"stored"},
     {"recipe", "factorize", "simulator"},
     {"checkpoint", "kernels"},
@@ -22,8 +22,8 @@ STAIRS = {
     "simulator": ["place", "program", "machine", "front"],
 }
 """Folders inside a unit, from below: each imports those before it only."""
-SAME_FLOOR = {("recover", "evaluate"), ("report", "modeling")}
-SAME_FLOOR |= {(name, "errors") for name in ("strict_yaml", "texts", "versions")}
+SAME_FLOOR = {("recover", "evaluate"), ("report", "modeling"), ("texts", "lfs")}
+SAME_FLOOR |= {(name, "errors") for name in ("lfs", "strict_yaml", "texts", "versions")}
 NXDI_PACKAGES = {"neuronx_distributed", "neuronx_distributed_inference", "torch_neuronx", "torch_xla"}
 NKI_PACKAGES = {"neuronxcc", "nki"}
 FILES = sorted(PACKAGE.rglob("*.py"))

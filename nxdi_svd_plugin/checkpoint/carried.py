@@ -8,10 +8,10 @@ from pathlib import Path
 
 from nxdi_svd_plugin.checkpoint.atomic import json_bytes
 from nxdi_svd_plugin.checkpoint.generation import read_generation
-from nxdi_svd_plugin.checkpoint.lfs import refuse_pointer
 from nxdi_svd_plugin.checkpoint.names import OTHER_FILES, TOKENIZER_CONFIG, TOKENIZER_FILES, read_json
 from nxdi_svd_plugin.checkpoint.spellings import tokenizer_config_for_both
 from nxdi_svd_plugin.errors import CheckpointError
+from nxdi_svd_plugin.lfs import refuse_pointer
 
 TERMS = re.compile(r"(licen[cs]e|notice|copying|use_policy)\b", re.IGNORECASE)
 """Names of the files in which a model says on what terms it may be passed on."""

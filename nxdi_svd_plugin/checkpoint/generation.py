@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nxdi_svd_plugin.checkpoint.lfs import refuse_pointer
 from nxdi_svd_plugin.checkpoint.names import GENERATION, read_json
 from nxdi_svd_plugin.errors import CheckpointError
+from nxdi_svd_plugin.lfs import refuse_pointer
 
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 LARGEST = 2**63

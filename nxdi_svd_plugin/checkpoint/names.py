@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nxdi_svd_plugin.lfs import refuse_pointer
 from nxdi_svd_plugin.stored.projection import PROJECTIONS
 
 CONFIG = "config.json"
@@ -74,7 +76,12 @@ def shard_name(index: int, count: int) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; errors are the caller's."""
+    """A JSON object from a file; errors are the caller's.
+
+    Raises:
+        CheckpointError: a Git LFS pointer.
+    """
+    refuse_pointer(path)
     loaded = parse_json(path.read_text(encoding="utf-8"))
     if not isinstance(loaded, dict):
         raise ValueError("not a JSON object")
@@ -82,15 +89,22 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: str) -> Any:
-    """A JSON value; Python would also take NaN and Infinity.
+    """A JSON value; Python would also take NaN and Infinity, and make infinity of 1e999.
 
     Raises:
         ValueError: not JSON.
     """
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except RecursionError as error:
         raise ValueError("its brackets are nested too deep") from error
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"it holds {digits[:20]}, which is too large a number")
+    return value
 
 
 def _refuse(constant: str) -> None:

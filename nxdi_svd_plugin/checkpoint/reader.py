@@ -4,20 +4,20 @@ work."""
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from nxdi_svd_plugin.checkpoint.layout import CODES
-from nxdi_svd_plugin.checkpoint.lfs import refuse_pointer
-from nxdi_svd_plugin.checkpoint.names import HEAD, INDEX, ROTARY_BUFFER, SINGLE_FILE
+from nxdi_svd_plugin.checkpoint.names import EMBEDDING, HEAD, INDEX, ROTARY_BUFFER, SINGLE_FILE, read_json
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, check_buildable
 from nxdi_svd_plugin.checkpoint.tensors import expected_tensors
 from nxdi_svd_plugin.errors import CheckpointError
+from nxdi_svd_plugin.lfs import refuse_pointer
 from nxdi_svd_plugin.stored.dtypes import DTYPES
 
 TYPES = {CODES[getattr(torch, name)]: getattr(torch, name) for name in DTYPES}
@@ -83,9 +83,11 @@ class Reader:
         """Compare names and shapes with what the config's architecture has.
 
         Raises:
-            CheckpointError: a missing, unexpected or wrongly shaped tensor, or a config that transformers cannot build.
+            CheckpointError: a missing, unexpected or wrongly shaped tensor, a head that is not what the config says,
+                or a config that transformers cannot build.
         """
         check_buildable(config)
+        self.check_head(config.raw)
         expected = expected_tensors(config)
         missing = [name for name in expected if name not in self.tensors]
         extra = [n for n in self.tensors if n not in expected and n != HEAD and not ROTARY_BUFFER.fullmatch(n)]
@@ -100,6 +102,26 @@ class Reader:
                     f"{self.directory}: {name} has shape {list(self.tensors[name].shape)}; "
                     f"config.json says {list(shape)}"
                 )
+
+    def check_head(self, raw: Mapping[str, Any]) -> None:
+        """Refuse a head that is stored beside embeddings that it is said to be: transformers would read only these.
+
+        Args:
+            raw: config.json.
+        Raises:
+            CheckpointError: they differ.
+        """
+        if not raw.get("tie_word_embeddings") or not {HEAD, EMBEDDING} <= set(self.tensors):
+            return
+        first, second = (self.tensors[name] for name in (HEAD, EMBEDDING))
+        if (first.dtype, first.shape) == (second.dtype, second.shape):
+            with _open(self.directory / first.file) as a, _open(self.directory / second.file) as b:
+                if torch.equal(a.get_tensor(HEAD), b.get_tensor(EMBEDDING)):
+                    return
+        raise CheckpointError(
+            f"{self.directory}: config.json says that the output head is the embeddings (tie_word_embeddings), and "
+            f"{HEAD} is stored and differs from them; set it to false, or remove the tensor"
+        )
 
     def finite_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor once, with its name.
@@ -168,8 +190,8 @@ def _files(directory: Path) -> tuple[list[str], dict[str, str] | None]:
 
 def _load_index(path: Path) -> dict[str, str]:
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
+        index = read_json(path)["weight_map"]
+    except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} is not a safetensors index ({error!r}); restore it from the source") from error
     if not isinstance(index, dict) or not index or not all(isinstance(file, str) for file in index.values()):
         raise CheckpointError(f"{path}: weight_map must map tensor names to file names")

@@ -9,20 +9,30 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from nxdi_svd_plugin.checkpoint.generation import check_special
-from nxdi_svd_plugin.checkpoint.lfs import refuse_pointer
 from nxdi_svd_plugin.checkpoint.names import CONFIG, UNFINISHED, parse_json
 from nxdi_svd_plugin.checkpoint.spellings import config_for_both
 from nxdi_svd_plugin.errors import CheckpointError, SvdError
+from nxdi_svd_plugin.lfs import refuse_pointer
 from nxdi_svd_plugin.stored.layers import MODEL_TYPES, Layers, parse_layers
 from nxdi_svd_plugin.stored.projection import PROJECTIONS, READS
 
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 HEAD_SIZES = ("num_key_value_heads", "head_dim")
 """Derived from the others where they are null or left out."""
-
+SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
+RETURNED = (
+    "return_dict",
+    "use_return_dict",
+    "torchscript",
+    "output_attentions",
+    "output_hidden_states",
+    "is_encoder_decoder",
+)
+"""Keys that change what a forward pass gives back, and nothing that it computes."""
 
 ADAPTER = "adapter_config.json"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -70,12 +80,6 @@ def read_config(directory: str | Path) -> SourceConfig:
             f"{directory / CONFIG} has model_type {model_type!r}; supported are {', '.join(MODEL_TYPES)}"
             + (" (mixture-of-experts models have no single MLP to factor)" if "num_local_experts" in raw else "")
         )
-    if raw.get("quantization_config"):
-        found = raw["quantization_config"]
-        method = found.get("quant_method", "unknown") if isinstance(found, dict) else found
-        raise CheckpointError(
-            f"{directory} is quantized ({method}); give the unquantized model (float32, bfloat16 or float16)"
-        )
     check_sizes(directory, raw)
     if raw["intermediate_size"] < raw["hidden_size"]:
         raise CheckpointError(
@@ -118,8 +122,6 @@ def read_compressed(directory: Path) -> CompressedConfig:
             f"expected {' or '.join(names)}, and the object svd_config"
         )
     check_sizes(directory, raw)
-    if "quantization_config" in raw:
-        raise CheckpointError(f"{directory / CONFIG} has a quantization_config; compressed models have none: remove it")
     if raw.get("mlp_bias"):
         raise CheckpointError(f"{directory / CONFIG} has mlp_bias; compressed models have no MLP biases: remove it")
     hidden, intermediate, count = raw["hidden_size"], raw["intermediate_size"], raw["num_hidden_layers"]
@@ -175,17 +177,25 @@ def _refuse_adapter(directory: Path, *, alone: bool) -> None:
 
 def _instead(directory: Path) -> str:
     """What to give in place of a directory that is not there: perhaps it is the name of a model on the hub."""
+    if directory.exists():
+        return f"give the directory of the model, {directory.parent}"
     if HUB_ID.fullmatch(str(directory)):
         return f"if it is a model on the Hugging Face hub: `hf download {directory} --local-dir {directory.name}`"
     return "give a local Hugging Face model directory"
 
 
 def check_sizes(directory: Path, raw: dict[str, Any]) -> None:
-    """Raises CheckpointError for a size in config.json that is no positive integer, an activation that is not SiLU, or
-    a special token that is no token id.
+    """Raises CheckpointError for a quantized model, a size in config.json that is no positive integer, an activation
+    that is not SiLU, a switch that is not true or false, or a special token that is no token id.
 
     Sizes that have defaults and its epsilon are checked where they are given.
     """
+    if raw.get("quantization_config"):
+        found = raw["quantization_config"]
+        method = found.get("quant_method", "unknown") if isinstance(found, dict) else found
+        raise CheckpointError(
+            f"{directory} is quantized ({method}); give the unquantized model (float32, bfloat16 or float16)"
+        )
     if (act := raw.get("hidden_act", "silu")) not in ("silu", "swish"):
         raise CheckpointError(f"{directory / CONFIG} has hidden_act {act!r}; only SiLU MLPs (silu) are supported")
     eps = raw.get("rms_norm_eps", 1e-6)
@@ -195,7 +205,15 @@ def check_sizes(directory: Path, raw: dict[str, Any]) -> None:
     for key in (*SIZES, *given, *(["max_position_embeddings"] if "max_position_embeddings" in raw else [])):
         if not isinstance(raw.get(key), int) or isinstance(raw[key], bool) or raw[key] < 1:
             raise CheckpointError(f"{directory / CONFIG} has {key} = {raw.get(key)!r}; expected a positive integer")
+    for key in SWITCHES:
+        if not isinstance(raw.get(key), (bool, NoneType)):
+            raise CheckpointError(f"{directory / CONFIG} has {key} = {raw[key]!r}; expected true or false")
     check_special(directory / CONFIG, raw)
+    if (pad := raw.get("pad_token_id")) is not None and pad >= raw["vocab_size"]:
+        raise CheckpointError(
+            f"{directory / CONFIG} has pad_token_id = {pad}, the model has {raw['vocab_size']} embeddings; set it to "
+            "null or to the end token"
+        )
 
 
 @contextmanager
@@ -229,10 +247,10 @@ def one_layer_config(config: SourceConfig) -> Any:
 
 
 def transformers_config(raw: Mapping[str, Any]) -> Any:
-    """The transformers config of what `read_raw` gave."""
+    """The transformers config of what `read_raw` gave, for a model that gives back what it does by default."""
     from transformers import AutoConfig
 
-    values = {key: value for key, value in as_known_here(raw).items() if key != "model_type"}
+    values = {key: value for key, value in as_known_here(raw).items() if key not in ("model_type", *RETURNED)}
     return AutoConfig.for_model(raw["model_type"], **copy.deepcopy(values))  # transformers 5 edits it
 
 

@@ -26,6 +26,9 @@ NOT_THE_MODELS = (
     ),
 )
 """Keys that name code to run (`attn_implementation` may name a repository of kernels) or a choice of whoever saved."""
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+"""Those of transformers 4.51 and newer (modeling_rope_utils.py, ROPE_INIT_FUNCTIONS)."""
+FLOATS = ("float32", "bfloat16", "float16", "float64")
 GENERIC = "PreTrainedTokenizerFast"
 """The tokenizer class of both that reads tokenizer.json as it is; transformers 5 also calls it TokenizersBackend."""
 
@@ -38,7 +41,7 @@ def config_for_both(raw: Mapping[str, Any]) -> dict[str, Any]:
             of a head, or sliding windows in layers where transformers 4 has none.
     """
     config = {key: copy.deepcopy(value) for key, value in raw.items() if key not in NOT_THE_MODELS}
-    if config.get("quantization_config", True) is None:  # not quantized, which transformers says by leaving it out
+    if not config.get("quantization_config", True):  # not quantized, which transformers says by leaving it out
         del config["quantization_config"]
     _check_windows(config)
     return {**config, **_rope(config), **_dtype(config)}
@@ -59,6 +62,8 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
         raise _contradiction("rope_theta", theta, "rope_parameters.rope_theta", theirs["rope_theta"])
     if scaling is not None and _normal(scaling) != without:
         raise _contradiction("rope_scaling", scaling, "rope_parameters", parameters)
+    if without["rope_type"] not in ROPE_TYPES:
+        raise CheckpointError(f"rope_type is {without['rope_type']!r}; expected one of {', '.join(ROPE_TYPES)}")
     scaled = None if without == {"rope_type": "default"} else without
     base = {} if theirs["rope_theta"] is None else {"rope_theta": _base(theirs["rope_theta"])}
     return {**base, "rope_scaling": scaled, "rope_parameters": {**without, **base}}
@@ -94,13 +99,21 @@ def _check_part(config: Mapping[str, Any], parameters: dict[str, Any]) -> None:
 
 def _dtype(config: Mapping[str, Any]) -> dict[str, Any]:
     """torch_dtype (transformers 4) and dtype (5)."""
-    old, new = config.get("torch_dtype"), config.get("dtype")
+    old, new = (_plain_dtype(key, config.get(key)) for key in ("torch_dtype", "dtype"))
     if old is None and new is None:
         return {}
     if None not in (old, new) and old != new:
         raise _contradiction("torch_dtype", old, "dtype", new)
     found = new if old is None else old
     return {"torch_dtype": found, "dtype": found}
+
+
+def _plain_dtype(key: str, found: Any) -> str | None:
+    """A dtype without the "torch." that some write before it."""
+    name = found.removeprefix("torch.") if isinstance(found, str) else found
+    if name is not None and name not in FLOATS:
+        raise CheckpointError(f"{key} is {found!r}; expected one of {', '.join(FLOATS)}")
+    return name
 
 
 def _check_windows(config: Mapping[str, Any]) -> None:

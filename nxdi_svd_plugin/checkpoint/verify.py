@@ -16,9 +16,10 @@ from nxdi_svd_plugin.checkpoint.carried import carried
 from nxdi_svd_plugin.checkpoint.layout import tensor_bytes
 from nxdi_svd_plugin.checkpoint.names import HEAD, NOBODY, ORDER, REPORT, ROTARY_BUFFER
 from nxdi_svd_plugin.checkpoint.reader import Reader, file_sha256
-from nxdi_svd_plugin.checkpoint.source import check_buildable, read_compressed
+from nxdi_svd_plugin.checkpoint.source import check_buildable, read_compressed, read_config
 from nxdi_svd_plugin.checkpoint.tensors import stored_tensors
 from nxdi_svd_plugin.errors import CheckpointError
+from nxdi_svd_plugin.lfs import refuse_pointer
 from nxdi_svd_plugin.stored.cells import pivot_runs
 from nxdi_svd_plugin.stored.layers import Layers, Mlp, groups_of
 from nxdi_svd_plugin.stored.projection import READS
@@ -44,7 +45,7 @@ def verify(directory: Path, recorded: Recorded, base: Path | None = None) -> lis
     what was not compressed equals it.
 
     Raises:
-        CheckpointError: the directory or a file cannot be read at all, or it is not a compressed one.
+        CheckpointError: the directory or a file cannot be read at all, it is not a compressed one, or the base is.
     """
     config = read_compressed(directory)
     check_buildable(config.dense)
@@ -61,7 +62,7 @@ def verify(directory: Path, recorded: Recorded, base: Path | None = None) -> lis
     if base is not None:
         whole = config.dense.intermediate
         moved = {i for i, mlp in config.layers.items() if any(pivot_runs(mlp)) or mlp.width < whole}
-        checks.append(check_base(reader, Reader(base), expected, order, moved))
+        checks.append(check_base(reader, Reader(read_config(base).directory), expected, order, moved))
     return checks
 
 
@@ -126,9 +127,10 @@ def neuron_order(directory: Path) -> torch.Tensor | None:
     """Where each stored intermediate neuron was in the source [layers, I], NOBODY after the last of a layer that keeps
     fewer; None where no file says so."""
     path = directory / ORDER
+    refuse_pointer(path)
     try:
         return torch.from_numpy(numpy.load(path, allow_pickle=False)).long() if path.is_file() else None
-    except (OSError, ValueError) as error:
+    except (EOFError, OSError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}; compress the model again") from error
 
 

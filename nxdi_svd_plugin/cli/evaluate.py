@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         from nxdi_svd_plugin.report.record import Report
 
         Report.read(Path(args.model))  # before the measuring
-    measure = layers if args.layers else tasks if args.tasks else perplexity
+    measure = layers if args.layers else tasks if args.tasks is not None else perplexity
     found, text = measure(args)
     if args.record:
         from nxdi_svd_plugin.report.keep import keep

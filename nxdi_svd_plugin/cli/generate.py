@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import Any
 
-from nxdi_svd_plugin.cli.options import add_dtype_option, add_model_option, number, positive
+from nxdi_svd_plugin.cli.options import add_dtype_option, add_model_option, number, positive, seed
 from nxdi_svd_plugin.cli.output import emit
 
 EPILOG = """\
@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
     prompt.add_argument(
         "--temperature", type=number, default=0.0, metavar="T", help="0 is greedy (default); else samples of all tokens"
     )
-    prompt.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling (default: 0)")
+    prompt.add_argument("--seed", type=seed, default=0, metavar="N", help="of the sampling (default: 0)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -111,9 +111,11 @@ def prompt_ids(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
     """Token ids of the prompt, as it is or as the user's turn of a chat.
 
     Raises:
-        RecipeError: an empty prompt, one that is no UTF-8, or --chat without a chat template.
+        RecipeError: an empty prompt, one that is no UTF-8, or --chat without a chat template. CalibrationError: the
+            template is damaged or refuses the prompt.
     """
     from nxdi_svd_plugin.errors import RecipeError
+    from nxdi_svd_plugin.texts.records import by_template
 
     if any(0xD800 <= ord(letter) < 0xE000 for letter in prompt):
         raise RecipeError("the prompt is not valid UTF-8; check the encoding of the terminal")
@@ -121,7 +123,7 @@ def prompt_ids(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
         if not getattr(tokenizer, "chat_template", None):
             raise RecipeError("the model has no chat template; leave --chat away")
         turn = [{"role": "user", "content": prompt}]
-        prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        prompt = by_template(tokenizer, turn, "--chat", add_generation_prompt=True)
     ids: list[int] = tokenizer(prompt, add_special_tokens=not chat)["input_ids"]
     if not ids:
         raise RecipeError("the prompt is empty; give --prompt some text")

@@ -34,7 +34,7 @@ def place_model(args: argparse.Namespace, unknown: list[str], parser: argparse.A
     if not hasattr(args, "word"):
         return unknown
     found = [word for word in (args.word, args.model) if word is not None]
-    if not found and unknown and not unknown[0].startswith("-"):
+    if not found and unknown and unknown[0] and not unknown[0].startswith("-"):
         found, unknown = [expanded(unknown[0])], unknown[1:]
     if not found and not unknown:
         parser.error(f"MODEL is missing: `{parser.prog} MODEL`, the directory of a model")
@@ -46,7 +46,13 @@ def place_model(args: argparse.Namespace, unknown: list[str], parser: argparse.A
 
 
 def expanded(text: str) -> str:
-    """A path with `~` replaced, for argparse: a shell leaves --model=~/x as it is."""
+    """A path with `~` replaced, for argparse: a shell leaves --model=~/x as it is.
+
+    Raises:
+        ArgumentTypeError: none, as an unset variable of a shell gives; Python would take it for the current directory.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty; is a variable not set?")
     return os.path.expanduser(text)
 
 
@@ -76,4 +82,12 @@ def not_negative(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return value
+
+
+def seed(text: str) -> int:
+    """A seed that torch takes, for argparse."""
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 2^63 - 1")
     return value

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from nxdi_svd_plugin.checkpoint.atomic import json_text
+from nxdi_svd_plugin.cli.options import expanded
 from nxdi_svd_plugin.errors import RecipeError, SvdError
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -25,7 +26,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--log-level", choices=LEVELS, default="info", help="least severe message shown; debug: tracebacks too (info)"
     )
-    group.add_argument("--log-file", metavar="FILE", help="append the log to FILE too")
+    group.add_argument("--log-file", type=expanded, metavar="FILE", help="append the log to FILE too")
     group.add_argument("--quiet", action="store_true", help="no progress, and only errors in the log")
 
 

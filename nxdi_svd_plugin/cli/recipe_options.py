@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from nxdi_svd_plugin.cli.options import expanded, number
+from nxdi_svd_plugin.cli.options import expanded, number, seed
 from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.recipe import ALLOCATIONS, FACTOR_DTYPES, OBJECTIVES, PRESETS, Recipe, from_yaml, preset
 
@@ -59,7 +59,7 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--calibration", type=expanded, metavar="FILE", help="text, see docs/inputs.md (builtin)")
     group.add_argument("--samples", type=int, help="calibration windows (default: 56)")
     group.add_argument("--length", type=int, help="tokens in each window (default: 512)")
-    group.add_argument("--seed", type=int, help="which windows of a longer text (default: 0)")
+    group.add_argument("--seed", type=seed, help="which windows of a longer text (default: 0)")
 
 
 def recipe_from(args: argparse.Namespace) -> Recipe:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nxdi_svd_plugin.cli.options import add_model_option, number, path
+from nxdi_svd_plugin.cli.options import add_model_option, number, path, seed
 from nxdi_svd_plugin.cli.output import emit
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ NUMBERS = (
     ("evaluate_every", int, "steps between evaluations [25]"),
     ("patience", int, "evaluations without progress until it stops [4]"),
     ("validation_windows", int, "validation windows at most [16]"),
-    ("seed", int, "order of the windows and start of the adapters [0]"),
+    ("seed", seed, "order of the windows and start of the adapters [0]"),
 )
 
 

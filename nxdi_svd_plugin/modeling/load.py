@@ -74,7 +74,8 @@ def load_model(directory: str | Path, dtype: torch.dtype | str = "auto") -> PreT
         raise CheckpointError(
             f"{directory} brings code of its own ({CUSTOM_GENERATE}), which transformers would run: use a copy without"
         )
-    Reader(directory, doubles=True)  # damaged files, pointers, paths outside, dtypes that nothing here computes with
+    # damaged files, pointers, paths outside, dtypes that nothing here computes with
+    Reader(directory, doubles=True).check_head(config)
     register()
     options: dict[str, Any] = {DTYPE_ARGUMENT: dtype, "output_loading_info": True, "local_files_only": True}
     options |= {"use_safetensors": True, "trust_remote_code": False}

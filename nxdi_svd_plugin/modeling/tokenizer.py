@@ -6,16 +6,17 @@ import importlib.util
 import json
 import logging
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from nxdi_svd_plugin.checkpoint.lfs import refuse_pointer
 from nxdi_svd_plugin.checkpoint.names import TOKENIZER_CONFIG, TOKENIZER_FILES, read_json
 from nxdi_svd_plugin.checkpoint.source import read_raw
 from nxdi_svd_plugin.checkpoint.spellings import GENERIC, tokenizer_config_for_both
 from nxdi_svd_plugin.errors import CheckpointError, MissingExtraError
+from nxdi_svd_plugin.lfs import refuse_pointer
 from nxdi_svd_plugin.modeling.load import transformers_errors_only
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -47,7 +48,9 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
             tokenizer = _load(directory, config)
     except Exception as error:  # the class that the library tokenizers raises
         _check_readers(directory, error)
-        raise CheckpointError(_unreadable(directory, config, error)) from error
+        # behind a missing reader of a tokenizer.model, which transformers tries next: why tokenizer.json was refused
+        first = error.__context__ if isinstance(error, ImportError) else None
+        raise CheckpointError(_unreadable(directory, config, first or error)) from error
     if config.get("auto_map"):
         logger.warning(
             "%s names code of its own (auto_map), which is not run; transformers' %s reads its files",
@@ -60,9 +63,12 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
 def _config(directory: Path) -> dict[str, Any]:
     path = directory / TOKENIZER_CONFIG
     try:
-        return read_json(path) if path.is_file() else {}
+        found = read_json(path) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); restore it from the model") from error
+    if not isinstance(longest := found.get("model_max_length"), (int, float, NoneType)):
+        raise CheckpointError(f"{path} has model_max_length = {longest!r}; expected a number")
+    return found
 
 
 def _load(directory: Path, config: dict[str, Any]) -> PreTrainedTokenizerBase:
@@ -94,7 +100,7 @@ def _installed(module: str) -> bool:
         return False
 
 
-def _unreadable(directory: Path, config: dict[str, Any], error: Exception) -> str:
+def _unreadable(directory: Path, config: dict[str, Any], error: BaseException) -> str:
     said = " ".join(str(error).split())[:200] or type(error).__name__
     if config.get("auto_map"):
         return (

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from nxdi_svd_plugin.errors import CalibrationError
+from nxdi_svd_plugin.lfs import refuse_pointer
 from nxdi_svd_plugin.texts.files import holds_records, opened
 from nxdi_svd_plugin.texts.records import begins_with_record, document, read_records, whole_characters
 
@@ -144,7 +145,7 @@ def read_text(source: str) -> Text:
     """A text by name ("builtin", "builtin-heldout") or path.
 
     Raises:
-        CalibrationError: no such file, or one that may not be read.
+        CalibrationError: no such file, or one that may not be read. CheckpointError: a Git LFS pointer.
     """
     if source == BUILTIN:
         return Text(source, content=SHIPPED.read_text(encoding="utf-8"))
@@ -156,9 +157,11 @@ def read_text(source: str) -> Text:
     try:
         with open(path, "rb") as file:
             file.read(1)
-    except OSError as error:
+        refuse_pointer(path)
+    except (OSError, ValueError) as error:  # the second for a name with a zero byte
+        said = getattr(error, "strerror", error)
         raise CalibrationError(
-            f"text {source} cannot be read ({error.strerror}); give a text file, a .jsonl file, {BUILTIN} or {HELDOUT}"
+            f"text {source} cannot be read ({said}); give a text file, a .jsonl file, {BUILTIN} or {HELDOUT}"
         ) from error
     return Text(path.name, path)
 

@@ -71,6 +71,10 @@ def _array(file: TextIO, name: str) -> Iterator[tuple[str, Any]]:
             yield f"{name} record {number}", record
             number, text = number + 1, text[end:].lstrip(" \t\r\n,")
         if text[:1] == "]":
+            if (text[1:] + file.read(BLOCK)).strip():
+                raise CalibrationError(
+                    f"{name} goes on after its array of {number - 1} records; expected one array, or one object a line"
+                )
             return
         if not block:
             raise CalibrationError(f"{name} ends inside its array, after record {number - 1}; is the file cut off?")
@@ -126,8 +130,19 @@ def conversation(messages: Any, place: str, tokenizer: Any = None) -> str:
         return ""
     if not getattr(tokenizer, "chat_template", None):
         return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+    return by_template(tokenizer, messages, place)
+
+
+def by_template(tokenizer: Any, messages: list[dict[str, str]], place: str, **options: Any) -> str:
+    """Messages as the tokenizer's chat template writes them.
+
+    Args:
+        options: of `apply_chat_template`.
+    Raises:
+        CalibrationError: the template is damaged or refuses them; names the place.
+    """
     try:
-        rendered: str = tokenizer.apply_chat_template(messages, tokenize=False)
+        rendered: str = tokenizer.apply_chat_template(messages, tokenize=False, **options)
     except Exception as error:  # whatever a template raises
         said = " ".join(str(error).split())[:200]
         raise CalibrationError(f"{place}: the model's chat template refuses these messages ({said})") from error

@@ -112,3 +112,7 @@ def test_a_tokenizer_config_that_both_read(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read"):
         carried(tmp_path)
+
+
+def test_a_dtype_is_written_without_torch_before_it():
+    assert config_for_both({"torch_dtype": "torch.float16"}) == {"torch_dtype": "float16", "dtype": "float16"}

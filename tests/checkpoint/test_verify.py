@@ -163,7 +163,7 @@ def test_a_narrower_layer_and_groups_are_expected_as_config_says(pair):
     [
         (lambda c: c.update(model_type="llama"), "model_type 'llama'; expected svd_llama or svd_qwen3"),
         (lambda c: c.pop("svd_config"), "and the object svd_config"),
-        (lambda c: c.update(quantization_config={}), "has a quantization_config"),
+        (lambda c: c.update(quantization_config={"quant_method": "awq"}), "is quantized"),
         (lambda c: c["svd_config"].update(format_version=2_000), "Upgrade"),
         (lambda c: c["svd_config"].update(format_version=1), "format_version 1, which no release wrote; make the dir"),
         (lambda c: c["svd_config"]["layers"]["0"]["up_proj"].update(form="factored"), "form 'factored' is unknown"),

@@ -58,7 +58,7 @@ def test_equals_its_definition_token_by_token(model, window, stride):
 
 def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary():
     class Uniform(torch.nn.Module):
-        config = types.SimpleNamespace(max_position_embeddings=32)
+        config, name_or_path = types.SimpleNamespace(max_position_embeddings=32), ""
         device, dtype = torch.device("cpu"), torch.float32
 
         def get_input_embeddings(self):

@@ -9,12 +9,18 @@ from model_cases import COMPRESS, EVALUATE, dense
 GENERATION = "generation_config.json"
 
 
+def beside(name, content):
+    """A builder: a dense model with this file."""
+    return lambda folder: (dense(folder), folder.write(f"model/{name}", content))
+
+
 def generation(content):
     """A builder: a dense model whose generation config is this text, or these bytes."""
-    return lambda folder: (dense(folder), folder.write(f"model/{GENERATION}", content))
+    return beside(GENERATION, content)
 
 
 GENERATE = "generate model --prompt a --max-new-tokens 3"
+CHAT = GENERATE + " --chat"
 NO_JSON = f"model/{GENERATION} cannot be read"
 CASES = [
     Case("a generation config that is a list", COMPRESS, generation("[1]"), f"{NO_JSON} (not a JSON object)", 1),
@@ -54,4 +60,41 @@ CASES = [
     ),
     Case("a generation config that is a Git LFS pointer", GENERATE, pointer(GENERATION), IS_POINTER, 1),
     Case("a chat template that is a Git LFS pointer", COMPRESS, pointer("chat_template.jinja"), IS_POINTER, 1),
+    Case("an empty tokenizer.json", EVALUATE, beside("tokenizer.json", ""), "can read (EOF while parsing a value", 1),
+    Case("a tokenizer.json that is none", EVALUATE, beside("tokenizer.json", "{}"), "can read (Model missing", 1),
+    Case(
+        "a longest input that is no number",
+        EVALUATE,
+        changed("tokenizer_config.json", model_max_length="long"),
+        "tokenizer_config.json has model_max_length = 'long'; expected a number",
+        1,
+    ),
+    Case(
+        "a chat template that is no template",
+        CHAT,
+        beside("chat_template.jinja", "{% for %}"),
+        "--chat: the model's chat template refuses these messages (Expected an expression",
+        1,
+    ),
+    Case(
+        "a chat template that refuses the prompt",
+        CHAT,
+        beside("chat_template.jinja", "{{ raise_exception('no system prompt') }}"),
+        "--chat: the model's chat template refuses these messages (no system prompt)",
+        1,
+    ),
+    Case(
+        "a chat template that would run Python",
+        CHAT,
+        beside("chat_template.jinja", "{{ ''.__class__.__mro__[1].__subclasses__() }}"),
+        "access to attribute '__class__' of 'str' object is unsafe",
+        1,
+    ),
+    Case(
+        "an index of the shards that is a Git LFS pointer",
+        EVALUATE,
+        pointer("model.safetensors.index.json"),
+        IS_POINTER,
+        1,
+    ),
 ]

@@ -61,6 +61,7 @@ class Case:
 def sections() -> dict[str, list[Case]]:
     """The cases by section, in the order of the page."""
     import beside_cases
+    import config_cases
     import download_cases
     import model_cases
     import text_cases
@@ -68,6 +69,7 @@ def sections() -> dict[str, list[Case]]:
 
     return {
         "Model directories": model_cases.CASES,
+        "config.json as programs and people write it": config_cases.CASES,
         "Downloads, caches and what other programs leave": download_cases.CASES,
         "Tokenizers, templates and generation configs": beside_cases.CASES,
         "Texts": text_cases.CASES,

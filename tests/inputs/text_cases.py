@@ -169,4 +169,18 @@ CASES = [
         1,
     ),
     Case("a damaged .gz", evaluated("a.txt.gz"), text(b"no gzip", "a.txt.gz"), "text a.txt.gz cannot be read", 1),
+    Case(
+        "an array a line",
+        EVALUATE.replace("text.txt", "a.jsonl"),
+        text('["one"]\n["two"]\n', "a.jsonl"),
+        "a.jsonl goes on after its array of 1 records; expected one array, or one object a line",
+        1,
+    ),
+    Case(
+        "a text that is a Git LFS pointer",
+        EVALUATE,
+        text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 2690\n"),
+        "text.txt is a Git LFS pointer, not the file itself",
+        1,
+    ),
 ]

@@ -21,6 +21,7 @@ def config_alone(folder):
 
 
 PLAN = "plan model --recipe recipe.yaml"
+NO_PATH = "the path is empty; is a variable not set?"
 NOT_FINITE = "nan is not a finite number"
 CASES = [
     Case("a config.json without weights", "plan model --block 2", config_alone),
@@ -114,4 +115,13 @@ CASES = [
         "device 'mps' is not one to compress on; use --device auto, cpu or cuda",
         1,
     ),
+    Case("an empty --recipe", "plan model --recipe=", dense, NO_PATH, 2),
+    Case(
+        "an empty --output",
+        COMPRESS.replace("--output out", "--output="),
+        dense,
+        NO_PATH,
+        2,
+    ),
+    Case("a seed beyond 64 bits", f"generate model --prompt a --seed {2**64}", dense, "is not between 0 and 2^63", 2),
 ]

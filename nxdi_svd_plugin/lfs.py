@@ -1,4 +1,4 @@
-"""Git LFS pointers: small text files that a clone without Git LFS has in place of weights and tokenizers."""
+"""Git LFS pointers: small text files that a clone without Git LFS has in place of weights, tokenizers and texts."""
 
 from __future__ import annotations
 
