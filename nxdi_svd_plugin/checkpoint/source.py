@@ -205,15 +205,21 @@ def check_sizes(directory: Path, raw: dict[str, Any]) -> None:
     for key in (*SIZES, *given, *(["max_position_embeddings"] if "max_position_embeddings" in raw else [])):
         if not isinstance(raw.get(key), int) or isinstance(raw[key], bool) or raw[key] < 1:
             raise CheckpointError(f"{directory / CONFIG} has {key} = {raw.get(key)!r}; expected a positive integer")
-    for key in SWITCHES:
-        if not isinstance(raw.get(key), (bool, NoneType)):
-            raise CheckpointError(f"{directory / CONFIG} has {key} = {raw[key]!r}; expected true or false")
-    check_special(directory / CONFIG, raw)
+    check_values(directory, raw)
     if (pad := raw.get("pad_token_id")) is not None and pad >= raw["vocab_size"]:
         raise CheckpointError(
             f"{directory / CONFIG} has pad_token_id = {pad}, the model has {raw['vocab_size']} embeddings; set it to "
             "null or to the end token"
         )
+
+
+def check_values(directory: Path, raw: dict[str, Any]) -> None:
+    """Raises CheckpointError for a switch that is not true or false, or a special token that is no token id: what
+    transformers 5 would call a tokenizer that it cannot read."""
+    for key in SWITCHES:
+        if not isinstance(raw.get(key), (bool, NoneType)):
+            raise CheckpointError(f"{directory / CONFIG} has {key} = {raw[key]!r}; expected true or false")
+    check_special(directory / CONFIG, raw)
 
 
 @contextmanager

@@ -99,21 +99,16 @@ def _check_part(config: Mapping[str, Any], parameters: dict[str, Any]) -> None:
 
 def _dtype(config: Mapping[str, Any]) -> dict[str, Any]:
     """torch_dtype (transformers 4) and dtype (5)."""
-    old, new = (_plain_dtype(key, config.get(key)) for key in ("torch_dtype", "dtype"))
+    old, new = config.get("torch_dtype"), config.get("dtype")
+    for key, found in (("torch_dtype", old), ("dtype", new)):
+        if found is not None and found not in FLOATS:
+            raise CheckpointError(f"{key} is {found!r}; expected one of {', '.join(FLOATS)}")
     if old is None and new is None:
         return {}
     if None not in (old, new) and old != new:
         raise _contradiction("torch_dtype", old, "dtype", new)
     found = new if old is None else old
     return {"torch_dtype": found, "dtype": found}
-
-
-def _plain_dtype(key: str, found: Any) -> str | None:
-    """A dtype without the "torch." that some write before it."""
-    name = found.removeprefix("torch.") if isinstance(found, str) else found
-    if name is not None and name not in FLOATS:
-        raise CheckpointError(f"{key} is {found!r}; expected one of {', '.join(FLOATS)}")
-    return name
 
 
 def _check_windows(config: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from nxdi_svd_plugin.checkpoint.names import TOKENIZER_CONFIG, TOKENIZER_FILES, read_json
-from nxdi_svd_plugin.checkpoint.source import read_raw
+from nxdi_svd_plugin.checkpoint.source import check_values, read_raw
 from nxdi_svd_plugin.checkpoint.spellings import GENERIC, tokenizer_config_for_both
 from nxdi_svd_plugin.errors import CheckpointError, MissingExtraError
 from nxdi_svd_plugin.lfs import refuse_pointer
@@ -35,7 +35,7 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
             can read, or damaged files. MissingExtraError: only a tokenizer.model, and nothing that reads it.
     """
     directory = Path(directory)
-    read_raw(directory)
+    check_values(directory, read_raw(directory))
     if not any((directory / name).is_file() for name in VOCABULARIES):
         raise CheckpointError(
             f"{directory} has no tokenizer (none of {', '.join(VOCABULARIES)}); copy the model's tokenizer files there"
@@ -102,6 +102,8 @@ def _installed(module: str) -> bool:
 
 def _unreadable(directory: Path, config: dict[str, Any], error: BaseException) -> str:
     said = " ".join(str(error).split())[:200] or type(error).__name__
+    if damage := _damage(directory / VOCABULARIES[0]):
+        return f"{directory / VOCABULARIES[0]} is no tokenizer ({damage}); restore it from the model"
     if config.get("auto_map"):
         return (
             f"the tokenizer of {directory} is code of its own ({TOKENIZER_CONFIG}: auto_map = "
@@ -114,3 +116,11 @@ def _unreadable(directory: Path, config: dict[str, Any], error: BaseException) -
             f"cannot read it ({said}); save it with transformers 4, or use transformers 5"
         )
     return f"{directory} has no tokenizer that transformers can read ({said}); copy the model's tokenizer files there"
+
+
+def _damage(path: Path) -> str:
+    """Why a tokenizer.json is none; "" where it is, or is not there."""
+    try:
+        return "" if not path.is_file() or "model" in read_json(path) else "it has no model"
+    except (OSError, ValueError) as error:
+        return str(error)

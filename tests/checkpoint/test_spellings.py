@@ -64,6 +64,11 @@ REFUSED = {
     "another base": ({"rope_theta": 1e4, "rope_parameters": NEW}, "rope_theta, .* is 10000.0, .* 100000.0"),
     "another scaling": ({"rope_scaling": LLAMA3, "rope_parameters": NEW}, "rope_scaling, which transformers 4 reads"),
     "another dtype": ({"torch_dtype": "float16", "dtype": "bfloat16"}, "torch_dtype.*'float16'.*'bfloat16'"),
+    "a dtype with its module": (
+        {"torch_dtype": "torch.float16"},
+        "torch_dtype is 'torch.float16'; expected one of float32",
+    ),
+    "an unknown RoPE": ({"rope_scaling": {"type": "magic"}}, "rope_type is 'magic'; expected one of default"),
     "one RoPE a layer type": ({"rope_parameters": {"full_attention": NEW}}, "one object for all layers"),
     "a list": ({"rope_scaling": [1]}, r"rope_scaling is \[1\]"),
     "a base that is no number": ({"rope_theta": "1e4"}, "rope_theta is '1e4'; expected a positive number"),
@@ -112,7 +117,3 @@ def test_a_tokenizer_config_that_both_read(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read"):
         carried(tmp_path)
-
-
-def test_a_dtype_is_written_without_torch_before_it():
-    assert config_for_both({"torch_dtype": "torch.float16"}) == {"torch_dtype": "float16", "dtype": "float16"}

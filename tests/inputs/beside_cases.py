@@ -60,8 +60,20 @@ CASES = [
     ),
     Case("a generation config that is a Git LFS pointer", GENERATE, pointer(GENERATION), IS_POINTER, 1),
     Case("a chat template that is a Git LFS pointer", COMPRESS, pointer("chat_template.jinja"), IS_POINTER, 1),
-    Case("an empty tokenizer.json", EVALUATE, beside("tokenizer.json", ""), "can read (EOF while parsing a value", 1),
-    Case("a tokenizer.json that is none", EVALUATE, beside("tokenizer.json", "{}"), "can read (Model missing", 1),
+    Case(
+        "an empty tokenizer.json",
+        EVALUATE,
+        beside("tokenizer.json", ""),
+        "tokenizer.json is no tokenizer (Expecting value",
+        1,
+    ),
+    Case(
+        "a tokenizer.json that is none",
+        EVALUATE,
+        beside("tokenizer.json", "{}"),
+        "tokenizer.json is no tokenizer (it has no model)",
+        1,
+    ),
     Case(
         "a longest input that is no number",
         EVALUATE,
