@@ -11,11 +11,14 @@ HEAD = b"version https://git-lfs.github.com/spec/v1"
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raise if a file is a pointer; nothing for one that is not there.
+    """Raise if a file is a pointer, or a link to nothing as an interrupted download leaves it; nothing where there is
+    no file of this name.
 
     Raises:
         CheckpointError: it is; says how to get the file itself.
     """
+    if path.is_symlink() and not path.exists():
+        raise CheckpointError(f"{path} is a link to a file that is not there; download the model again")
     if not path.is_file():
         return
     with open(path, "rb") as file:

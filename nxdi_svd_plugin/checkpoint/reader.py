@@ -164,6 +164,8 @@ def _open(path: Path) -> safe_open:
 
 def _files(directory: Path) -> tuple[list[str], dict[str, str] | None]:
     """The weight files, and the index's map from tensor to file when there is one."""
+    for name in (SINGLE_FILE, INDEX):
+        refuse_pointer(directory / name)
     if (directory / INDEX).is_file():
         index = _load_index(directory / INDEX)
         for file in index.values():

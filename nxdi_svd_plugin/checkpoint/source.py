@@ -138,19 +138,22 @@ def read_raw(directory: Path) -> dict[str, Any]:
     """`directory`/config.json of a dense or compressed model, in the spellings of transformers 4 and 5 (spellings.py).
 
     Raises:
-        CheckpointError: no directory, no config.json (an unfinished output has none), not a JSON object, spellings that
-            contradict each other; an adapter, which transformers adds to the weights if peft is installed.
+        CheckpointError: no directory, no config.json (an unfinished output has none, a folder of the hub's cache has it
+            further in), a Git LFS pointer, not a JSON object, spellings that contradict each other; an adapter, which
+            transformers adds to the weights if peft is installed.
     """
     path = directory / CONFIG
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is not a directory; {_instead(directory)}")
+    refuse_pointer(path)
     if not path.is_file() and (directory / UNFINISHED).is_dir():
         raise CheckpointError(f"{directory} is unfinished; run its command again with --resume")
     _refuse_adapter(directory, alone=not path.is_file())
     if not path.is_file():
-        raise CheckpointError(f"{directory} has no {CONFIG}; give a Hugging Face model directory")
+        inside = sorted(directory.glob(f"snapshots/*/{CONFIG}"))
+        what = f"one of its snapshots, {inside[0].parent}" if inside else "a Hugging Face model directory"
+        raise CheckpointError(f"{directory} has no {CONFIG}; give {what}")
     try:
-        refuse_pointer(path)
         raw = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); check its permissions") from error

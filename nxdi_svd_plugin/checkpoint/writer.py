@@ -47,6 +47,10 @@ def check_output(output: Path, source: Path, *, resume: bool, overwrite: bool) -
     unfinished = output / UNFINISHED
     if output.exists() and not output.is_dir():
         raise CheckpointError(f"output {output} is a file; give a directory")
+    if output.is_symlink() and not output.exists():
+        raise CheckpointError(
+            f"output {output} is a link to a directory that is not there; make it, or remove the link"
+        )
     if resume and not unfinished.is_dir() and content(output):
         raise CheckpointError(f"{output} has no unfinished compression to resume but other files; run without it")
     if content(output) and not resume:

@@ -36,12 +36,12 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     """
     directory = Path(directory)
     check_values(directory, read_raw(directory))
+    for name in TOKENIZER_FILES:
+        refuse_pointer(directory / name)
     if not any((directory / name).is_file() for name in VOCABULARIES):
         raise CheckpointError(
             f"{directory} has no tokenizer (none of {', '.join(VOCABULARIES)}); copy the model's tokenizer files there"
         )
-    for name in TOKENIZER_FILES:
-        refuse_pointer(directory / name)
     config = _config(directory)
     try:
         with transformers_errors_only():

@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 
 CARD = "README.md"
+NOTHING = ("", "~", "null", "Null", "NULL")
+"""How YAML writes that there is no value."""
 
 
 def read_card(directory: Path) -> str:
@@ -18,14 +20,18 @@ def read_card(directory: Path) -> str:
 
 
 def metadata_of(card: str) -> dict[str, Any]:
-    """The YAML front matter of a card, {} when there is none that can be read."""
+    """The YAML front matter of a card, {} when there is none that can be read.
+
+    All values are text: to YAML the language `no` is false, and a version a number.
+    """
     if not card.startswith("---\n") or "\n---" not in card[4:]:
         return {}
     try:
-        loaded = yaml.safe_load(card[4:].split("\n---", 1)[0])
-    except yaml.YAMLError:
+        loaded = yaml.load(card[4:].split("\n---", 1)[0], yaml.BaseLoader)
+    except (RecursionError, yaml.YAMLError):
         return {}
-    return loaded if isinstance(loaded, dict) else {}
+    said = loaded if isinstance(loaded, dict) else {}
+    return {key: value for key, value in said.items() if isinstance(key, str) and value not in NOTHING}
 
 
 def base_model(name: str, config: Mapping[str, Any]) -> str:

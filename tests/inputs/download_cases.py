@@ -25,6 +25,28 @@ def in_cache(folder):
         (directory / path.name).symlink_to(path)
 
 
+def linked_to_nothing(name):
+    """A builder: a dense model, of which one file is a link to a file that is not there."""
+
+    def build(folder):
+        path = dense(folder) / name
+        path.unlink()
+        path.symlink_to("../blobs/4e20de36")
+
+    return build
+
+
+def cached_card(folder):
+    """A dense model whose card has values that YAML makes something else of."""
+    in_cache(folder)
+    folder.write(f"{SNAPSHOT}/README.md", "---\nlanguage:\n- no\nlicense: mit\nx: " + "[" * 9999 + "\n---\n")
+
+
+def output_link(folder):
+    dense(folder)
+    (folder.path / "out").symlink_to("nowhere")
+
+
 def changed(name, **values):
     """A builder: a dense model with these values in one of its JSON files."""
 
@@ -71,4 +93,36 @@ CASES = [
         changed("generation_config.json", **BEAMS),
     ),
     Case("what save_pretrained wrote of a compressed model", "verify model", saved_again),
+    Case(
+        "weights that are a link to nothing",
+        COMPRESS,
+        linked_to_nothing("model.safetensors"),
+        "model/model.safetensors is a link to a file that is not there; download the model again",
+        1,
+    ),
+    Case(
+        "a tokenizer that is a link to nothing",
+        EVALUATE,
+        linked_to_nothing("tokenizer.json"),
+        "model/tokenizer.json is a link to a file that is not there; download the model again",
+        1,
+    ),
+    Case(
+        "a config that is a link to nothing", "plan model", linked_to_nothing("config.json"), "is a link to a file", 1
+    ),
+    Case(
+        "a folder of the hub's cache",
+        "plan hub/models--org--name",
+        in_cache,
+        f"hub/models--org--name has no config.json; give one of its snapshots, {SNAPSHOT}",
+        1,
+    ),
+    Case("a card that is no YAML", COMPRESS.replace("--model model", SNAPSHOT), cached_card),
+    Case(
+        "an output that is a link to nothing",
+        COMPRESS,
+        output_link,
+        "output out is a link to a directory that is not there; make it, or remove the link",
+        1,
+    ),
 ]

@@ -135,6 +135,13 @@ def test_ranks_are_summed_up():
     assert rank_summary(a_report(matrices=dense)) == "gate_proj all dense, up_proj all dense, down_proj all dense"
 
 
+def test_what_yaml_takes_for_other_than_text_stays_what_it_is():
+    """Norwegian is `no`; to YAML 1.1 that is false."""
+    found = metadata_of("---\nlanguage:\n- en\n- no\nlicense: mit\nlicense_name: null\nlicense_link: ~\n---\n")
+    assert found == {"language": ["en", "no"], "license": "mit"}
+    assert metadata_of("---\na: " + "[" * 9999 + "\n---\n") == {}
+
+
 def test_the_licence_is_stated_even_when_there_is_none():
     assert "| licence | not stated by the source" in model_card(REPORT, CONFIG)
     llama = "---\nlicense: other\nlicense_name: llama3.2\nlicense_link: LICENSE.txt\n---\n"
