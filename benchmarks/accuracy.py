@@ -30,11 +30,12 @@ SAME = ROOT / "benchmarks" / "data" / "generated_heldout.txt"
 WINDOW, WINDOWS = 512, 16
 METHODS = {
     "default": {"recipe": "default", "block": 128},
-    "one-group": {"recipe": "default", "block": 128, "tp_degree": 1},
-    "four-groups": {"recipe": "default", "block": 32, "tp_degree": 4},  # a group has 384 neurons
-    "drop": {"recipe": "default", "drop": True, "block": 16},
-    "drop-128": {"recipe": "default", "drop": True, "block": 128},  # pivots in whole tiles, for the kernels
-    "pair": {"recipe": "default", "form": "pair", "block": 128, "tp_degree": 1},  # the paper's form, else as one-group
+    "no-drop": {"recipe": "default", "block": 128, "drop": False},  # below ratio 0.15 this is the default
+    "drop": {"recipe": "default", "block": 128, "drop": True},  # from there on this is
+    "drop-16": {"recipe": "default", "block": 16, "drop": True},
+    "one-group": {"recipe": "default", "block": 128, "tp_degree": 1, "drop": False},
+    "four-groups": {"recipe": "default", "block": 32, "tp_degree": 4, "drop": False},  # a group has 384 neurons
+    "pair": {"recipe": "default", "form": "pair", "block": 128, "tp_degree": 1, "drop": False},  # the paper's form
     "svd-llm": {"recipe": "paper", "block": 1},  # uniform pairs, input whitening, exact rank
 }
 DOMAINS = {"generated": "in domain", "pydoc": "out of domain", "news": "out of domain"}

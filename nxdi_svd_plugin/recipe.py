@@ -7,7 +7,7 @@
     tau: 0.5               # rounding threshold of Eq. 5, for allocation uniform
     ranks: {down_proj: 384, 0.gate_proj: 512}  # of all groups together
     dense: [0, 31.down_proj]
-    drop: false            # also drop neurons: every layer keeps the width that its budget prefers
+    drop: null             # also drop neurons: every layer keeps the width that its budget prefers; null: see below
     form: interpolative    # or pair
     objective: two_sided   # or input (the paper's whitening)
     allocation: global     # ranks by predicted loss within one budget, or uniform (Eq. 5)
@@ -15,6 +15,7 @@
     max_patterns: 0        # at most so many different layers; 0 is no limit
     calibration: {text: builtin, samples: 56, length: 512, seed: 0}
 
+Without a word on `drop`, allocation global drops neurons too where the ratio is at least 0.15 and no rank is given.
 What is not given comes from the default recipe, the best that was measured (docs/accuracy.md); `recipe: paper` starts
 from the paper's instead: pairs, input whitening, uniform ranks.
 
@@ -41,6 +42,8 @@ DEFAULT_RATIO = 0.10
 DEFAULT_TAU = 0.5
 DEFAULT_DAMPING = 0.1
 DEFAULT_SAMPLES = 56
+DROP_FROM = 0.15
+"""The ratio from which neurons go too: at 0.10 that gains as much as it loses, at 0.20 it gains (docs/accuracy.md)."""
 OBJECTIVES = ("input", "two_sided")
 ALLOCATIONS = ("uniform", "global")
 SELECTOR = re.compile(rf"(0|[1-9][0-9]*)|((0|[1-9][0-9]*)\.)?({'|'.join(PROJECTIONS)})")
@@ -80,8 +83,9 @@ class Recipe:
     ratio: in (0, 1); 0.10 when not given. It is met by the projections that are neither dense nor given a rank.
     tp_degree: NxDI's tensor-parallel degree at which a core holds, reads and computes its share and no more. Every
         group of a projection has the same rank and pivot places, so that all cores run one program.
-    drop: whether layers may lose intermediate neurons, for which down is fitted again. A layer that `dense` names as a
-        whole keeps its own; with all three projections dense, what remains is a narrower dense MLP.
+    drop: whether layers may lose intermediate neurons, for which down is fitted again; None: as `drops` says. A layer
+        that `dense` names as a whole keeps its own; with all three projections dense, what remains is a narrower dense
+        MLP.
     dtype: of the factors; "source" keeps the dtype of the weight they replace.
     shard_size: largest size of one output file in bytes; `from_dict` takes "5GB" too.
     Raises:
@@ -95,7 +99,7 @@ class Recipe:
     tau: float = DEFAULT_TAU
     ranks: Mapping[str, int] = field(default_factory=dict)
     dense: tuple[str, ...] = ()
-    drop: bool = False
+    drop: bool | None = None
     form: str = "pair"
     objective: str = "input"
     allocation: str = "uniform"
@@ -129,8 +133,8 @@ class Recipe:
         _check("form", self.form, str)
         _one_of("objective", self.objective, OBJECTIVES)
         _one_of("allocation", self.allocation, ALLOCATIONS)
-        if not isinstance(self.drop, bool):
-            raise RecipeError(f"drop is {self.drop!r}; expected true or false")
+        if not isinstance(self.drop, bool | None):
+            raise RecipeError(f"drop is {self.drop!r}; expected true, false or null")
         _check("damping", self.damping, float)
         _check("max_patterns", self.max_patterns, int)
         if not 0 < self.damping < math.inf or self.max_patterns < 0:
@@ -183,6 +187,15 @@ class Recipe:
     def differentiates(self) -> bool:
         """Whether the objective needs the gradient of the loss."""
         return self.objective != "input"
+
+    @property
+    def drops(self) -> bool:
+        """Whether layers may lose neurons: what `drop` says or, if nothing, from DROP_FROM on where losses are weighed
+        and the recipe leaves the ranks to them."""
+        if self.drop is not None:
+            return self.drop
+        free = self.allocation == "global" and not self.ranks and not set(PROJECTIONS) <= set(self.dense)
+        return free and self.asked >= DROP_FROM
 
     @property
     def asked(self) -> float:

@@ -21,6 +21,8 @@ from nxdi_svd_plugin.stored.layers import MODEL_TYPES, Layers, parse_layers
 from nxdi_svd_plugin.stored.projection import PROJECTIONS, READS
 
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+MOST_LAYERS = 10_000
+"""Far more than any model has; every layer is described by itself, in memory."""
 HEAD_SIZES = ("num_key_value_heads", "head_dim")
 """Derived from the others where they are null or left out."""
 SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
@@ -208,6 +210,10 @@ def check_sizes(directory: Path, raw: dict[str, Any]) -> None:
     for key in (*SIZES, *given, *(["max_position_embeddings"] if "max_position_embeddings" in raw else [])):
         if not isinstance(raw.get(key), int) or isinstance(raw[key], bool) or raw[key] < 1:
             raise CheckpointError(f"{directory / CONFIG} has {key} = {raw.get(key)!r}; expected a positive integer")
+    if raw["num_hidden_layers"] > MOST_LAYERS:
+        raise CheckpointError(
+            f"{directory / CONFIG} has num_hidden_layers = {raw['num_hidden_layers']}; expected at most {MOST_LAYERS}"
+        )
     check_values(directory, raw)
     if (pad := raw.get("pad_token_id")) is not None and pad >= raw["vocab_size"]:
         raise CheckpointError(

@@ -48,7 +48,8 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
         help="rank of all groups, e.g. down_proj=384, 0.up_proj=512",
     )
     group.add_argument("--dense", action="append", metavar="SELECTOR", help="keep dense: 0, down_proj or 3.down_proj")
-    group.add_argument("--drop", action=argparse.BooleanOptionalAction, help="also drop neurons (default: no)")
+    switch = argparse.BooleanOptionalAction
+    group.add_argument("--drop", action=switch, help="also drop neurons (default: from ratio 0.15 on)")
     group.add_argument("--form", help="of a low-rank projection: pair or interpolative (default: interpolative)")
     group.add_argument("--objective", choices=OBJECTIVES, help="what changes least (default: two_sided)")
     group.add_argument("--allocation", choices=ALLOCATIONS, help="of the ranks (default: global)")

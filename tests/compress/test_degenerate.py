@@ -82,7 +82,9 @@ GROUP_KINDS = {
 
 
 @pytest.mark.parametrize("kind", GROUP_KINDS)
-@pytest.mark.parametrize("recipe", [{"ratio": 0.3}, {"recipe": "paper", "tp_degree": 2, "ratio": 0.3}], ids=str)
+@pytest.mark.parametrize(
+    "recipe", [{"ratio": 0.3, "drop": False}, {"recipe": "paper", "tp_degree": 2, "ratio": 0.3}], ids=str
+)
 def test_all_groups_get_what_the_smallest_can_have(kind, recipe, tiny_llama, tmp_path):
     """Two groups of 45 neurons, each a matrix of its own."""
     check_kind(tiny_llama, tmp_path, *GROUP_KINDS[kind], recipe)
@@ -117,7 +119,10 @@ def copies(t, name, first, last):
 @pytest.mark.parametrize(
     ("recipe", "said"),
     [
-        ({**DEFAULT, "ratio": 0.5, "tp_degree": 2}, "zeros or repeated neurons keep 9 projections from small ranks"),
+        (
+            {**DEFAULT, "ratio": 0.5, "tp_degree": 2, "drop": False},
+            "zeros or repeated neurons keep 9 projections from small ranks",
+        ),
         ({**DEFAULT, "ratio": 0.1, "max_patterns": 1, "dense": ["1"]}, "max_patterns 1 and the budget leave no room"),
     ],
 )

@@ -22,7 +22,7 @@ from nxdi_svd_plugin.evaluate.layer_loss import predicted_losses
 from nxdi_svd_plugin.modeling.configs import layers_of
 from nxdi_svd_plugin.modeling.load import load_model, load_pretrained
 from nxdi_svd_plugin.recipe import from_dict
-from nxdi_svd_plugin.report.record import recorded
+from nxdi_svd_plugin.report.record import Report, recorded
 from nxdi_svd_plugin.stored.projection import DENSE, PROJECTIONS
 
 SMALL = {"drop": True, "tp_degree": 1, "block": 4, "ratio": 0.2, "calibration": {"samples": 4, "length": 40}}
@@ -239,8 +239,38 @@ def test_the_plan_says_what_it_takes(tmp_path):
     sums = 8 * ((2 + 3 * 2) * 4096**2 + 3 * 14336)  # two near sides, three far ones in groups, three sums of squares
     assert plan["calibration"]["disk_statistics"] == 32 * (sums + 4 * 14336**2)
     assert "1.78 GiB for the covariance of a layer's neurons" in plan_text(plan)
-    assert "widths and ranks are chosen together" in plan_text(plan)
+    assert "what stays of them and the ranks are chosen together" in plan_text(plan)
     assert "dropping neurons" not in plan_text(without)
+
+
+@pytest.mark.parametrize(
+    ("changes", "drops"),
+    [
+        ({"ratio": 0.15}, True),
+        ({"ratio": 0.15, "form": "pair", "dense": ["gate_proj", "0"]}, True),
+        ({"ratio": 0.149}, False),
+        ({}, False),
+        ({"ratio": 0.5, "drop": False}, False),
+        ({"ratio": 0.05, "drop": True}, True),
+        ({"ratio": 0.5, "drop": None, "allocation": "uniform"}, False),
+        ({"ratio": 0.5, "ranks": {"up_proj": 128}}, False),
+        ({"ratio": 0.5, "dense": list(PROJECTIONS)}, False),
+        ({"recipe": "paper", "ratio": 0.5}, False),
+    ],
+)
+def test_without_a_word_the_ratio_decides(changes, drops):
+    recipe = from_dict(changes)
+    assert recipe.drops == drops and from_dict(recipe.to_dict()) == recipe
+    assert recipe.with_changes({"ratio": 0.1}).drops == bool(recipe.drop)
+
+
+def test_a_ratio_by_itself_is_compressed_as_if_drop_were_true(tiny_llama, tmp_path):
+    sizes = {"block": 4, "ratio": 0.3, "calibration": {"samples": 4, "length": 40}}
+    for name, drop in (("told", True), ("untold", None)):
+        compress(tiny_llama, tmp_path / name, from_dict({**sizes, "drop": drop}), progress=False)
+    told, untold = stored(tmp_path / "told"), stored(tmp_path / "untold")
+    assert set(told) == set(untold) and all(torch.equal(told[name], untold[name]) for name in told)
+    assert any(mlp.width < 90 for mlp in Report.read(tmp_path / "untold").layers.values())
 
 
 def test_it_needs_losses_that_compare():
@@ -248,5 +278,5 @@ def test_it_needs_losses_that_compare():
         from_dict({"drop": True, "allocation": "uniform"})
     with pytest.raises(RecipeError, match="drop needs losses"):
         from_dict({"recipe": "paper", "drop": True})
-    with pytest.raises(RecipeError, match="drop is 1; expected true or false"):
+    with pytest.raises(RecipeError, match="drop is 1; expected true, false or null"):
         from_dict({"drop": 1})

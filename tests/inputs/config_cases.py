@@ -27,6 +27,7 @@ CASES = [
     Case(
         "a number beyond all floats", "plan model", bytes_of_config('{"a": 1e999}'), "it holds 1e999, which is too", 1
     ),
+    Case("layers without end", "plan model", edited(num_hidden_layers=10**9), "expected at most 10000", 1),
     Case("keys that change what transformers returns", COMPRESS, edited(**RETURNS)),
     Case("keys that change what transformers returns", EVALUATE, edited(**RETURNS)),
     Case("keys that change what transformers returns", GENERATE, edited(**RETURNS)),

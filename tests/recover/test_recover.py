@@ -247,7 +247,13 @@ def test_schedule_rises_then_falls_to_the_floor():
 def test_a_recovered_directory_passes_verify_and_its_card_says_so(tiny_llama, data, tmp_path, capsys):
     first, second, text = tmp_path / "first", tmp_path / "second", str(data / "plain.txt")
     command = ["compress", "--model", str(tiny_llama), "--output", str(first), "--ratio", "0.4", "--block", "4"]
-    command += ["--dense", "0.up_proj", "--tp-degree", "2"]  # stored in the layer's new order; verify --base undoes it
+    command += [
+        "--no-drop",
+        "--dense",
+        "0.up_proj",
+        "--tp-degree",
+        "2",
+    ]  # stored in the layer's new order; verify --base undoes it
     assert main([*command, "--calibration", text, "--samples", "8", "--length", "64"]) == 0
     report = Report.read(first)
     keep(first, EVERYTHING["evaluation"])

@@ -81,7 +81,7 @@ def check_patterns(config: SourceConfig, recipe: Recipe, limits: Limits) -> None
         RecipeError: as `global_ranks`.
     """
     single = limits or any(selector[0].isdigit() for selector in (*recipe.ranks, *recipe.dense))
-    if recipe.allocation == "global" and recipe.max_patterns and single and not recipe.drop:
+    if recipe.allocation == "global" and recipe.max_patterns and single and not recipe.drops:
         ranks_within(config, recipe, {}, limits)
 
 

@@ -92,7 +92,7 @@ class Neurons:
 
 def neurons_bytes(groups: Groups, recipe: Recipe) -> Neurons:
     """Of one layer."""
-    if not recipe.drop:
+    if not recipe.drops:
         return Neurons(0, 0, 0, 0)
     square, wide = groups.intermediate**2, groups.hidden * groups.intermediate
     each = itemsize(groups.intermediate, recipe.damping)
@@ -147,7 +147,7 @@ def disk_needs(config: SourceConfig, recipe: Recipe, tokens: int, processes: int
     groups, together = Groups.of(config, recipe), min(processes, config.layers)
     waiting = together if recipe.is_paper else config.layers
     sums = statistics_bytes(groups, recipe)
-    if recipe.drop:  # all statistics wait for the widths
+    if recipe.drops:  # all statistics wait for the widths
         spectra = waiting * (sums + neurons_bytes(groups, recipe).stored)
     else:
         spectra = together * sums + waiting * kept_bytes(groups, recipe)
@@ -159,7 +159,7 @@ def calibration_work(config: SourceConfig, recipe: Recipe, tokens: int) -> int:
     gradient (activations only), the head, and the sums."""
     shapes = statistics_shapes(Groups.of(config, recipe), recipe.objective).values()
     numbers = sum(math.prod(shape) for shape in shapes if len(shape) > 1)
-    numbers += config.intermediate**2 // 2 if recipe.drop else 0  # of a symmetric matrix
+    numbers += config.intermediate**2 // 2 if recipe.drops else 0  # of a symmetric matrix
     sums = 2 * tokens * config.layers * numbers
     forward = 2 * tokens * layer_numbers(config) * config.layers
     if not recipe.differentiates:
@@ -171,7 +171,7 @@ def eigendecompositions(config: SourceConfig, recipe: Recipe, layers: Layers) ->
     """How many symmetric matrices are decomposed at most, one a group of every projection that is not fixed dense, and
     their side. Where neurons may be dropped it is done again for what stays."""
     groups = Groups.of(config, recipe)
-    if recipe.drop:
+    if recipe.drops:
         low = 2 * sum(fixed_projection(config, recipe, *key) != DENSE for key in projections(config))
     else:
         low = sum(isinstance(p, LowRank) for mlp in layers.values() for _, p in mlp.items())

@@ -24,7 +24,7 @@ def decide_ranks(config: SourceConfig, recipe: Recipe, limits: Limits = NO_LIMIT
     """Form and rank of every projection: dense and explicit ranks first, Eq. 5 for the rest.
 
     The rest shares what is left of the budget: its ratio is larger than the one asked for when projections stay dense.
-    Where neurons may be dropped too, Eq. 5 says nothing and the rest is dense.
+    Where `drop` is true and ranks alone cannot save enough, the rest is dense.
 
     Args:
         limits: of the weights' ranks; what is above them stays dense.
@@ -37,15 +37,18 @@ def decide_ranks(config: SourceConfig, recipe: Recipe, limits: Limits = NO_LIMIT
     _check_layers(config, recipe)
     found = {key: fixed for key in projections(config) if (fixed := fixed_projection(config, recipe, *key)) is not None}
     rest = [key for key in projections(config) if key not in found]
-    if recipe.drop:  # what a layer keeps and its ranks are decided together, once the losses are known
-        return layers_of(config, found | dict.fromkeys(rest, DENSE))
-    if recipe.ratio is not None and not rest:
+    if recipe.ratio is not None and not rest and not recipe.drops:
         raise RecipeError(
             f"ratio {recipe.ratio} has no effect: dense and ranks name every projection; remove one of them"
         )
-    if rest:
-        wanted = _ratio_of_rest(config, recipe, found, len(rest))
-        found |= dict.fromkeys(rest, form.planned(_rank_of_rest(wanted, groups, recipe), groups.count))
+    try:
+        if rest:
+            wanted = _ratio_of_rest(config, recipe, found, len(rest))
+            found |= dict.fromkeys(rest, form.planned(_rank_of_rest(wanted, groups, recipe), groups.count))
+    except RecipeError:
+        if not recipe.drop:
+            raise
+        found |= dict.fromkeys(rest, DENSE)
     return layers_of(
         config, {key: within(projection, limits.get(key), recipe.block) for key, projection in found.items()}
     )

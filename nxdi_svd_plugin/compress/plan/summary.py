@@ -99,8 +99,11 @@ def _calibration(config: SourceConfig, recipe: Recipe, layers: Layers) -> dict[s
 
 def _notes(config: SourceConfig, recipe: Recipe, layers: Layers, got: float) -> list[str]:
     """What a reader should know: ranks that come later, how far rounding to the block is from what was asked."""
-    if recipe.drop:
-        return ["widths and ranks are chosen together, within the budget, once the losses are known"]
+    if recipe.drops:
+        return [
+            "ranks shown are Eq. 5's for all neurons; what stays of them and the ranks are chosen together, within the "
+            "budget, once the losses are known (--no-drop keeps all neurons)"
+        ]
     if recipe.allocation == "global":
         return [
             "ranks shown are Eq. 5's; allocation global chooses others, within the budget, once the losses are known"

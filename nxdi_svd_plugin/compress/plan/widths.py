@@ -62,7 +62,7 @@ def layer_widths(config: SourceConfig, recipe: Recipe, layer: int) -> list[int]:
     """What a layer may keep, descending: all, or multiples of the block in every group. One that `dense` names as a
     whole keeps all."""
     groups = Groups.of(config, recipe)
-    if not recipe.drop or str(layer) in recipe.dense:
+    if not recipe.drops or str(layer) in recipe.dense:
         return [config.intermediate]
     return widths(config.intermediate, recipe.block * groups.count, int(LEAST * config.intermediate) + 1)
 

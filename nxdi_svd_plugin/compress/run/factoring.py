@@ -54,8 +54,8 @@ def spectra(run: Session, layers: tuple[int, ...]) -> str:
         wanted = [name for name in PROJECTIONS if _may_change(run, index, name)]
         weights = partial(weight_of, run, index)
         named_weights = ((name, weights(name)) for name in wanted)
-        kept = decompose(recipe, sums, tokens, named_weights, vectors=not recipe.drop)
-        if not recipe.drop:
+        kept = decompose(recipe, sums, tokens, named_weights, vectors=not recipe.drops)
+        if not recipe.drops:
             run.files.write_tensors(spectra_file(index), kept)
         if recipe.allocation == "global":
             totals = {name: energies(recipe, kept, name) for name in wanted}
@@ -65,7 +65,7 @@ def spectra(run: Session, layers: tuple[int, ...]) -> str:
         if len(stages) > 1:
             inner = read(run, neurons(index))[INNER]
             run.files.write_tensors(dropping_file(index), elimination(recipe, sums, inner, tokens, weights, stages))
-    return "eigenvalues" if recipe.drop else "eigenvalues and eigenvectors"
+    return "eigenvalues" if recipe.drops else "eigenvalues and eigenvectors"
 
 
 def _may_change(run: Session, index: int, name: str) -> bool:
@@ -88,14 +88,14 @@ def ranks(run: Session) -> str:
     run.state.layers = {"format_version": run.state.identity["format"], **layers_to_json(found)}
     low = sum(isinstance(p, LowRank) for mlp in found.values() for _, p in mlp.items())
     said = f"{low} of {len(found) * len(PROJECTIONS)} projections become low rank"
-    if not run.job.recipe.drop:
+    if not run.job.recipe.drops:
         return said
     stay = sum(mlp.width for mlp in found.values()) / (len(found) * run.job.config.intermediate)
     return f"{stay:.1%} of the neurons stay, {said}"
 
 
 def _decided(run: Session, every: Energies, curves: Mapping[int, Curve]) -> Layers:
-    if run.job.recipe.drop:
+    if run.job.recipe.drops:
         return global_widths(run.job.config, run.job.recipe, every, curves, run.job.limits)
     return global_ranks(run.job.config, run.job.recipe, every, run.job.limits)
 

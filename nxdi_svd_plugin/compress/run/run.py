@@ -178,7 +178,7 @@ def drops(run: Session, step: Step) -> list[str]:
     """Those of them that no later step reads: all, but for the inputs of a layer that a gradient will come back to, and
     what the factors need once the width of a layer is known."""
     comes_back = step.kind == "forward" and run.job.recipe.differentiates
-    waits = step.kind in ("spectra", "ranks") and run.job.recipe.drop
+    waits = step.kind in ("spectra", "ranks") and run.job.recipe.drops
     if waits:
         again = {name for i in range(run.job.config.layers) for name in sources.factor_files(run, i)}
         return [name for name in reads(run, step) if name not in again]

@@ -45,7 +45,7 @@ def loss_files(run: Session, index: int) -> list[str]:
 
 def factor_files(run: Session, index: int) -> list[str]:
     """Names of those that factors are made from: the decomposition, or what it is made from once the width is known."""
-    if not run.job.recipe.drop:
+    if not run.job.recipe.drops:
         return [spectra_file(index)]
     return [*sums_files(run, index), *loss_files(run, index)[1:]]
 
@@ -109,7 +109,7 @@ class Source:
 def source_of(run: Session, index: int) -> Source:
     """What a layer is made of, at the width that was decided."""
     recipe, planned, weights = run.job.recipe, run.layers[index], partial(weight_of, run, index)
-    if not recipe.drop:
+    if not recipe.drops:
         return Source(weights, read(run, spectra_file(index)))
     tokens = run.job.samples.numel()
     low = [name for name, p in planned.items() if isinstance(p, LowRank)]

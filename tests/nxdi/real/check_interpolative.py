@@ -18,6 +18,7 @@ STEPS = 4
 RECIPE = {
     "block": 4,
     "ratio": 0.2,
+    "drop": False,
     "dense": ["1.up_proj", "2.down_proj"],
     "calibration": {"samples": 4, "length": 40},
 }
