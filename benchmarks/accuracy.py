@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "benchmarks" / "data" / "accuracy.jsonl"
 COST = ROOT / "benchmarks" / "data" / "cost.jsonl"
 RECOVERIES = ROOT / "benchmarks" / "data" / "recover.jsonl"
+CALIBRATIONS = ROOT / "benchmarks" / "data" / "calibration.jsonl"
 SAME = ROOT / "benchmarks" / "data" / "generated_heldout.txt"
 WINDOW, WINDOWS = 512, 16
 METHODS = {
@@ -194,8 +195,10 @@ def main() -> None:
     elif args.figures:
         from accuracy_tables import write
 
-        runs, recoveries = ([json.loads(line) for line in p.read_text().splitlines()] for p in (COST, RECOVERIES))
-        write(rows(), runs, recoveries, ROOT / "docs")
+        runs, recoveries, calibrations = (
+            [json.loads(line) for line in path.read_text().splitlines()] for path in (COST, RECOVERIES, CALIBRATIONS)
+        )
+        write(rows(), runs, recoveries, calibrations, ROOT / "docs")
     else:
         args.work.mkdir(parents=True, exist_ok=True)
         run(args)

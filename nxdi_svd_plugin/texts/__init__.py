@@ -3,9 +3,10 @@
 A file is plain UTF-8, or records as JSON lines (.jsonl, .ndjson) or one JSON array (.json); each may also end in .gz or
 .zst. records.py says what a record may be.
 
-"builtin" (calibration) ships with the package: pieces of up to 512 tokens on some 85 subjects, drawn from SmolLM2-135M-
-Instruct at temperature 1 by benchmarks/calibration_text.py, and read. Text of a language model covers more of what
-models see than any one document, and what is calibrated on it carries over to other texts (docs/accuracy.md).
+"builtin" (calibration) ships with the package: half sentences and paragraphs on some 500 subjects, each of which
+SmolLM2-135M-Instruct went on with at temperature 1 for up to 128 tokens (benchmarks/calibration_text.py), all of it
+read. Text of a language model covers more of what models see than any one document, and what is calibrated on it
+carries over to other texts (docs/accuracy.md).
 "builtin-heldout" (evaluation) is Python's pydoc_data.topics, technical English.
 """
 
