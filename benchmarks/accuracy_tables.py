@@ -17,8 +17,7 @@ NAMES = {
     "four-groups": "default recipe, drop: false, tp_degree: 4, block: 32",
     "pair": "default recipe, drop: false, tp_degree: 1, form: pair",
     "svd-llm": "SVD-LLM whitening (recipe: paper, block 1)",
-    "svd-llm-before": "SVD-LLM whitening (recipe: paper, block 1); earlier built-in text",
-    "svd-llm-own": "SVD-LLM whitening, its authors' code; earlier built-in text",
+    "svd-llm-own": "SVD-LLM whitening, its authors' code",
 }
 
 
