@@ -86,7 +86,7 @@ def _sum_blocks(work: Work, chain: Chain, strip: Strip, plan: Schedule) -> None:
 
 def _add_block(work: Work, times: int, step: Step, strip: Strip, plan: Schedule) -> None:
     """The first block's products are copied by the scalar engine, others added by the vector engine; pivots join the
-    last sums, both in SBUF, which takes it twice as long."""
+    last sums, both in SBUF, which takes it twice as long. Sums that stay in PSUM are read once, with the last block."""
     for runs in plan.runs:
         for run in runs:
             number, own = times * run.count, step.last and run.own is not None
@@ -95,6 +95,9 @@ def _add_block(work: Work, times: int, step: Step, strip: Strip, plan: Schedule)
                 work.dma(number, PARTITIONS, strip.tokens)
             for size, count in sizes(strip.tokens, strip.moving):
                 work.matmul(number * count * tiles(step.rows), run.width, size)
+                if run.in_psum:
+                    work.vector(number * count * step.last, size)
+                    continue
                 evict = work.scalar if step.first else work.vector
                 evict(number * count, size)
                 if own:
@@ -116,7 +119,7 @@ def _rows(work: Work, chain: Chain, strip: Strip, plan: Schedule) -> None:
 
 
 def _transposed(work: Work, chain: Chain, strip: Strip, plan: Schedule, group: OutputTiles) -> None:
-    """Y [outputs, S] (stages/expand.py, expand_transposed); no V is read for tiles that are a factor's pivots."""
+    """Y [outputs, S] (stages/expand_transposed.py); no V is read for tiles that are a factor's pivots."""
     count, width = group.count, group.width
     from_psum = [pivot is None for pivot in group.segment.pivots]
     deep = [tiles(rank) for rank, made in zip(plan.ranks, from_psum, strict=True) if made]
