@@ -67,7 +67,7 @@ def test_no_more_bytes_and_no_more_time_than_separate_matmuls(tokens, ratio):
 @pytest.mark.slow
 @pytest.mark.parametrize("ratio", [0.05, 0.20])
 def test_8192_tokens(ratio):
-    """No more bytes than matmuls in the same room; in all of SBUF these move less in three cases (docs/kernels.md)."""
+    """No more bytes than matmuls in the same room; in all of SBUF these move less in one case (docs/kernels.md)."""
     more = []
     for chain in interpolative_chains(8192, ratio):
         plan = choose(chain)
@@ -75,7 +75,7 @@ def test_8192_tokens(ratio):
         assert moved <= matmul_bytes(chain, SBUF_BYTES - SBUF_BUDGET), chain
         assert modelled_seconds(chain, plan) <= 1.005 * unfused(chain).seconds, chain
         more += [round(moved / matmul_bytes(chain), 3)] if moved > matmul_bytes(chain) else []
-    assert sorted(more) == ([1.011, 1.024, 1.142] if ratio == 0.05 else [])
+    assert more == ([1.142] if ratio == 0.05 else [])
 
 
 def compared_with_the_search(chain, overlap=False):

@@ -111,9 +111,13 @@ def test_what_cannot_be_split_is_refused():
 
 
 BLOCKS = {
-    "sums": lambda rows, columns, step: Output(min(rows, 256), min(columns, max(step, 384 // step * step)), 256),
-    "x kept": lambda rows, columns, step: Operand(True, min(rows, 256), min(columns, step)),
-    "w kept": lambda rows, columns, step: Operand(False, min(columns, step), min(rows, 256)),
+    "sums": lambda rows, columns, step, width: Output(min(rows, 256), min(columns, max(step, 384 // step * step)), 256),
+    "x kept": lambda rows, columns, step, width: Operand(True, min(rows, 256), min(columns, step)),
+    "w kept": lambda rows, columns, step, width: Operand(False, min(columns, step), min(rows, 256)),
+    "w kept, stored in pieces": lambda rows, columns, step, width: Operand(False, columns, min(rows, 256), width),
+    "loads of no whole tiles": lambda rows, columns, step, width: Operand(
+        True, min(rows, 256), min(columns, 154 if (step, width) == (128, 512) else step)
+    ),
 }
 
 
@@ -125,8 +129,12 @@ def two_matmuls(monkeypatch):
         monkeypatch.setattr(planner, "choose", lambda chain: [*through_plans(chain), *refill_plans(chain)][0])
         monkeypatch.setattr(
             through_module,
-            "dense_plans",
-            lambda rows, deep, columns, itemsize, step, depths, taken: [BLOCKS[blocks](rows, columns, step)],
+            "product_plans",
+            lambda product, itemsize, room: [
+                BLOCKS[blocks](
+                    product.rows, product.columns, product.width if product.w == "packed" else 128, product.width
+                )
+            ],
         )
         monkeypatch.setattr(refill, "SBUF_BUDGET", 10 * 1024)
         clear()

@@ -206,16 +206,15 @@ def constant_bytes(chain: Chain) -> int:
 
 
 def strip_sbuf_bytes(
-    chain: Chain, buffers: Buffers, strip: tuple[int, ...], in_flight: int = 1, last: bool = False, looped: bool = True
+    chain: Chain, buffers: Buffers, strip: tuple[int, ...], in_flight: int = 1, last: bool = False
 ) -> int:
     """Peak SBUF bytes per partition of one strip with `in_flight` copies of what is streamed (Eq. 11, refined).
 
     Sub-strip k holds its Xᵀ, the (X·U)ᵀ of sub-strips 1..k and the U loads; the expansion holds the whole (X·U)ᵀ, the
-    V loads and the output block. After the transposes of the `last` strip the identity matrix is dead. `looped`: it is
-    one of several in a loop.
+    V loads and the output block. After the transposes of the `last` strip the identity matrix is dead.
     """
     if buffers.split:
-        whole = _summing_bytes(chain, buffers, strip[0], in_flight, looped)
+        whole = _summing_bytes(chain, buffers, strip[0], in_flight)
         return constant_bytes(chain) + max(whole, expansion_bytes(chain, buffers, strip, in_flight))
     total, done, peak = sum(strip), 0, 0
     for position, size in enumerate(strip):
@@ -230,16 +229,14 @@ def strip_sbuf_bytes(
     return constant_bytes(chain) + max(peak, expanding - dead)
 
 
-def _summing_bytes(chain: Chain, buffers: Buffers, tokens: int, in_flight: int, looped: bool) -> int:
+def _summing_bytes(chain: Chain, buffers: Buffers, tokens: int, in_flight: int) -> int:
     """fp32 sums of (X·U)ᵀ, blocks of Xᵀ, and the rows of X or the tile of U that go with them.
 
-    The last block holds the sums and one part of (X·U)ᵀ in the input's type. No block of Xᵀ is on its way behind it,
-    but in a loop a compiler may give it a second buffer.
+    The last block holds the sums and one part of (X·U)ᵀ in the input's type. No block of Xᵀ is on its way behind it.
     """
     s = chain.itemsize
     streams = s * buffers.split * (tokens + PARTITIONS)
-    behind = in_flight if looped else 1
-    last = s * last_sum_block(chain, buffers.split) * (behind * tokens + in_flight * PARTITIONS)
+    last = s * last_sum_block(chain, buffers.split) * (tokens + in_flight * PARTITIONS)
     whole = 4 * (chain.rank_tiles - buffers.in_psum) * tokens
     peak, sums, made = 0, whole, 0
     for rank in chain.ranks:
@@ -282,6 +279,6 @@ def sbuf_bytes(chain: Chain, blocks: Plan, in_flight: int = 1) -> int:
         return max(first + (4 if chain.kind.swiglu else 0), constant_bytes(chain) + strips)
     final = len(blocks.groups) - 1
     return max(
-        strip_sbuf_bytes(chain, blocks.buffers, strip, in_flight, position == final and count == 1, count > 1)
+        strip_sbuf_bytes(chain, blocks.buffers, strip, in_flight, last=position == final and count == 1)
         for position, (count, strip) in enumerate(blocks.groups)
     )

@@ -12,15 +12,18 @@ SPLITS = (3, 4, 6, 8, 12, 16)
 """Input tiles of one block of a split contraction that are tried. With less than 3 the vector engine, which adds a
 block's products to the sums at 1.12 GHz, would take longer than the tensor engine, which makes them at 2.8 GHz."""
 
+SMALL_SPLIT = 2
+"""What is tried where nothing else is as good as separate matmuls: the vector engine bounds that part of the call."""
 
-def sum_plans(chain: Chain) -> list[Blocks]:
+
+def sum_plans(chain: Chain, splits: tuple[int, ...] = SPLITS) -> list[Blocks]:
     """Plans with fp32 sums of (X·U)ᵀ in SBUF, as few strips as fit: X once, U and V once per strip.
 
     Equal strips but for the last, or strips of whole matmuls: one of less than MOVING tokens stalls as long.
     """
     if not may_split(chain):
         return []
-    splits = [split for split in SPLITS if split <= longest_run(chain) and sum_blocks(chain, split) > 1]
+    splits = tuple(split for split in splits if split <= longest_run(chain) and sum_blocks(chain, split) > 1)
     choices = [
         replace(buffers, u_rows=split, x_tiles=split, split=split, in_psum=in_psum)
         for split in splits
