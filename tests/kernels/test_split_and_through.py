@@ -1,5 +1,7 @@
 """The two schedules for wide inputs: fp32 sums of T in SBUF, and T through HBM, each forced at small shapes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -98,6 +100,21 @@ def test_a_split_contraction_with_pivots(split, dtype):
     assert_close(y, truth, reference.down(h_t, u, v, dtype=h_t.dtype))
     chain = Chain("down", 300, 1280, (512,), 256, h_t.dtype.itemsize, pivots=(runs,))
     assert_counted(chain, forced(chain, (160,), split), trace)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "rank", "outputs"), [(300, 384, 1000), (70, 200, 640), (1, 128, 300)])
+def test_v_that_moves_by_several_packed_tiles(tokens, rank, outputs, dtype):
+    """Four packed tiles of 128 columns are the 512 of a matmul; whole tiles and a part of one are left."""
+    x, pairs = case("xuv", (tokens, 256, rank, outputs), dtype)
+    y, trace, truth, low = run("xuv", x, pairs, strip=(tokens,))
+    assert_close(y, truth, low)
+    chain = Chain("xuv", tokens, 256, (rank,), outputs, x.dtype.itemsize)
+    plan = forced(chain, (tokens,))
+    assert plan.buffers.side > 1
+    assert_counted(chain, plan, trace)
+    one = replace(plan, buffers=replace(plan.buffers, side=1))
+    assert modelled_seconds(chain, plan) <= modelled_seconds(chain, one)
 
 
 def test_what_cannot_be_split_is_refused():

@@ -41,11 +41,14 @@ def _rows_block(
 ) -> None:
     """Columns left... of the output, `columns` of them, for all tokens of the strip."""
     width, count = plan.column_tile, strip.token_tiles
+    wide, rest = plan.side * width, columns % (plan.side * width)
     rows = nl.ndarray((PARTITIONS, count * columns), dtype=out.dtype, buffer=nl.sbuf)
-    for c in nl.affine_range(columns // width):
-        _rows_tile(rows, groups, vs, strip, plan, left, columns, c * width, width)
-    if columns % width:
-        _rows_tile(rows, groups, vs, strip, plan, left, columns, columns // width * width, columns % width)
+    for c in nl.affine_range(columns // wide):
+        _rows_tile(rows, groups, vs, strip, plan, left, columns, c * wide, plan.side, width)
+    if rest // width:
+        _rows_tile(rows, groups, vs, strip, plan, left, columns, columns - rest, rest // width, width)
+    if rest % width:
+        _rows_tile(rows, groups, vs, strip, plan, left, columns, columns - rest % width, 1, rest % width)
     tile = 0
     start = 0
     for size in strip.holders:
@@ -73,21 +76,23 @@ def _rows_tile(
     left: Any,
     columns: int,
     offset: Any,
+    side: int,
     width: int,
 ) -> None:
-    """Columns offset... of the block, of one load of every V."""
+    """Columns offset... of the block: `side` packed tiles of `width`, of one load of every V."""
     deep = tiles(plan.ranks[0])
     loads = []
     for v in vs:
-        loads.append(nl.load(v[0:PARTITIONS, nl.ds((left + offset) * deep, deep * width)]))
+        loads.append(nl.load(v[0:PARTITIONS, nl.ds((left + offset) * deep, side * deep * width)]))
     tile = 0
     for h, size in enumerate(strip.holders):
         for m in nl.affine_range(size // PARTITIONS):
-            _rows_sum(rows, groups, h, loads, plan, size, m, PARTITIONS, (tile + m) * columns + offset, width)
+            at = (tile + m) * columns + offset
+            _rows_sum(rows, groups, h, loads, plan, size, m, PARTITIONS, at, side, width)
         if size % PARTITIONS:
             last = size // PARTITIONS
             at = (tile + last) * columns + offset
-            _rows_sum(rows, groups, h, loads, plan, size, last, size % PARTITIONS, at, width)
+            _rows_sum(rows, groups, h, loads, plan, size, last, size % PARTITIONS, at, side, width)
         tile = tile + tiles(size)
 
 
@@ -101,22 +106,50 @@ def _rows_sum(
     m: Any,
     count: int,
     at: Any,
+    side: int,
     width: int,
 ) -> None:
     """Tᵀ·V of token tile `m` of holder `h`, which has `count` tokens, summed over the ranks, to column `at` of rows."""
-    total = nl.zeros((PARTITIONS, width), dtype=nl.float32, buffer=nl.psum)
+    wide, deep = side * width, tiles(plan.ranks[0])
+    total = nl.zeros((PARTITIONS, wide), dtype=nl.float32, buffer=nl.psum)
     for g, loaded in enumerate(loads):
         for part in plan.parts[0]:
             t = groups[g][h * len(plan.parts[0]) + part.number]
             for k in nl.affine_range(part.columns // PARTITIONS):
-                total[0:count, 0:width] += nisa.nc_matmul(
-                    t[0:PARTITIONS, nl.ds(k * held + m * PARTITIONS, count)],
-                    loaded[0:PARTITIONS, nl.ds((part.tile + k) * width, width)],
+                stationary = t[0:PARTITIONS, nl.ds(k * held + m * PARTITIONS, count)]
+                add_side_by_side(
+                    total, stationary, loaded, PARTITIONS, count, (part.tile + k) * width, deep, side, width
                 )
             if part.columns % PARTITIONS:
                 last, rest = part.columns // PARTITIONS, part.columns % PARTITIONS
-                total[0:count, 0:width] += nisa.nc_matmul(
-                    t[0:rest, nl.ds(last * held + m * PARTITIONS, count)],
-                    loaded[0:rest, nl.ds((part.tile + last) * width, width)],
-                )
-    rows[0:count, nl.ds(at, width)] = copy_on_scalar(total[0:count, 0:width], rows.dtype)
+                stationary = t[0:rest, nl.ds(last * held + m * PARTITIONS, count)]
+                add_side_by_side(total, stationary, loaded, rest, count, (part.tile + last) * width, deep, side, width)
+    rows[0:count, nl.ds(at, wide)] = copy_on_scalar(total[0:count, 0:wide], rows.dtype)
+
+
+def add_side_by_side(
+    total: Tensor,
+    stationary: Tensor,
+    packed: Tensor,
+    deep: int,
+    count: int,
+    at: Any,
+    height: int,
+    side: int,
+    width: int,
+) -> None:
+    """Add a product to `count` rows of the PSUM tile: of the `deep` rows of a row tile of `side` packed column tiles.
+
+    Each of these has `height` row tiles of `width` columns; `at` is where the row tile begins in the first. They are
+    one moving operand of side·width columns with two free axes.
+    """
+    if side == 1:
+        total[0:count, 0:width] += nisa.nc_matmul(stationary, packed[0:deep, nl.ds(at, width)])
+    else:
+        row = nl.arange(deep)[:, None, None]
+        token = nl.arange(count)[:, None, None]
+        tile = nl.arange(side)[None, :, None]
+        column = nl.arange(width)[None, None, :]
+        total[token, tile * width + column] += nisa.nc_matmul(
+            stationary, packed[row, at + tile * (height * width) + column]
+        )

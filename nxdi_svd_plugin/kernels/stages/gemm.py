@@ -9,7 +9,7 @@ from typing import Any
 from nxdi_svd_plugin.hardware import PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.nki import nisa, nl
 from nxdi_svd_plugin.kernels.stages.accumulate import put
-from nxdi_svd_plugin.kernels.stages.expand import copy_on_scalar
+from nxdi_svd_plugin.kernels.stages.expand import add_side_by_side, copy_on_scalar
 from nxdi_svd_plugin.kernels.stages.load import load_rows_transposed, load_tiles
 from nxdi_svd_plugin.kernels.tiling.dense import X_COLUMNS, Output, Product
 from nxdi_svd_plugin.kernels.tiling.loops import Cut, Depth, Loops, TileRun
@@ -98,7 +98,7 @@ def _load_w(
 ) -> Tensor:
     """The block of W for the output's columns left..."""
     block = nl.ndarray((PARTITIONS, tiles(depth.rows) * columns.size), dtype=w.dtype, buffer=nl.sbuf)
-    _load_block(block, w, product.w, depth, done, left, columns.size, product.width, product, identity)
+    _load_block(block, w, product.w, depth, done, left, columns.size, product.w_tile, product, identity)
     return block
 
 
@@ -317,14 +317,15 @@ def add_products(
     columns: int,
 ) -> None:
     """Sum over `deep` rows of K into the PSUM tile `total`: row tile `m` of the block x, column tile `n` of w."""
+    side = width // product.w_tile if product.w == "packed" and width > product.w_tile else 1
+    height, wide = tiles(deep), width // side
     for k in nl.affine_range(deep // PARTITIONS):
-        at = place(k, m, tiles(deep), rows, PARTITIONS, count, product.x)
-        left = place(k, n, tiles(deep), columns, product.width, width, product.w)
-        total[0:count, 0:width] += nisa.nc_matmul(
-            x[0:PARTITIONS, nl.ds(at, count)], w[0:PARTITIONS, nl.ds(left, width)]
-        )
+        at = place(k, m, height, rows, PARTITIONS, count, product.x)
+        left = place(k, n, height, columns, product.width, wide, product.w)
+        stationary = x[0:PARTITIONS, nl.ds(at, count)]
+        add_side_by_side(total, stationary, w, PARTITIONS, count, left, height, side, wide)
     if deep % PARTITIONS:
         last, rest = deep // PARTITIONS, deep % PARTITIONS
-        at = place(last, m, tiles(deep), rows, PARTITIONS, count, product.x)
-        left = place(last, n, tiles(deep), columns, product.width, width, product.w)
-        total[0:count, 0:width] += nisa.nc_matmul(x[0:rest, nl.ds(at, count)], w[0:rest, nl.ds(left, width)])
+        at = place(last, m, height, rows, PARTITIONS, count, product.x)
+        left = place(last, n, height, columns, product.width, wide, product.w)
+        add_side_by_side(total, x[0:rest, nl.ds(at, count)], w, rest, count, left, height, side, wide)

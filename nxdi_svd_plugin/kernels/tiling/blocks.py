@@ -40,6 +40,8 @@ class Buffers:
     x_tiles: int
     split: int = 0
     """Input tiles of one block of a split contraction, with fp32 sums of (X·U)ᵀ in SBUF; 0: all of Xᵀ is kept."""
+    side: int = 1
+    """Packed column tiles of one V load that are one moving operand, where V is that."""
     in_psum: bool = False
     """Whether the sums of the last rank tile stay in PSUM over all blocks of a split contraction."""
     apart: bool = False
@@ -124,7 +126,7 @@ def v_load_bytes(chain: Chain, buffers: Buffers) -> int:
     """SBUF bytes per partition of the largest V load (of both chains for `up_gate`)."""
     if chain.writes_transposed:
         return max(_segment_load_bytes(chain, buffers, segment) for segment in chain.segments)
-    return chain.itemsize * chain.rank_tiles * min(chain.column_tile, chain.outputs)
+    return chain.itemsize * chain.rank_tiles * min(buffers.side * chain.column_tile, chain.outputs)
 
 
 def _segment_load_bytes(chain: Chain, buffers: Buffers, segment: Segment) -> int:

@@ -86,12 +86,17 @@ def _strip_seconds(chain: Chain, pieces: int) -> float:
     if chain.writes_transposed:
         moving += tiles(chain.outputs) * rank_tiles
     else:
-        columns = chain.outputs + STALL_CYCLES * -(-chain.outputs // chain.column_tile)
+        columns = chain.outputs + STALL_CYCLES * -(-chain.outputs // _v_columns(chain))
         cycles += token_tiles * rank_tiles * columns
     cycles += moving * (chain.tokens + STALL_CYCLES * pieces)
     if not chain.transposed_input:
         cycles += tiles(chain.inputs) * (chain.tokens + STALL_CYCLES * token_tiles)
     return cycles / CLOCK_HZ["pe"]
+
+
+def _v_columns(chain: Chain) -> int:
+    """Columns of a matmul where V moves: as many packed tiles as it can have."""
+    return MOVING // chain.column_tile * chain.column_tile
 
 
 def _matmuls(chain: Chain) -> Pairs:
@@ -103,7 +108,7 @@ def _matmuls(chain: Chain) -> Pairs:
     if chain.writes_transposed:
         second = _blocked(chain, (chain.outputs, rank, chain.tokens), MOVING, False)
     else:
-        second = _blocked(chain, (chain.tokens, rank, chain.outputs), chain.column_tile, False)
+        second = _blocked(chain, (chain.tokens, rank, chain.outputs), _v_columns(chain), False)
     return {(a + c, b + d) for a, b in first for c, d in second}
 
 

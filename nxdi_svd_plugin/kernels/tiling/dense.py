@@ -68,8 +68,8 @@ class Product:
     """X·W [rows, columns] over `deep`, as the stages of kernels/stages/gemm.py do it.
 
     x, w: how the operands lie in HBM. "plain": [deep, n]. "packed": as kernels/packing.py does, in tiles of 128 columns
-    (x) or `width` (w). "interleaved": [deep, n], row p·(deep/128) + j on partition p, tile j. "rows": [n, deep], to be
-    transposed. `width`: columns of one matmul.
+    (x) or `w_tile` (w). "interleaved": [deep, n], row p·(deep/128) + j on partition p, tile j. "rows": [n, deep], to be
+    transposed. `width`: columns of one matmul, `tile`: of a packed tile of w, if that is less.
     """
 
     rows: int
@@ -79,6 +79,12 @@ class Product:
     x: str = "plain"
     w: str = "plain"
     width: int = MOVING
+    tile: int = 0
+
+    @property
+    def w_tile(self) -> int:
+        """Columns of a packed tile of w."""
+        return self.tile or self.width
 
 
 def choose_dense(

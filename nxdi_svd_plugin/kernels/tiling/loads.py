@@ -40,8 +40,14 @@ def _u_choices(chain: Chain) -> list[tuple[int, int]]:
 
 def v_choices(chain: Chain) -> list[Buffers]:
     """The loads of V that are worth trying; those of U and X are of one tile."""
-    together = [Buffers(1, 1, v_tiles, 1) for v_tiles in _v_tiles(chain)]
+    together = [Buffers(1, 1, v_tiles, 1, side=side) for v_tiles in _v_tiles(chain) for side in _sides(chain, v_tiles)]
     return [*together, Buffers(1, 1, 1, 1, apart=True)] if chain.kind.swiglu else together
+
+
+def _sides(chain: Chain, v_tiles: int) -> list[int]:
+    """Packed column tiles that are one matmul's columns, where V moves: so many that output blocks have no rest."""
+    most = 1 if chain.writes_transposed else MOVING // chain.column_tile
+    return [side for side in range(1, most + 1) if v_tiles % side == 0]
 
 
 def _v_tiles(chain: Chain) -> list[int]:

@@ -48,7 +48,7 @@ def _keep_operand(work: Work, cut: Loops, kept: tuple[Cut, ...], streamed: tuple
 
 def _load(work: Work, times: int, product: Product, of_x: bool, deep: int, size: int) -> None:
     """`size` columns, `deep` rows of an operand."""
-    layout, width = (product.x, PARTITIONS) if of_x else (product.w, product.width)
+    layout, width = (product.x, PARTITIONS) if of_x else (product.w, product.w_tile)
     if layout == "packed":
         for columns, count in sizes(size, width):
             work.dma(times * count, PARTITIONS, tiles(deep) * columns)

@@ -101,9 +101,10 @@ class Schedule:
     """One call: shapes, loads and strips.
 
     `u_rows` are the rows of the stored U, `pivots` the rank tiles that take in tiles of Xᵀ itself. One load of U has
-    `u_load` input tiles of `u_tiles` rank tiles; one of V, or one output block, `v_tiles` column tiles; one of X
-    `x_columns` columns, of Hᵀ up to `h_tiles` tiles. `parts` are the tensors of T for each factor (one, unless the
-    contraction is split); `steps` the blocks of a split contraction, none if all of Xᵀ is kept; `runs` what each does.
+    `u_load` input tiles of `u_tiles` rank tiles; one of V, or one output block, `v_tiles` column tiles (of a V that
+    moves `side` of them are a load, and one matmul's columns); one of X `x_columns` columns, of Hᵀ up to `h_tiles`
+    tiles. `parts` are the tensors of T for each factor (one, unless the contraction is split); `steps` the blocks of a
+    split contraction, none if all of Xᵀ is kept; `runs` what each does.
     `output_tiles`: those of a transposed output, by loads of V; `apart`: all of gate's product before up's.
     `through`: matmuls whose product goes to HBM: X·U for each factor, and of one factor the second, without strips.
     """
@@ -119,6 +120,7 @@ class Schedule:
     u_load: int
     u_tiles: int
     v_tiles: int
+    side: int
     x_columns: int
     h_tiles: int
     interleaved: bool
@@ -150,6 +152,7 @@ def schedule(chain: Chain, plan: Plan) -> Schedule:
         u_load=buffers.u_rows,
         u_tiles=buffers.u_tiles,
         v_tiles=buffers.v_tiles,
+        side=buffers.side,
         x_columns=buffers.x_tiles * PARTITIONS,
         h_tiles=max(1, H_LOAD_BYTES // (chain.itemsize * chain.tokens)),
         interleaved=chain.kind.writes_intermediate and interleaved(chain.outputs),

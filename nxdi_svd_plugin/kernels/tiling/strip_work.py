@@ -108,7 +108,7 @@ def _rows(work: Work, chain: Chain, strip: Strip, plan: Schedule) -> None:
     """Y [S, outputs], a block of columns stored at once (stages/expand.py, expand)."""
     token_tiles = [pair for size in strip.holders for pair in sizes(size, PARTITIONS)]
     for columns, blocks in sizes(plan.outputs, plan.v_tiles * plan.column_tile):
-        for width, count in sizes(columns, plan.column_tile):
+        for width, count in _loads_of_v(columns, plan):
             number = strip.count * blocks * count
             work.dma(number * chain.summed, PARTITIONS, tiles(plan.ranks[0]) * width)
             for size, tile_count in token_tiles:
@@ -116,6 +116,15 @@ def _rows(work: Work, chain: Chain, strip: Strip, plan: Schedule) -> None:
                 work.scalar(number * tile_count, width)
         for size, tile_count in token_tiles:
             work.dma(strip.count * blocks * tile_count, size, columns)
+
+
+def _loads_of_v(columns: int, plan: Schedule) -> list[tuple[int, int]]:
+    """(columns, how many): `side` packed tiles, the whole ones that are left, the last one if it is none."""
+    found = []
+    for wide, count in sizes(columns, plan.side * plan.column_tile):
+        whole = wide - wide % plan.column_tile
+        found += [(part, count) for part in (whole, wide - whole) if part]
+    return found
 
 
 def _transposed(work: Work, chain: Chain, strip: Strip, plan: Schedule, group: OutputTiles) -> None:

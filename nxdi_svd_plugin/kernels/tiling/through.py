@@ -52,7 +52,9 @@ def through_plans(chain: Chain) -> tuple[Through, ...]:
     if chain.writes_transposed:
         second = _products(chain, (chain.outputs, rank, chain.tokens), "packed", "plain", MOVING)
     else:
-        second = _products(chain, (chain.tokens, rank, chain.outputs), "plain", "packed", chain.column_tile)
+        tile = chain.column_tile
+        width = MOVING if MOVING % tile == chain.outputs % tile == 0 else tile
+        second = _products(chain, (chain.tokens, rank, chain.outputs), "plain", "packed", width, tile=tile)
     return tuple(Through(one, other) for one in first for other in second)
 
 
@@ -83,9 +85,10 @@ def _products(
     width: int,
     taken: int = 0,
     segments: tuple[Segment, ...] = (),
+    tile: int = 0,
 ) -> list[Loops]:
     """One of the two matmuls, [rows, deep, columns], with `taken` bytes of SBUF for something else; [] if none fits."""
-    product = Product(*shape, Output(0, 0), x, w, width)
+    product = Product(*shape, Output(0, 0), x, w, width, tile)
     costs = {}
     for plan in product_plans(product, chain.itemsize, SBUF_BUDGET - taken):
         work, cut = Work(chain.itemsize), loops(replace(product, plan=plan), segments)
@@ -106,7 +109,7 @@ def product_plans(product: Product, itemsize: int, room: int) -> list[Plan]:
     Rows of a block of many columns are stored in runs of LONG_RUN, and a streamed operand that need not come in whole
     tiles comes in as few loads as the room allows: both take less room than the baselines' blocks.
     """
-    step = product.width if product.w == "packed" else PARTITIONS
+    step = product.w_tile if product.w == "packed" else PARTITIONS
     store = max(1, LONG_RUN // itemsize // product.width) * product.width
     kept = operands(product.rows, product.columns, step)
     plans: list[Plan] = [
