@@ -12,7 +12,7 @@ time and bytes.
 
 from nxdi_svd_plugin.hardware import MOVING, PARTITIONS, PSUM_BANKS, SBUF_BUDGET, SBUF_BYTES, tiles
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
-from nxdi_svd_plugin.kernels.tiling.dense import choose_dense, dense_hbm_bytes
+from nxdi_svd_plugin.kernels.tiling.dense import Operand, Plan, dense_hbm_bytes, outputs
 
 RUN = 1024
 """Bytes per partition of a DMA run where stores are to overlap with compute."""
@@ -28,12 +28,12 @@ SUM_TILES = 3
 
 def least_hbm_bytes(chain: Chain, unit: int = 8, overlap: bool = False) -> int | None:
     """HBM bytes (read and written) of the best plan for `chain`; None if nothing fits."""
-    plans = [_kept(chain, unit, overlap), _summed(chain, overlap), _unfused(chain), _refilled(chain, overlap)]
+    plans = [_kept(chain, unit, overlap), _summed(chain, overlap), _unfused(chain, overlap), _refilled(chain, overlap)]
     return min((moved for moved in plans if moved is not None), default=None)
 
 
-def _unfused(chain: Chain) -> int | None:
-    """Two matmuls, blocked for least traffic within SBUF_BUDGET; tiling/dense.py tries all blocks.
+def _unfused(chain: Chain, overlap: bool) -> int | None:
+    """Two matmuls, in the blocks that move least.
 
     Inputs that are pivots are no part of the first contraction, but are read once.
     """
@@ -41,19 +41,50 @@ def _unfused(chain: Chain) -> int | None:
         return None  # nothing that the kernels do, see tiling/through.py
     second = (chain.outputs, chain.tokens) if chain.writes_transposed else (chain.tokens, chain.outputs)
     calls = [(chain.ranks[0], chain.u_rows, chain.tokens), (second[0], chain.ranks[0], second[1])]
-    s, reserve = chain.itemsize, SBUF_BYTES - SBUF_BUDGET
-    moved = sum(dense_hbm_bytes(*call, s, choose_dense(*call, s, taken=reserve)) for call in calls)
-    return moved + s * chain.tokens * (chain.inputs - chain.u_rows)
+    moved = _least_product(chain, calls[0], loads_of_x(chain, overlap))
+    moved += _least_product(chain, calls[1], 2 if overlap else 1)
+    return moved + chain.itemsize * chain.tokens * (chain.inputs - chain.u_rows)
+
+
+def loads_of_x(chain: Chain, overlap: bool) -> int:
+    """Blocks of Xᵀ that have room beside each other: one if it is transposed, for which rows are loaded ahead."""
+    return 2 if overlap and chain.transposed_input else 1
+
+
+def _least_product(chain: Chain, shape: tuple[int, int, int], loads: int) -> int:
+    plans = product_blocks(chain, shape, loads)
+    return min((dense_hbm_bytes(*shape, chain.itemsize, plan) for plan in plans), default=SBUF_BYTES**3)
+
+
+def product_blocks(chain: Chain, shape: tuple[int, int, int], loads: int) -> list[Plan]:
+    """Blocks of a matmul [rows, deep, columns] that leave place for `loads` tiles of what is streamed past them.
+
+    Beside an operand there is a tile of the output; beside sums, SUM_TILES of the contraction. Loads of w are as wide
+    as fits, up to a matmul's columns.
+    """
+    rows, deep, columns = shape
+    s, depth = chain.itemsize, tiles(deep)
+    found: list[Plan] = []
+    for block in range(PARTITIONS, max(rows, columns) + PARTITIONS, PARTITIONS):
+        left = SBUF_BUDGET // s - depth * block - PARTITIONS
+        if left >= loads * depth * PARTITIONS or left >= loads * depth * columns:
+            widest = min(MOVING, columns, left // (loads * depth))
+            found += [Operand(True, min(rows, block), widest), Operand(False, min(columns, block), PARTITIONS)]
+    for plan in outputs(rows, columns, PARTITIONS, (SUM_TILES * PARTITIONS,)):
+        streams = loads * s * min(depth, SUM_TILES) * min(plan.rows, plan.columns)
+        if 4 * tiles(plan.rows) * plan.columns + streams <= SBUF_BUDGET:
+            found.append(plan)
+    return found
 
 
 def _refilled(chain: Chain, overlap: bool) -> int | None:
     """Both (X·U)ᵀ of `up_gate` by matmuls, to HBM and back once; V once per strip, each as long as fits."""
     if len(chain.ranks) < 2 or chain.groups > 1 or any(size % PARTITIONS for size in (chain.inputs, *chain.ranks)):
         return None  # nothing that the kernels do, see tiling/refill.py
-    s, reserve, moved = chain.itemsize, SBUF_BYTES - SBUF_BUDGET, chain.itemsize * chain.tokens * chain.outputs
+    s, moved = chain.itemsize, chain.itemsize * chain.tokens * chain.outputs
     for rank in chain.ranks:
         call = (rank, chain.inputs, chain.tokens)
-        moved += dense_hbm_bytes(*call, s, choose_dense(*call, s, taken=reserve)) + s * rank * chain.tokens
+        moved += _least_product(chain, call, loads_of_x(chain, overlap)) + s * rank * chain.tokens
     longest = chain.tokens
     while longest:
         streams = (_overlapping(chain, longest) if overlap else _single(chain, longest))[1]
