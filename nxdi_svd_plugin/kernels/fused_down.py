@@ -84,19 +84,24 @@ def _sum_blocks(ts: list[Any], h_t: Any, u: Any, first: Any, strip: Strip, plan:
     """T of the strip from fp32 sums, past which blocks of Hᵀ and U are streamed, each read once."""
     rows = h_t.reshape((PARTITIONS, plan.input_tiles * plan.tokens))
     sums = []
+    banks = []
     for part in plan.parts[0]:
-        sums.append(nl.ndarray((PARTITIONS, tiles(part.columns) * strip.tokens), dtype=nl.float32, buffer=nl.sbuf))
+        if part.summed:
+            sums.append(nl.ndarray((PARTITIONS, part.summed * strip.tokens), dtype=nl.float32, buffer=nl.sbuf))
+    for size in strip.banks:
+        banks.append(nl.zeros((PARTITIONS, size), dtype=nl.float32, buffer=nl.psum))
     for step in plan.steps:
         if step.count == 1:
-            _add_block(ts, sums, h_t, rows, u, first, 0, step, strip, plan)
+            _add_block(ts, sums, banks, h_t, rows, u, first, 0, step, strip, plan)
         else:
             for b in nl.sequential_range(step.count):
-                _add_block(ts, sums, h_t, rows, u, first, b * tiles(step.rows), step, strip, plan)
+                _add_block(ts, sums, banks, h_t, rows, u, first, b * tiles(step.rows), step, strip, plan)
 
 
 def _add_block(
     ts: list[Any],
     sums: list[Any],
+    banks: list[Any],
     h_t: Any,
     rows: Any,
     u: Any,
@@ -110,7 +115,7 @@ def _add_block(
     count = tiles(step.rows)
     xt = nl.ndarray((PARTITIONS, count * strip.tokens), dtype=h_t.dtype, buffer=nl.sbuf)
     load_tiles(xt, rows, step.source + done, 0, count, first, strip.tokens, plan.tokens, plan.h_tiles)
-    accumulate(ts, sums, u, xt, rows, step.row + done, first, step, plan.runs[0], strip, plan)
+    accumulate(ts, sums, banks, u, xt, rows, step.row + done, first, step, plan.runs[0], strip, plan)
 
 
 down = jit(down_kernel)

@@ -6,7 +6,7 @@ from nxdi_svd_plugin.hardware import PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.checks import planned_groups
 from nxdi_svd_plugin.kernels.nki import jit, nl
 from nxdi_svd_plugin.kernels.stages.accumulate import accumulate
-from nxdi_svd_plugin.kernels.stages.expand import expand_transposed
+from nxdi_svd_plugin.kernels.stages.expand_transposed import expand_transposed
 from nxdi_svd_plugin.kernels.stages.groups import both, dtypes_of, groups_of, shapes_of
 from nxdi_svd_plugin.kernels.stages.load import fp32_identity, load_rows_transposed
 from nxdi_svd_plugin.kernels.stages.project import project
@@ -202,17 +202,24 @@ def _sum_blocks(
     """Both T of the strip from fp32 sums, past which blocks of Xᵀ and of both U are streamed, each read once."""
     gate_sums = []
     up_sums = []
+    banks = []
     for part in plan.parts[0]:
-        gate_sums.append(nl.ndarray((PARTITIONS, tiles(part.columns) * strip.tokens), dtype=nl.float32, buffer=nl.sbuf))
+        gate_sums.append(nl.ndarray((PARTITIONS, part.summed * strip.tokens), dtype=nl.float32, buffer=nl.sbuf))
     for part in plan.parts[1]:
-        up_sums.append(nl.ndarray((PARTITIONS, tiles(part.columns) * strip.tokens), dtype=nl.float32, buffer=nl.sbuf))
+        if part.summed:
+            up_sums.append(nl.ndarray((PARTITIONS, part.summed * strip.tokens), dtype=nl.float32, buffer=nl.sbuf))
+    for size in strip.banks:
+        banks.append(nl.zeros((PARTITIONS, size), dtype=nl.float32, buffer=nl.psum))
     for step in plan.steps:
         if step.count == 1:
-            _add_block(gates, ups, gate_sums, up_sums, x, u_gate, u_up, first, step.row, step, strip, plan, identity)
+            row = step.row
+            _add_block(gates, ups, gate_sums, up_sums, banks, x, u_gate, u_up, first, row, step, strip, plan, identity)
         else:
             for b in nl.sequential_range(step.count):
                 row = step.row + b * tiles(step.rows)
-                _add_block(gates, ups, gate_sums, up_sums, x, u_gate, u_up, first, row, step, strip, plan, identity)
+                _add_block(
+                    gates, ups, gate_sums, up_sums, banks, x, u_gate, u_up, first, row, step, strip, plan, identity
+                )
 
 
 def _add_block(
@@ -220,6 +227,7 @@ def _add_block(
     ups: list[Any],
     gate_sums: list[Any],
     up_sums: list[Any],
+    banks: list[Any],
     x: Any,
     u_gate: Any,
     u_up: Any,
@@ -233,8 +241,8 @@ def _add_block(
     """The block of input tiles `row`..."""
     xt = nl.ndarray((PARTITIONS, tiles(step.rows) * strip.tokens), dtype=x.dtype, buffer=nl.sbuf)
     load_rows_transposed(xt, x, first, strip.tokens, row * PARTITIONS, step.rows, plan.x_columns, identity)
-    accumulate(gates, gate_sums, u_gate, xt, None, row, first, step, plan.runs[0], strip, plan)
-    accumulate(ups, up_sums, u_up, xt, None, row, first, step, plan.runs[1], strip, plan)
+    accumulate(gates, gate_sums, [], u_gate, xt, None, row, first, step, plan.runs[0], strip, plan)
+    accumulate(ups, up_sums, banks, u_up, xt, None, row, first, step, plan.runs[1], strip, plan)
 
 
 up_gate = jit(up_gate_kernel)

@@ -6,7 +6,8 @@ from nxdi_svd_plugin.hardware import PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.checks import planned
 from nxdi_svd_plugin.kernels.nki import jit, nl
 from nxdi_svd_plugin.kernels.stages.accumulate import accumulate
-from nxdi_svd_plugin.kernels.stages.expand import expand, expand_transposed
+from nxdi_svd_plugin.kernels.stages.expand import expand
+from nxdi_svd_plugin.kernels.stages.expand_transposed import expand_transposed
 from nxdi_svd_plugin.kernels.stages.groups import groups_of
 from nxdi_svd_plugin.kernels.stages.load import fp32_identity, load_rows_transposed
 from nxdi_svd_plugin.kernels.stages.project import project
@@ -91,19 +92,25 @@ def _keep_rows(ts: list[Any], x: Any, u: Any, first: Any, strip: Strip, plan: Sc
 def _sum_blocks(ts: list[Any], x: Any, u: Any, first: Any, strip: Strip, plan: Schedule, identity: Any) -> None:
     """T of the strip from fp32 sums, past which blocks of Xᵀ and U are streamed, each read once."""
     sums = []
+    banks = []
     for part in plan.parts[0]:
-        sums.append(nl.ndarray((PARTITIONS, tiles(part.columns) * strip.tokens), dtype=nl.float32, buffer=nl.sbuf))
+        if part.summed:
+            sums.append(nl.ndarray((PARTITIONS, part.summed * strip.tokens), dtype=nl.float32, buffer=nl.sbuf))
+    for size in strip.banks:
+        banks.append(nl.zeros((PARTITIONS, size), dtype=nl.float32, buffer=nl.psum))
     for step in plan.steps:
         if step.count == 1:
-            _add_block(ts, sums, x, u, first, step.row, step, strip, plan, identity)
+            _add_block(ts, sums, banks, x, u, first, step.row, step, strip, plan, identity)
         else:
             for b in nl.sequential_range(step.count):
-                _add_block(ts, sums, x, u, first, step.row + b * tiles(step.rows), step, strip, plan, identity)
+                row = step.row + b * tiles(step.rows)
+                _add_block(ts, sums, banks, x, u, first, row, step, strip, plan, identity)
 
 
 def _add_block(
     ts: list[Any],
     sums: list[Any],
+    banks: list[Any],
     x: Any,
     u: Any,
     first: Any,
@@ -116,7 +123,7 @@ def _add_block(
     """The block of input tiles `row`..."""
     xt = nl.ndarray((PARTITIONS, tiles(step.rows) * strip.tokens), dtype=x.dtype, buffer=nl.sbuf)
     load_rows_transposed(xt, x, first, strip.tokens, row * PARTITIONS, step.rows, plan.x_columns, identity)
-    accumulate(ts, sums, u, xt, None, row, first, step, plan.runs[0], strip, plan)
+    accumulate(ts, sums, banks, u, xt, None, row, first, step, plan.runs[0], strip, plan)
 
 
 xuv = jit(xuv_kernel)

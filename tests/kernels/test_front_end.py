@@ -58,6 +58,7 @@ PRECEDENTS = {
     "nl.zeros": (OUTPUT_PROJ, "res_psum = nl.zeros("),
     "nl.load": (OUTPUT_PROJ, "nl.load(active[batch_idx][k]"),
     "nl.store": (OUTPUT_PROJ, "nl.store(out[batch_idx"),
+    "nl.arange": (CONV, "nl.arange(COUT_TILE_SIZES)[:, None, None]"),
     "nl.shared_identity_matrix": (CONV, "nl.load(nl.shared_identity_matrix("),
     "nisa.nc_matmul": (OUTPUT_PROJ, "nisa.nc_matmul("),
     "nisa.nc_transpose": (PAGED, "nisa.nc_transpose(src, engine=nisa.tensor_engine)"),

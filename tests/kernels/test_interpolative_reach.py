@@ -67,7 +67,7 @@ def test_no_more_bytes_and_no_more_time_than_separate_matmuls(tokens, ratio):
 @pytest.mark.slow
 @pytest.mark.parametrize("ratio", [0.05, 0.20])
 def test_8192_tokens(ratio):
-    """No more bytes than matmuls in the same room; in all of SBUF these move less in three cases (docs/kernels.md)."""
+    """No more bytes than matmuls in the same room; in all of SBUF these move less in one case (docs/kernels.md)."""
     more = []
     for chain in interpolative_chains(8192, ratio):
         plan = choose(chain)
@@ -75,12 +75,12 @@ def test_8192_tokens(ratio):
         assert moved <= matmul_bytes(chain, SBUF_BYTES - SBUF_BUDGET), chain
         assert modelled_seconds(chain, plan) <= 1.005 * unfused(chain).seconds, chain
         more += [round(moved / matmul_bytes(chain), 3)] if moved > matmul_bytes(chain) else []
-    assert sorted(more) == ([1.011, 1.024, 1.142] if ratio == 0.05 else [])
+    assert more == ([1.142] if ratio == 0.05 else [])
 
 
-def compared_with_the_search(chain):
-    """(bytes of the plan over those of the search, whether what moves less is slower), with room for two loads."""
-    plan, least = choose(chain), least_hbm_bytes(chain, overlap=True)
+def compared_with_the_search(chain, overlap=False):
+    """(bytes of the plan over the search's, whether what moves less is slower). `overlap`: with room for two loads."""
+    plan, least = choose(chain), least_hbm_bytes(chain, overlap=overlap)
     leanest = min(every_plan(chain), key=lambda each: sum(hbm_bytes(chain, each)))
     assert sum(hbm_bytes(chain, leanest)) <= 1.02 * least, chain
     slower = modelled_seconds(chain, leanest) > SAVING * modelled_seconds(chain, plan)
@@ -89,11 +89,14 @@ def compared_with_the_search(chain):
 
 @pytest.mark.parametrize("ratio", [0.05, 0.20])
 def test_plans_move_little_more_than_an_exhaustive_search_or_are_faster(ratio):
-    """Seven plans of 2048 tokens move up to 23 % more: matmuls of 512 columns are what they save (docs/kernels.md)."""
-    found = [compared_with_the_search(chain) for chain in interpolative_chains(2048, ratio)]
-    above = [more for more, _ in found if more > 1.02]
-    assert all(slower for more, slower in found if more > 1.02)
-    assert len(above) <= 4 and max(above) <= 1.24
+    """Of 2048 tokens, with one load, which the kernels do not ask for less room than: some move more and are faster."""
+    found = {chain: compared_with_the_search(chain) for chain in interpolative_chains(2048, ratio)}
+    assert all(slower for more, slower in found.values() if more > 1.02)
+    above = {(c.kernel, c.inputs, c.ranks[0]): round(more, 2) for c, (more, _) in found.items() if more > 1.02}
+    assert above == {
+        0.05: {("up_gate", 2560, 2432): 1.24},
+        0.20: {("up_gate", 3072, 2176): 1.18, ("up_gate", 3072, 2304): 1.04, ("down", 6144, 2688): 1.03},
+    }.get(ratio)
 
 
 @pytest.mark.parametrize("pivots", [False, True])
@@ -110,5 +113,5 @@ def test_several_groups_beside_an_exhaustive_search(pivots):
         ):
             chain = Chain(kernel, 2048, sides[0], factors, sides[1], pivots=own, groups=groups)
             assert sbuf_bytes(chain, choose(chain), 2) <= SBUF_BUDGET
-            found.append(compared_with_the_search(chain))
+            found.append(compared_with_the_search(chain, overlap=True))
     assert all(more <= 1.02 or slower for more, slower in found)

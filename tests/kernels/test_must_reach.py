@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from kernel_cases import assert_modelled, count
 
-from nxdi_svd_plugin.hardware import SBUF_BUDGET
+from nxdi_svd_plugin.hardware import SBUF_BUDGET, SBUF_BYTES
 from nxdi_svd_plugin.kernels.measure.calls import Share, unfused_down, unfused_up_gate
 from nxdi_svd_plugin.kernels.measure.counts import count_call
 from nxdi_svd_plugin.kernels.tiling.blocks import hbm_bytes, sbuf_bytes
@@ -56,10 +56,9 @@ def test_deepseek_up_proj(tokens, transposed):
     chain = Chain("xuv", tokens, 7168, (4096,), 18432, transposed_output=transposed)
     trace = count("xuv", tokens, 7168, (4096,), 18432, transposed_output=transposed)
     blocks, minimum, bound = choose(chain), minimum_pe_cycles(chain), unfused(chain)
-    assert trace.hbm_bytes <= 1.11 * bound.hbm_bytes
+    assert trace.hbm_bytes <= bound.hbm_bytes
     assert_modelled(chain, blocks, trace)
-    if transposed:  # with [S, n] output V is moving in tiles of 128 columns, so that it can be stationary here
-        assert max(trace.modelled_seconds.values()) <= 1.0001 * bound.seconds
+    assert max(trace.modelled_seconds.values()) <= 1.0001 * bound.seconds
     assert trace.spill_save_bytes == trace.spill_reload_bytes == 0
     busy = trace.modelled_seconds
     assert all(seconds < busy["pe"] for engine, seconds in busy.items() if engine != "pe")
@@ -81,17 +80,9 @@ def test_mlp_prefill_traffic(chain):
     assert sbuf_bytes(chain, choose(chain), 2) <= SBUF_BUDGET
 
 
-MISSES = {
-    ("xuv", 3072, 2176, 4096): (1.000, 1.069),
-    ("xuv", 2560, 1920, 4864): (1.024, 1.000),
-    ("down", 7168, 2560, 4096): (1.019, 0.741),
-    ("xuv", 4096, 2432, 12288): (1.118, 0.880),
-    ("xuv", 4096, 2432, 6144): (1.119, 0.909),
-    ("up_gate", 4096, 2432, 1536): (1.004, 0.786),
-    ("xuv", 4096, 2432, 1536): (1.150, 0.814),
-}
-"""Bytes and time at 8192 tokens, over those of separate matmuls, that a plan may cost: what those have all of SBUF for,
-6 KiB more than plans, is an operand that just fits or a stream that is twice as wide."""
+MISSES = {("xuv", 2560, 1920, 4864): (1.000, 1.015)}
+"""Bytes and time at 8192 tokens, over those of separate matmuls, that a plan may cost: V and two loads of 512 columns
+fit into all of SBUF, which those have, not into 6 KiB less. In the same room they move as much and are slower."""
 
 
 @pytest.mark.parametrize("ratio", [0.05, 0.20])
@@ -112,6 +103,10 @@ def test_no_kernel_moves_more_or_takes_longer_than_separate_matmuls(tokens, rati
                 assert sum(hbm_bytes(chain, plan)) <= more * bound.hbm_bytes, chain
                 assert modelled_seconds(chain, plan) <= max(longer, 1.005) * bound.seconds, chain
                 assert sbuf_bytes(chain, plan, 2) <= SBUF_BUDGET, chain
+                if key in MISSES and tokens == 8192:
+                    same_room = unfused(chain, SBUF_BYTES - SBUF_BUDGET)
+                    assert sum(hbm_bytes(chain, plan)) <= same_room.hbm_bytes
+                    assert modelled_seconds(chain, plan) <= same_room.seconds
 
 
 @pytest.mark.parametrize(

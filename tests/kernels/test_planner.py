@@ -93,9 +93,9 @@ def worse_than_the_search(chain):
 
 
 def test_plans_are_within_2_percent_of_the_exhaustive_search():
-    """All but three of 40: the search needs less room, so that a strip may hold one more matmul's columns."""
-    *most, third, second, worst = sorted(worse_than_the_search(chain) for chain in large_chains(40))
-    assert max(most) <= 0.02 and max(third, second, worst) <= 0.15
+    """All but two of 40: the search needs less room, so that a strip may hold one more matmul's columns."""
+    *most, second, worst = sorted(worse_than_the_search(chain) for chain in large_chains(40))
+    assert max(most) <= 0.02 and max(second, worst) <= 0.15
 
 
 def test_a_hand_made_plan():

@@ -1,5 +1,7 @@
 """The two schedules for wide inputs: fp32 sums of T in SBUF, and T through HBM, each forced at small shapes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -100,6 +102,21 @@ def test_a_split_contraction_with_pivots(split, dtype):
     assert_counted(chain, forced(chain, (160,), split), trace)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "rank", "outputs"), [(300, 384, 1000), (70, 200, 640), (1, 128, 300)])
+def test_v_that_moves_by_several_packed_tiles(tokens, rank, outputs, dtype):
+    """Four packed tiles of 128 columns are the 512 of a matmul; whole tiles and a part of one are left."""
+    x, pairs = case("xuv", (tokens, 256, rank, outputs), dtype)
+    y, trace, truth, low = run("xuv", x, pairs, strip=(tokens,))
+    assert_close(y, truth, low)
+    chain = Chain("xuv", tokens, 256, (rank,), outputs, x.dtype.itemsize)
+    plan = forced(chain, (tokens,))
+    assert plan.buffers.side > 1
+    assert_counted(chain, plan, trace)
+    one = replace(plan, buffers=replace(plan.buffers, side=1))
+    assert modelled_seconds(chain, plan) <= modelled_seconds(chain, one)
+
+
 def test_what_cannot_be_split_is_refused():
     chain = Chain("down", 300, 500, (256,), 256)
     with pytest.raises(KernelError, match="one sub-strip and two blocks"):
@@ -111,9 +128,13 @@ def test_what_cannot_be_split_is_refused():
 
 
 BLOCKS = {
-    "sums": lambda rows, columns, step: Output(min(rows, 256), min(columns, max(step, 384 // step * step)), 256),
-    "x kept": lambda rows, columns, step: Operand(True, min(rows, 256), min(columns, step)),
-    "w kept": lambda rows, columns, step: Operand(False, min(columns, step), min(rows, 256)),
+    "sums": lambda rows, columns, step, width: Output(min(rows, 256), min(columns, max(step, 384 // step * step)), 256),
+    "x kept": lambda rows, columns, step, width: Operand(True, min(rows, 256), min(columns, step)),
+    "w kept": lambda rows, columns, step, width: Operand(False, min(columns, step), min(rows, 256)),
+    "w kept, stored in pieces": lambda rows, columns, step, width: Operand(False, columns, min(rows, 256), width),
+    "loads of no whole tiles": lambda rows, columns, step, width: Operand(
+        True, min(rows, 256), min(columns, 154 if (step, width) == (128, 512) else step)
+    ),
 }
 
 
@@ -125,8 +146,12 @@ def two_matmuls(monkeypatch):
         monkeypatch.setattr(planner, "choose", lambda chain: [*through_plans(chain), *refill_plans(chain)][0])
         monkeypatch.setattr(
             through_module,
-            "dense_plans",
-            lambda rows, deep, columns, itemsize, step, depths, taken: [BLOCKS[blocks](rows, columns, step)],
+            "product_plans",
+            lambda product, itemsize, room: [
+                BLOCKS[blocks](
+                    product.rows, product.columns, product.width if product.w == "packed" else 128, product.width
+                )
+            ],
         )
         monkeypatch.setattr(refill, "SBUF_BUDGET", 10 * 1024)
         clear()

@@ -2,7 +2,8 @@
 
 The products of a block are summed in PSUM, the blocks in SBUF, and T is rounded once, as the last block makes it of
 the sums. Both are cut into parts along the rank: the sums of a part die as its T comes to life, so that they are never
-there together as a whole.
+there together as a whole. Where the plan says so the last rank tile is summed in PSUM over all blocks, in `banks` of
+its own, and needs no room in SBUF.
 """
 
 from typing import Any
@@ -18,6 +19,7 @@ Tensor = Any
 def accumulate(
     ts: list[Tensor],
     sums: list[Tensor],
+    banks: list[Tensor],
     u: Tensor,
     xt: Tensor,
     rows: Tensor | None,
@@ -34,8 +36,11 @@ def accumulate(
     the last block, which needs no room of their own. `first` is the strip's first token.
     """
     for run in runs:
-        for j in nl.affine_range(run.count):
-            _rank_tile(ts[run.part], sums[run.part], u, xt, rows, row, first, step, run, j, strip, plan)
+        if run.in_psum:
+            _last_tile(ts[run.part], banks, u, xt, rows, row, first, step, run, strip, plan)
+        else:
+            for j in nl.affine_range(run.count):
+                _rank_tile(ts[run.part], sums[run.part], u, xt, rows, row, first, step, run, j, strip, plan)
 
 
 def _rank_tile(
@@ -53,17 +58,79 @@ def _rank_tile(
     plan: Schedule,
 ) -> None:
     """Rank tile run.first + `j`, tile run.place + `j` of its part."""
+    loaded = _load_tile(t, u, rows, row, first, step, run, j, strip, plan)
+    for n in nl.affine_range(strip.tokens // strip.moving):
+        _piece(t, sums, loaded, xt, step, run, j, strip.tokens, n * strip.moving, strip.moving)
+    if strip.tokens % strip.moving:
+        done = strip.tokens // strip.moving * strip.moving
+        _piece(t, sums, loaded, xt, step, run, j, strip.tokens, done, strip.tokens % strip.moving)
+
+
+def _load_tile(
+    t: Tensor,
+    u: Tensor,
+    rows: Tensor | None,
+    row: Any,
+    first: Any,
+    step: Step,
+    run: RankRun,
+    j: Any,
+    strip: Strip,
+    plan: Schedule,
+) -> Tensor:
+    """The tile's rows of U; in the last block its own tile of the input goes to T."""
     start = (run.first + j) * (tiles(plan.u_rows) * PARTITIONS) + row * run.width
     loaded = nl.load(u[0:PARTITIONS, nl.ds(start, tiles(step.rows) * run.width)])
     if rows is not None and run.own is not None and step.last:
         t[0:PARTITIONS, nl.ds((run.place + j) * strip.tokens, strip.tokens)] = nl.load(
             rows[0:PARTITIONS, nl.ds((run.own + j) * plan.tokens + first, strip.tokens)]
         )
-    for n in nl.affine_range(strip.tokens // strip.moving):
-        _piece(t, sums, loaded, xt, step, run, j, strip.tokens, n * strip.moving, strip.moving)
-    if strip.tokens % strip.moving:
-        done = strip.tokens // strip.moving * strip.moving
-        _piece(t, sums, loaded, xt, step, run, j, strip.tokens, done, strip.tokens % strip.moving)
+    return loaded
+
+
+def _last_tile(
+    t: Tensor,
+    banks: list[Tensor],
+    u: Tensor,
+    xt: Tensor,
+    rows: Tensor | None,
+    row: Any,
+    first: Any,
+    step: Step,
+    run: RankRun,
+    strip: Strip,
+    plan: Schedule,
+) -> None:
+    """The rank tile whose sums are those of PSUM, a bank for as many tokens as it holds."""
+    loaded = _load_tile(t, u, rows, row, first, step, run, 0, strip, plan)
+    done = 0
+    for bank in banks:
+        size, at = bank.shape[1], run.place * strip.tokens + done
+        _add_products(bank, loaded, xt, step, run.width, strip.tokens, done, size)
+        if step.last and run.own is None:
+            t[0 : run.width, nl.ds(at, size)] = nisa.tensor_copy(
+                bank[0 : run.width, 0:size], dtype=t.dtype, engine=nisa.vector_engine
+            )
+        elif step.last:
+            t[0 : run.width, nl.ds(at, size)] = nisa.tensor_tensor(
+                bank[0 : run.width, 0:size], t[0 : run.width, nl.ds(at, size)], op=nl.add, dtype=t.dtype
+            )
+        done = done + size
+
+
+def _add_products(
+    total: Tensor, loaded: Tensor, xt: Tensor, step: Step, width: int, tokens: int, start: Any, size: int
+) -> None:
+    """Uᵀ·Xᵀ of the block into the PSUM tile `total`, for `size` of the strip's `tokens`."""
+    for k in nl.affine_range(step.rows // PARTITIONS):
+        total[0:width, 0:size] += nisa.nc_matmul(
+            loaded[0:PARTITIONS, nl.ds(k * width, width)], xt[0:PARTITIONS, nl.ds(k * tokens + start, size)]
+        )
+    if step.rows % PARTITIONS:
+        last, rest = step.rows // PARTITIONS, step.rows % PARTITIONS
+        total[0:width, 0:size] += nisa.nc_matmul(
+            loaded[0:rest, nl.ds(last * width, width)], xt[0:rest, nl.ds(last * tokens + start, size)]
+        )
 
 
 def _piece(
@@ -81,15 +148,7 @@ def _piece(
     """Tokens start... of the strip, `size` of them: one PSUM bank."""
     width = run.width
     total = nl.zeros((PARTITIONS, size), dtype=nl.float32, buffer=nl.psum)
-    for k in nl.affine_range(step.rows // PARTITIONS):
-        total[0:width, 0:size] += nisa.nc_matmul(
-            loaded[0:PARTITIONS, nl.ds(k * width, width)], xt[0:PARTITIONS, nl.ds(k * tokens + start, size)]
-        )
-    if step.rows % PARTITIONS:
-        last, rest = step.rows // PARTITIONS, step.rows % PARTITIONS
-        total[0:width, 0:size] += nisa.nc_matmul(
-            loaded[0:rest, nl.ds(last * width, width)], xt[0:rest, nl.ds(last * tokens + start, size)]
-        )
+    _add_products(total, loaded, xt, step, width, tokens, start, size)
     at = (run.place + j) * tokens + start
     if not step.last:
         put(sums, total, at, width, size, step.first)

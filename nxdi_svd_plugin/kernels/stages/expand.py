@@ -1,12 +1,10 @@
-"""From T = (X·U)ᵀ in SBUF to the output: V is streamed once past all tokens of a strip."""
+"""From T = (X·U)ᵀ in SBUF to the rows of the output: V is streamed once past all tokens of a strip."""
 
 from typing import Any
 
 from nxdi_svd_plugin.hardware import PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.nki import nisa, nl
-from nxdi_svd_plugin.kernels.tiling.pieces import Piece
 from nxdi_svd_plugin.kernels.tiling.schedule import Schedule, Strip
-from nxdi_svd_plugin.kernels.tiling.segments import OutputTiles
 
 Tensor = Any
 
@@ -43,11 +41,14 @@ def _rows_block(
 ) -> None:
     """Columns left... of the output, `columns` of them, for all tokens of the strip."""
     width, count = plan.column_tile, strip.token_tiles
+    wide, rest = plan.side * width, columns % (plan.side * width)
     rows = nl.ndarray((PARTITIONS, count * columns), dtype=out.dtype, buffer=nl.sbuf)
-    for c in nl.affine_range(columns // width):
-        _rows_tile(rows, groups, vs, strip, plan, left, columns, c * width, width)
-    if columns % width:
-        _rows_tile(rows, groups, vs, strip, plan, left, columns, columns // width * width, columns % width)
+    for c in nl.affine_range(columns // wide):
+        _rows_tile(rows, groups, vs, strip, plan, left, columns, c * wide, plan.side, width)
+    if rest // width:
+        _rows_tile(rows, groups, vs, strip, plan, left, columns, columns - rest, rest // width, width)
+    if rest % width:
+        _rows_tile(rows, groups, vs, strip, plan, left, columns, columns - rest % width, 1, rest % width)
     tile = 0
     start = 0
     for size in strip.holders:
@@ -75,21 +76,23 @@ def _rows_tile(
     left: Any,
     columns: int,
     offset: Any,
+    side: int,
     width: int,
 ) -> None:
-    """Columns offset... of the block, of one load of every V."""
+    """Columns offset... of the block: `side` packed tiles of `width`, of one load of every V."""
     deep = tiles(plan.ranks[0])
     loads = []
     for v in vs:
-        loads.append(nl.load(v[0:PARTITIONS, nl.ds((left + offset) * deep, deep * width)]))
+        loads.append(nl.load(v[0:PARTITIONS, nl.ds((left + offset) * deep, side * deep * width)]))
     tile = 0
     for h, size in enumerate(strip.holders):
         for m in nl.affine_range(size // PARTITIONS):
-            _rows_sum(rows, groups, h, loads, plan, size, m, PARTITIONS, (tile + m) * columns + offset, width)
+            at = (tile + m) * columns + offset
+            _rows_sum(rows, groups, h, loads, plan, size, m, PARTITIONS, at, side, width)
         if size % PARTITIONS:
             last = size // PARTITIONS
             at = (tile + last) * columns + offset
-            _rows_sum(rows, groups, h, loads, plan, size, last, size % PARTITIONS, at, width)
+            _rows_sum(rows, groups, h, loads, plan, size, last, size % PARTITIONS, at, side, width)
         tile = tile + tiles(size)
 
 
@@ -103,178 +106,50 @@ def _rows_sum(
     m: Any,
     count: int,
     at: Any,
+    side: int,
     width: int,
 ) -> None:
     """Tᵀ·V of token tile `m` of holder `h`, which has `count` tokens, summed over the ranks, to column `at` of rows."""
-    total = nl.zeros((PARTITIONS, width), dtype=nl.float32, buffer=nl.psum)
+    wide, deep = side * width, tiles(plan.ranks[0])
+    total = nl.zeros((PARTITIONS, wide), dtype=nl.float32, buffer=nl.psum)
     for g, loaded in enumerate(loads):
         for part in plan.parts[0]:
             t = groups[g][h * len(plan.parts[0]) + part.number]
             for k in nl.affine_range(part.columns // PARTITIONS):
-                total[0:count, 0:width] += nisa.nc_matmul(
-                    t[0:PARTITIONS, nl.ds(k * held + m * PARTITIONS, count)],
-                    loaded[0:PARTITIONS, nl.ds((part.tile + k) * width, width)],
+                stationary = t[0:PARTITIONS, nl.ds(k * held + m * PARTITIONS, count)]
+                add_side_by_side(
+                    total, stationary, loaded, PARTITIONS, count, (part.tile + k) * width, deep, side, width
                 )
             if part.columns % PARTITIONS:
                 last, rest = part.columns // PARTITIONS, part.columns % PARTITIONS
-                total[0:count, 0:width] += nisa.nc_matmul(
-                    t[0:rest, nl.ds(last * held + m * PARTITIONS, count)],
-                    loaded[0:rest, nl.ds((part.tile + last) * width, width)],
-                )
-    rows[0:count, nl.ds(at, width)] = copy_on_scalar(total[0:count, 0:width], rows.dtype)
+                stationary = t[0:rest, nl.ds(last * held + m * PARTITIONS, count)]
+                add_side_by_side(total, stationary, loaded, rest, count, (part.tile + last) * width, deep, side, width)
+    rows[0:count, nl.ds(at, wide)] = copy_on_scalar(total[0:count, 0:wide], rows.dtype)
 
 
-def expand_transposed(
-    out: Tensor,
-    factors: list[list[Tensor]],
-    vs: list[Tensor],
-    bias: Tensor | None,
-    first: Any,
-    strip: Strip,
-    plan: Schedule,
-) -> None:
-    """Columns `first`... of out [outputs, S]: Vᵀ·T of one factor, silu(V_gateᵀ·T_gate) * (V_upᵀ·T_up) of two.
-
-    `factors` has the tensors of T of each; every v is packed in tiles of 128 columns. A V load makes `v_tiles` output
-    tiles, which share a PSUM bank if there is more than one (few tokens). Where a segment of the outputs is a factor's
-    pivots, a tile of T itself stands for the product. `bias` [128, 1] is zero; None for one factor.
-    """
-    for group in plan.output_tiles:
-        if group.number == 1:
-            _transposed_tiles(out, factors, vs, bias, first, strip, plan, group, group.first)
-        else:
-            for g in nl.affine_range(group.number):
-                tile = group.first + g * group.count
-                _transposed_tiles(out, factors, vs, bias, first, strip, plan, group, tile)
-
-
-def _transposed_tiles(
-    out: Tensor,
-    factors: list[list[Tensor]],
-    vs: list[Tensor],
-    bias: Tensor | None,
-    first: Any,
-    strip: Strip,
-    plan: Schedule,
-    group: OutputTiles,
-    tile: Any,
-) -> None:
-    """Tiles `tile`... after the start of the group's segment."""
-    weights = load_all_weights(vs, plan, group, tile)
-    count, width = group.count, group.width
-    for row in strip.rows:
-        block = nl.ndarray((PARTITIONS, count * row.tokens), dtype=out.dtype, buffer=nl.sbuf)
-        for piece in row.pieces:
-            sums = all_made(weights, factors, plan, strip, piece, group, tile)
-            if bias is None:
-                block[0:width, nl.ds(piece.start, count * piece.tokens)] = copy_on_scalar(sums[0], out.dtype)
-            else:
-                block[0:width, nl.ds(piece.start, count * piece.tokens)] = gated(sums, bias, width, out.dtype)
-        at = group.segment.start + tile
-        store_tiles(out, block, at, count, width, first + row.start, row.tokens, plan.interleaved)
-
-
-def gated(sums: list[Tensor], bias: Tensor, width: int, dtype: Any) -> Tensor:
-    """silu(sums[0]) * sums[1]."""
-    made = nisa.activation(op=nl.silu, data=sums[0], bias=bias[0:width, 0:1], dtype=nl.float32)
-    return nisa.tensor_tensor(made, sums[1], op=nl.multiply, dtype=dtype)
-
-
-def load_all_weights(vs: list[Tensor], plan: Schedule, group: OutputTiles, tile: Any) -> list[Any]:
-    """The weights of every factor for these tiles, None where they are the factor's pivots."""
-    weights = []
-    for factor, v in enumerate(vs):
-        if group.segment.pivots[factor] is None:
-            at = group.segment.others[factor] + tile
-            weights.append(load_weights(v, plan.ranks[factor], at, group.count, group.width))
-        else:
-            weights.append(None)
-    return weights
-
-
-def all_made(
-    weights: list[Any],
-    factors: list[list[Tensor]],
-    plan: Schedule,
-    strip: Strip,
-    piece: Piece,
-    group: OutputTiles,
-    tile: Any,
-) -> list[Tensor]:
-    """Vᵀ·T of every factor for a piece of T, in PSUM, or the tiles of T that are pivots."""
-    sums = []
-    for factor, ts in enumerate(factors):
-        held = strip.holders[piece.holder]
-        if weights[factor] is not None:
-            sums.append(_expanded(weights[factor], ts, plan, factor, held, piece, group.count, group.width))
-        else:
-            own = (group.segment.pivots[factor] + tile) * held + piece.offset
-            sums.append(ts[piece.holder][0 : group.width, nl.ds(own, group.count * piece.tokens)])
-    return sums
-
-
-def load_weights(v: Tensor, rank: int, tile: Any, count: int, width: int) -> Tensor:
-    """Column tiles `tile`... of v packed in tiles of 128, `count` of `width` columns each."""
-    deep = tiles(rank)
-    return nl.load(v[0:PARTITIONS, nl.ds(tile * (deep * PARTITIONS), count * deep * width)])
-
-
-def _expanded(
-    weights: Tensor, ts: list[Tensor], plan: Schedule, factor: int, held: int, piece: Piece, count: int, width: int
-) -> Tensor:
-    """`count` tiles of Vᵀ·T for the tokens of a piece of T, side by side in one PSUM tile."""
-    total = nl.zeros((PARTITIONS, count * piece.tokens), dtype=nl.float32, buffer=nl.psum)
-    for j in nl.affine_range(count):
-        _add_tile(total, weights, ts, plan, factor, held, piece, j, width)
-    return total[0:width, 0 : count * piece.tokens]
-
-
-def _add_tile(
+def add_side_by_side(
     total: Tensor,
-    weights: Tensor,
-    ts: list[Tensor],
-    plan: Schedule,
-    factor: int,
-    held: int,
-    piece: Piece,
-    j: Any,
+    stationary: Tensor,
+    packed: Tensor,
+    deep: int,
+    count: int,
+    at: Any,
+    height: int,
+    side: int,
     width: int,
 ) -> None:
-    """Tile `j` of Vᵀ·T, summed over the rank."""
-    tokens, deep = piece.tokens, tiles(plan.ranks[factor])
-    for part in plan.parts[factor]:
-        t = ts[piece.holder * len(plan.parts[factor]) + part.number]
-        for k in nl.affine_range(part.columns // PARTITIONS):
-            total[0:width, nl.ds(j * tokens, tokens)] += nisa.nc_matmul(
-                weights[0:PARTITIONS, nl.ds((j * deep + part.tile + k) * width, width)],
-                t[0:PARTITIONS, nl.ds(k * held + piece.offset, tokens)],
-            )
-        if part.columns % PARTITIONS:
-            last, rest = part.columns // PARTITIONS, part.columns % PARTITIONS
-            total[0:width, nl.ds(j * tokens, tokens)] += nisa.nc_matmul(
-                weights[0:rest, nl.ds((j * deep + part.tile + last) * width, width)],
-                t[0:rest, nl.ds(last * held + piece.offset, tokens)],
-            )
+    """Add a product to `count` rows of the PSUM tile: of the `deep` rows of a row tile of `side` packed column tiles.
 
-
-def store_tiles(
-    out: Tensor, block: Tensor, tile: Any, count: int, width: int, first: Any, tokens: int, interleaved: bool
-) -> None:
-    """Store block [128, count·tokens] as output tiles `tile`... of out [outputs, S]; see kernels/packing.py."""
-    outputs, total = out.shape
-    if not interleaved:
-        for j in nl.affine_range(count):
-            nl.store(
-                out[nl.ds((tile + j) * PARTITIONS, width), nl.ds(first, tokens)],
-                value=block[0:width, nl.ds(j * tokens, tokens)],
-            )
-    elif tokens == total:
-        rows = out.reshape((PARTITIONS, outputs // PARTITIONS * total))
-        nl.store(rows[0:PARTITIONS, nl.ds(tile * total, count * total)], value=block)
+    Each of these has `height` row tiles of `width` columns; `at` is where the row tile begins in the first. They are
+    one moving operand of side·width columns with two free axes.
+    """
+    if side == 1:
+        total[0:count, 0:width] += nisa.nc_matmul(stationary, packed[0:deep, nl.ds(at, width)])
     else:
-        rows = out.reshape((PARTITIONS, outputs // PARTITIONS * total))
-        for j in nl.affine_range(count):
-            nl.store(
-                rows[0:PARTITIONS, nl.ds((tile + j) * total + first, tokens)],
-                value=block[0:PARTITIONS, nl.ds(j * tokens, tokens)],
-            )
+        row = nl.arange(deep)[:, None, None]
+        token = nl.arange(count)[:, None, None]
+        tile = nl.arange(side)[None, :, None]
+        column = nl.arange(width)[None, None, :]
+        total[token, tile * width + column] += nisa.nc_matmul(
+            stationary, packed[row, at + tile * (height * width) + column]
+        )

@@ -9,10 +9,10 @@ from typing import Any
 from nxdi_svd_plugin.hardware import PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.nki import nisa, nl
 from nxdi_svd_plugin.kernels.stages.accumulate import put
-from nxdi_svd_plugin.kernels.stages.expand import copy_on_scalar
+from nxdi_svd_plugin.kernels.stages.expand import add_side_by_side, copy_on_scalar
 from nxdi_svd_plugin.kernels.stages.load import load_rows_transposed, load_tiles
 from nxdi_svd_plugin.kernels.tiling.dense import X_COLUMNS, Output, Product
-from nxdi_svd_plugin.kernels.tiling.loops import Cut, Depth, Loops
+from nxdi_svd_plugin.kernels.tiling.loops import Cut, Depth, Loops, TileRun
 
 Tensor = Any
 
@@ -98,7 +98,7 @@ def _load_w(
 ) -> Tensor:
     """The block of W for the output's columns left..."""
     block = nl.ndarray((PARTITIONS, tiles(depth.rows) * columns.size), dtype=w.dtype, buffer=nl.sbuf)
-    _load_block(block, w, product.w, depth, done, left, columns.size, product.width, product, identity)
+    _load_block(block, w, product.w, depth, done, left, columns.size, product.w_tile, product, identity)
     return block
 
 
@@ -149,18 +149,43 @@ def _store_product(
     columns: Cut,
     left: Any,
 ) -> None:
-    """Store the product of two blocks in SBUF at out[top, left], 128 rows at a time."""
+    """Store the product of two blocks in SBUF at out[top, left], 128 rows at a time, a piece of columns at once."""
     for run in rows.runs:
         for m in nl.affine_range(run.count):
-            block = nl.ndarray((PARTITIONS, columns.size), dtype=out.dtype, buffer=nl.sbuf)
-            if run.own is not None:
-                block[0:PARTITIONS, 0 : columns.size] = _own_tile(w, run.own + m, left, columns.size)
-            at = run.first + m
-            _row(block, 0, stationary, moving, product, product.deep, rows, at, run.size, columns, run.own is None)
-            nl.store(
-                out[nl.ds(top + (run.first + m) * PARTITIONS, run.size), nl.ds(left, columns.size)],
-                value=block[0 : run.size, 0 : columns.size],
-            )
+            for piece in columns.pieces:
+                for q in nl.affine_range(piece.count):
+                    shift, tile = q * piece.size, q * (piece.size // product.width)
+                    _piece(out, stationary, moving, w, product, rows, top, run, m, columns, left, piece, shift, tile)
+
+
+def _piece(
+    out: Tensor,
+    stationary: Tensor,
+    moving: Tensor,
+    w: Tensor,
+    product: Product,
+    rows: Cut,
+    top: Any,
+    run: TileRun,
+    m: Any,
+    columns: Cut,
+    left: Any,
+    piece: Cut,
+    shift: Any,
+    tile: Any,
+) -> None:
+    """The columns `shift`, or `tile` tiles, after the first of `piece`, of row tile run.first + `m`."""
+    at, start = run.first + m, left + piece.first + shift
+    block = nl.ndarray((PARTITIONS, piece.size), dtype=out.dtype, buffer=nl.sbuf)
+    if run.own is not None:
+        block[0:PARTITIONS, 0 : piece.size] = _own_tile(w, run.own + m, start, piece.size)
+    tile = tile + piece.first // product.width
+    deep, first = product.deep, run.own is None
+    _row(block, 0, stationary, moving, product, deep, rows, at, run.size, columns, piece.runs, tile, first)
+    nl.store(
+        out[nl.ds(top + at * PARTITIONS, run.size), nl.ds(start, piece.size)],
+        value=block[0 : run.size, 0 : piece.size],
+    )
 
 
 def _keep_output(out: Tensor, x: Tensor, w: Tensor, plan: Loops, identity: Tensor | None) -> None:
@@ -221,7 +246,21 @@ def _sum_block(
     for run in rows.runs:
         for m in nl.affine_range(run.count):
             at, column = run.first + m, (run.first + m) * columns.size
-            _row(sums, column, stationary, moving, product, depth.rows, rows, at, run.size, columns, depth.first)
+            _row(
+                sums,
+                column,
+                stationary,
+                moving,
+                product,
+                depth.rows,
+                rows,
+                at,
+                run.size,
+                columns,
+                columns.runs,
+                0,
+                depth.first,
+            )
 
 
 def _row(
@@ -235,14 +274,19 @@ def _row(
     m: Any,
     count: int,
     columns: Cut,
+    runs: tuple[TileRun, ...],
+    tile: Any,
     first: bool,
 ) -> None:
-    """Row tile `m`, `count` rows, of the blocks' product put into target, or added to it, from column `at` on."""
-    for run in columns.runs:
+    """Row tile `m`, `count` rows, of the blocks' product put into target, or added to it, from column `at` on.
+
+    `runs`: tiles of the columns, counted from number `tile` of the block.
+    """
+    for run in runs:
         for j in nl.affine_range(run.count):
             n = run.first + j
             total = nl.zeros((PARTITIONS, run.size), dtype=nl.float32, buffer=nl.psum)
-            add_products(total, x, w, product, deep, m, count, rows.size, n, run.size, columns.size)
+            add_products(total, x, w, product, deep, m, count, rows.size, tile + n, run.size, columns.size)
             put(target, total, at + n * product.width, count, run.size, first)
 
 
@@ -273,14 +317,15 @@ def add_products(
     columns: int,
 ) -> None:
     """Sum over `deep` rows of K into the PSUM tile `total`: row tile `m` of the block x, column tile `n` of w."""
+    side = width // product.w_tile if product.w == "packed" and width > product.w_tile else 1
+    height, wide = tiles(deep), width // side
     for k in nl.affine_range(deep // PARTITIONS):
-        at = place(k, m, tiles(deep), rows, PARTITIONS, count, product.x)
-        left = place(k, n, tiles(deep), columns, product.width, width, product.w)
-        total[0:count, 0:width] += nisa.nc_matmul(
-            x[0:PARTITIONS, nl.ds(at, count)], w[0:PARTITIONS, nl.ds(left, width)]
-        )
+        at = place(k, m, height, rows, PARTITIONS, count, product.x)
+        left = place(k, n, height, columns, product.width, wide, product.w)
+        stationary = x[0:PARTITIONS, nl.ds(at, count)]
+        add_side_by_side(total, stationary, w, PARTITIONS, count, left, height, side, wide)
     if deep % PARTITIONS:
         last, rest = deep // PARTITIONS, deep % PARTITIONS
-        at = place(last, m, tiles(deep), rows, PARTITIONS, count, product.x)
-        left = place(last, n, tiles(deep), columns, product.width, width, product.w)
-        total[0:count, 0:width] += nisa.nc_matmul(x[0:rest, nl.ds(at, count)], w[0:rest, nl.ds(left, width)])
+        at = place(last, m, height, rows, PARTITIONS, count, product.x)
+        left = place(last, n, height, columns, product.width, wide, product.w)
+        add_side_by_side(total, x[0:rest, nl.ds(at, count)], w, rest, count, left, height, side, wide)

@@ -4,7 +4,8 @@ from typing import Any
 
 from nxdi_svd_plugin.hardware import PARTITIONS, tiles
 from nxdi_svd_plugin.kernels.nki import nisa, nl
-from nxdi_svd_plugin.kernels.stages.expand import all_made, copy_on_scalar, gated, load_all_weights
+from nxdi_svd_plugin.kernels.stages.expand import copy_on_scalar
+from nxdi_svd_plugin.kernels.stages.expand_transposed import all_made, gated, load_all_weights
 from nxdi_svd_plugin.kernels.tiling.decode import MlpPlan
 from nxdi_svd_plugin.kernels.tiling.segments import OutputTiles
 
@@ -37,7 +38,9 @@ def _swiglu_tiles(
     sums = all_made(weights, factors, plan.up, strip, strip.subs[0].pieces[0], group, tile)
     pivot = segment.pivots[2]
     target = segment.others[2] if pivot is None else tiles(plan.down.u_rows) + pivot
-    h[0 : group.width, nl.ds((target + tile) * tokens, group.count * tokens)] = gated(sums, bias, group.width, h.dtype)
+    h[0 : group.width, nl.ds((target + tile) * tokens, group.count * tokens)] = gated(
+        sums[0], sums[1], bias, group.width, h.dtype
+    )
 
 
 def expand_sum(y: Tensor, ts: list[Tensor], vs: list[Tensor], plan: MlpPlan) -> None:

@@ -6,7 +6,7 @@ which holds its part of Xᵀ while U is streamed once. So U is read once per sub
 
 from dataclasses import dataclass
 
-from nxdi_svd_plugin.hardware import LONG_RUN, MOVING, PARTITIONS, tiles
+from nxdi_svd_plugin.hardware import LONG_RUN, MOVING, PARTITIONS, PSUM_BANKS, tiles
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.loops import Loops
 from nxdi_svd_plugin.kernels.tiling.pieces import Piece, held_tokens, row_tokens, spans
@@ -19,6 +19,8 @@ from nxdi_svd_plugin.kernels.tiling.through import (
     through_sbuf_bytes,
 )
 
+HELD_BANKS = PSUM_BANKS // 2
+"""PSUM banks that may be held while others are filled and emptied."""
 SUM_PART = 2
 """Rank tiles of one tensor of (X·U)ᵀ, and of its sums, where the contraction is split: the sums of one part die as its
 (X·U)ᵀ is made, so both exist together for one part only."""
@@ -38,6 +40,12 @@ class Buffers:
     x_tiles: int
     split: int = 0
     """Input tiles of one block of a split contraction, with fp32 sums of (X·U)ᵀ in SBUF; 0: all of Xᵀ is kept."""
+    side: int = 1
+    """Packed column tiles of one V load that are one moving operand, where V is that."""
+    in_psum: bool = False
+    """Whether the sums of the last rank tile stay in PSUM over all blocks of a split contraction."""
+    apart: bool = False
+    """Whether `up_gate` makes gate's product for all tokens of a strip before up's, from loads of one V at a time."""
 
 
 @dataclass(frozen=True)
@@ -118,14 +126,14 @@ def v_load_bytes(chain: Chain, buffers: Buffers) -> int:
     """SBUF bytes per partition of the largest V load (of both chains for `up_gate`)."""
     if chain.writes_transposed:
         return max(_segment_load_bytes(chain, buffers, segment) for segment in chain.segments)
-    return chain.itemsize * chain.rank_tiles * min(chain.column_tile, chain.outputs)
+    return chain.itemsize * chain.rank_tiles * min(buffers.side * chain.column_tile, chain.outputs)
 
 
 def _segment_load_bytes(chain: Chain, buffers: Buffers, segment: Segment) -> int:
     """The V load of a segment of up_gate's outputs: no V for a factor whose pivots it is."""
     columns = min(PARTITIONS * min(buffers.v_tiles, segment.stop - segment.start), chain.outputs)
-    deep = sum(tiles(rank) for rank, pivot in zip(chain.ranks, segment.pivots, strict=True) if pivot is None)
-    return chain.itemsize * deep * columns
+    deep = [tiles(rank) for rank, pivot in zip(chain.ranks, segment.pivots, strict=True) if pivot is None]
+    return chain.itemsize * columns * (max(deep, default=0) if buffers.apart else sum(deep))
 
 
 def output_bytes(chain: Chain, buffers: Buffers, strip: tuple[int, ...]) -> int:
@@ -171,6 +179,11 @@ def expansion_bytes(chain: Chain, buffers: Buffers, strip: tuple[int, ...], in_f
 def kept_input_bytes(chain: Chain, tokens: int) -> int:
     """SBUF bytes per partition of Xᵀ that stays while the groups of `up_gate` take their turns."""
     return chain.itemsize * chain.input_tiles * tokens if chain.turns > 1 else 0
+
+
+def holds_banks(buffers: Buffers, tokens: int) -> bool:
+    """Whether a strip of `tokens` has so few matmuls side by side that one of all its tokens may wait in PSUM."""
+    return not (buffers.in_psum or buffers.apart) or tokens <= HELD_BANKS * MOVING
 
 
 def stored_rows(chain: Chain, buffers: Buffers, strip: tuple[int, ...]) -> list[list[Piece]]:
@@ -221,18 +234,19 @@ def strip_sbuf_bytes(
 def _summing_bytes(chain: Chain, buffers: Buffers, tokens: int, in_flight: int) -> int:
     """fp32 sums of (X·U)ᵀ, blocks of Xᵀ, and the rows of X or the tile of U that go with them.
 
-    The last block holds the sums and one part of (X·U)ᵀ in the input's type.
+    The last block holds the sums and one part of (X·U)ᵀ in the input's type. No block of Xᵀ is on its way behind it.
     """
     s = chain.itemsize
     streams = s * buffers.split * (tokens + PARTITIONS)
-    last = s * last_sum_block(chain, buffers.split) * (tokens + PARTITIONS)
-    peak, sums, made = 0, 4 * chain.rank_tiles * tokens, 0
+    last = s * last_sum_block(chain, buffers.split) * (tokens + in_flight * PARTITIONS)
+    whole = 4 * (chain.rank_tiles - buffers.in_psum) * tokens
+    peak, sums, made = 0, whole, 0
     for rank in chain.ranks:
         for start in range(0, tiles(rank), SUM_PART):
             part = tokens * min(SUM_PART, tiles(rank) - start)
             made += s * part
             peak, sums = max(peak, sums + made), sums - 4 * part
-    return max(peak + in_flight * last, 4 * chain.rank_tiles * tokens + in_flight * streams)
+    return max(peak + last, whole + in_flight * streams)
 
 
 def _loading_bytes(chain: Chain, buffers: Buffers, size: int, in_flight: int, dead: int) -> int:

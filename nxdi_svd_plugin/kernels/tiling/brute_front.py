@@ -12,14 +12,12 @@ from nxdi_svd_plugin.hardware import (
     DMA_BYTES_PER_SECOND,
     MOVING,
     PARTITIONS,
-    SBUF_BUDGET,
-    SBUF_BYTES,
     STALL_CYCLES,
     tiles,
 )
-from nxdi_svd_plugin.kernels.tiling.brute_force import longest_last, longest_summed
+from nxdi_svd_plugin.kernels.tiling.brute_force import loads_of_x, longest_last, longest_summed, product_blocks
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
-from nxdi_svd_plugin.kernels.tiling.dense import Operand, Plan, dense_hbm_bytes, dense_plans
+from nxdi_svd_plugin.kernels.tiling.dense import Operand, Plan, dense_hbm_bytes
 
 Pairs = set[tuple[float, float]]
 
@@ -86,7 +84,7 @@ def _strip_seconds(chain: Chain, pieces: int) -> float:
     if chain.writes_transposed:
         moving += tiles(chain.outputs) * rank_tiles
     else:
-        columns = chain.outputs + STALL_CYCLES * -(-chain.outputs // chain.column_tile)
+        columns = chain.outputs + STALL_CYCLES * -(-chain.outputs // _v_columns(chain))
         cycles += token_tiles * rank_tiles * columns
     cycles += moving * (chain.tokens + STALL_CYCLES * pieces)
     if not chain.transposed_input:
@@ -94,25 +92,29 @@ def _strip_seconds(chain: Chain, pieces: int) -> float:
     return cycles / CLOCK_HZ["pe"]
 
 
+def _v_columns(chain: Chain) -> int:
+    """Columns of a matmul where V moves: as many packed tiles as it can have."""
+    return MOVING // chain.column_tile * chain.column_tile
+
+
 def _matmuls(chain: Chain) -> Pairs:
     """X·U to HBM and back, blocked in every way that leaves room for two loads."""
     rank = chain.ranks[0]
     if len(chain.ranks) > 1 or chain.inputs % PARTITIONS or rank % PARTITIONS:
         return set()  # nothing that the kernels do, see tiling/through.py
-    first = _blocked(chain, (rank, chain.inputs, chain.tokens), MOVING, not chain.transposed_input)
+    loads = loads_of_x(chain, True)
+    first = _blocked(chain, (rank, chain.inputs, chain.tokens), MOVING, not chain.transposed_input, loads)
     if chain.writes_transposed:
-        second = _blocked(chain, (chain.outputs, rank, chain.tokens), MOVING, False)
+        second = _blocked(chain, (chain.outputs, rank, chain.tokens), MOVING, False, 2)
     else:
-        second = _blocked(chain, (chain.tokens, rank, chain.outputs), chain.column_tile, False)
+        second = _blocked(chain, (chain.tokens, rank, chain.outputs), _v_columns(chain), False, 2)
     return {(a + c, b + d) for a, b in first for c, d in second}
 
 
-def _blocked(chain: Chain, shape: tuple[int, int, int], width: int, transposes: bool) -> Pairs:
+def _blocked(chain: Chain, shape: tuple[int, int, int], width: int, transposes: bool, loads: int) -> Pairs:
     rows, deep, columns = shape
-    depths = (8 * PARTITIONS, 4 * PARTITIONS, 3 * PARTITIONS)
-    plans = dense_plans(*shape, chain.itemsize, PARTITIONS, depths, SBUF_BYTES - SBUF_BUDGET)
     costs = set()
-    for plan in plans:
+    for plan in product_blocks(chain, shape, loads):
         reads, widest = _moving(plan, rows, width)
         cycles = tiles(rows) * tiles(deep) * (columns + STALL_CYCLES * -(-columns // widest))
         if transposes:

@@ -16,11 +16,15 @@ PASS_COLUMNS = 2048
 
 @dataclass(frozen=True)
 class Operand:
-    """`block` columns of one operand (x if `keeps_x`, else w) are kept, `stream` columns of the other are one load."""
+    """`block` columns of one operand (x if `keeps_x`, else w) are kept, `stream` columns of the other are one load.
+
+    `store`: columns of an output row that are made and stored at once; 0: all of the block.
+    """
 
     keeps_x: bool
     block: int
     stream: int
+    store: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,16 +48,19 @@ def dense_hbm_bytes(rows: int, deep: int, columns: int, itemsize: int, plan: Pla
     return itemsize * (x_reads * rows * deep + w_reads * deep * columns + rows * columns)
 
 
-def dense_sbuf_bytes(deep: int, itemsize: int, plan: Plan, in_flight: int = 1) -> int:
+def dense_sbuf_bytes(deep: int, itemsize: int, plan: Plan, in_flight: int = 1, made: bool = False) -> int:
     """SBUF bytes per partition: what is kept, the streamed loads, one row of output tiles.
 
+    `made`: a block of w is not loaded but transposed from rows that are; it is there once, whatever is in flight.
     Sums leave SBUF after the last load, so that their output rows take the room of the loads.
     """
+    of_w = 1 if made else in_flight
     if isinstance(plan, Output):
-        loads = tiles(min(deep, plan.depth)) * (plan.rows + plan.columns)
-        return 4 * tiles(plan.rows) * plan.columns + in_flight * itemsize * loads
-    output = plan.stream if plan.keeps_x else plan.block
-    return itemsize * (tiles(deep) * (plan.block + in_flight * plan.stream) + in_flight * output)
+        loads = tiles(min(deep, plan.depth)) * (in_flight * plan.rows + of_w * plan.columns)
+        return 4 * tiles(plan.rows) * plan.columns + itemsize * loads
+    output = plan.store or (plan.stream if plan.keeps_x else plan.block)
+    streams = (of_w if plan.keeps_x else in_flight) * plan.stream
+    return itemsize * (tiles(deep) * (plan.block + streams) + in_flight * output)
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,8 @@ class Product:
     """X·W [rows, columns] over `deep`, as the stages of kernels/stages/gemm.py do it.
 
     x, w: how the operands lie in HBM. "plain": [deep, n]. "packed": as kernels/packing.py does, in tiles of 128 columns
-    (x) or `width` (w). "interleaved": [deep, n], row p·(deep/128) + j on partition p, tile j. "rows": [n, deep], to be
-    transposed. `width`: columns of one matmul.
+    (x) or `w_tile` (w). "interleaved": [deep, n], row p·(deep/128) + j on partition p, tile j. "rows": [n, deep], to be
+    transposed. `width`: columns of one matmul, `tile`: of a packed tile of w, if that is less.
     """
 
     rows: int
@@ -72,6 +79,12 @@ class Product:
     x: str = "plain"
     w: str = "plain"
     width: int = MOVING
+    tile: int = 0
+
+    @property
+    def w_tile(self) -> int:
+        """Columns of a packed tile of w."""
+        return self.tile or self.width
 
 
 def choose_dense(
@@ -100,17 +113,14 @@ def dense_plans(
     Raises:
         KernelError: there are none.
     """
-    plans: list[Plan] = [
-        *_operands(rows, deep, columns, step),
-        *(plan for depth in depths for plan in _outputs(rows, columns, step, depth)),
-    ]
+    plans: list[Plan] = [*operands(rows, columns, step), *outputs(rows, columns, step, depths)]
     plans = [plan for plan in plans if dense_sbuf_bytes(deep, itemsize, plan, 2) <= SBUF_BYTES - taken]
     if not plans:
         raise KernelError(f"matmul: K = {deep} leaves no room for a block; split the contraction")
     return plans
 
 
-def _operands(rows: int, deep: int, columns: int, step: int) -> list[Operand]:
+def operands(rows: int, columns: int, step: int) -> list[Operand]:
     """With an operand kept; the widest stream first, then blocks of whole matmuls."""
     plans = []
     for keeps_x in (True, False):
@@ -122,11 +132,12 @@ def _operands(rows: int, deep: int, columns: int, step: int) -> list[Operand]:
     return sorted(plans, key=lambda plan: (-plan.stream, plan.block % MOVING))
 
 
-def _outputs(rows: int, columns: int, step: int, depth: int) -> Iterator[Output]:
+def outputs(rows: int, columns: int, step: int, depths: tuple[int, ...]) -> Iterator[Output]:
     """With sums kept, of at least 512 rows and columns (runs of 1 KiB in bf16) where there are as many."""
-    for high in _extents(rows, PARTITIONS):
-        for wide in _extents(columns, MOVING if MOVING % step == 0 else step):
-            yield Output(high, wide, depth)
+    for depth in depths:
+        for high in _extents(rows, PARTITIONS):
+            for wide in _extents(columns, MOVING if MOVING % step == 0 else step):
+                yield Output(high, wide, depth)
 
 
 def _extents(total: int, step: int) -> list[int]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from nxdi_svd_plugin.hardware import PARTITIONS, tiles
-from nxdi_svd_plugin.kernels.tiling.dense import Output, Product
+from nxdi_svd_plugin.kernels.tiling.dense import Operand, Output, Product
 from nxdi_svd_plugin.kernels.tiling.segments import Segment
 
 
@@ -24,12 +24,16 @@ class TileRun:
 
 @dataclass(frozen=True)
 class Cut:
-    """`count` equal blocks of `size` rows (or columns) of the output, the first from `first` on; `runs` of each."""
+    """`count` equal blocks of `size` rows (or columns) of the output, the first from `first` on; `runs` of each.
+
+    `pieces`: of columns, what is stored at once, cut from the block.
+    """
 
     first: int
     size: int
     count: int
     runs: tuple[TileRun, ...]
+    pieces: tuple["Cut", ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,11 @@ def loops(product: Product, segments: tuple[Segment, ...] = ()) -> Loops:
     but are added to the first rows of the output, X·U with U = [I ; C].
     """
     rows, columns = block_sizes(product)
+    store = product.plan.store if isinstance(product.plan, Operand) else 0
     return Loops(
         product,
         _cuts(product.rows, rows, PARTITIONS, segments),
-        _cuts(product.columns, columns, product.width, ()),
+        _column_cuts(product.columns, columns, product.width, store),
         tuple(_depths(product, _stored(product, segments))),
     )
 
@@ -87,6 +92,13 @@ def block_sizes(product: Product) -> tuple[int, int]:
     if isinstance(plan, Output):
         return plan.rows, plan.columns
     return (plan.block, plan.stream) if plan.keeps_x else (plan.stream, plan.block)
+
+
+@lru_cache(maxsize=4096)
+def _column_cuts(total: int, step: int, width: int, store: int) -> tuple[Cut, ...]:
+    return tuple(
+        replace(cut, pieces=_cuts(cut.size, store or cut.size, width, ())) for cut in _cuts(total, step, width, ())
+    )
 
 
 @lru_cache(maxsize=4096)

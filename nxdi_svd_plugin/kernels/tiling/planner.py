@@ -11,7 +11,7 @@ from nxdi_svd_plugin.kernels.tiling.engines import modelled_seconds
 from nxdi_svd_plugin.kernels.tiling.loads import IN_FLIGHT, buffer_choices, has_long_runs, load_bytes
 from nxdi_svd_plugin.kernels.tiling.refill import refill_plans
 from nxdi_svd_plugin.kernels.tiling.strips import FINE, strip_plans
-from nxdi_svd_plugin.kernels.tiling.sums import may_split, sum_plans
+from nxdi_svd_plugin.kernels.tiling.sums import SMALL_SPLIT, may_split, sum_plans
 from nxdi_svd_plugin.kernels.tiling.through import Through, through_plans
 from nxdi_svd_plugin.kernels.tiling.unfused import least_seconds, unfused
 
@@ -33,6 +33,8 @@ def choose(chain: Chain) -> Plan:
     Raises KernelError if not even a few tokens fit into SBUF_BUDGET.
     """
     plans = every_plan(chain)
+    if not any(_as_good(chain, plan) for plan in plans):
+        plans += sum_plans(chain, (SMALL_SPLIT,))
     if not plans:
         raise KernelError(
             f"{chain.kernel}: inputs {chain.inputs}, rank(s) {chain.ranks} and outputs {chain.outputs} leave no room "
@@ -67,11 +69,10 @@ def _no_dearer(chain: Chain, scores: Scores, seconds: dict[Plan, float]) -> list
 
     Where there is none, those whose larger excess is the least: of bytes over these, of time over the fastest blocks.
     """
-    bound = unfused(chain)
-    enough = SAVING * bound.seconds
-    good = [plan for plan in scores if scores[plan] <= bound.hbm_bytes and seconds[plan] <= enough]
+    good = [plan for plan in scores if _as_good(chain, plan)]
     if good:
         return good
+    bound = unfused(chain)
     excess = {plan: max(scores[plan] / bound.hbm_bytes, seconds[plan] / least_seconds(chain)) for plan in scores}
     least = min(excess.values())
     return [plan for plan in scores if excess[plan] <= least]
@@ -82,6 +83,11 @@ def _long_runs(chain: Chain, scores: Scores) -> Scores:
     enough = LONGER * min(scores.values())
     long = {plan: score for plan, score in scores.items() if _is_long(chain, plan) and score <= enough}
     return long or scores
+
+
+def _as_good(chain: Chain, plan: Plan) -> bool:
+    bound = unfused(chain)
+    return sum(hbm_bytes(chain, plan)) <= bound.hbm_bytes and modelled_seconds(chain, plan) <= SAVING * bound.seconds
 
 
 def _is_long(chain: Chain, plan: Plan) -> bool:

@@ -48,7 +48,7 @@ def _keep_operand(work: Work, cut: Loops, kept: tuple[Cut, ...], streamed: tuple
 
 def _load(work: Work, times: int, product: Product, of_x: bool, deep: int, size: int) -> None:
     """`size` columns, `deep` rows of an operand."""
-    layout, width = (product.x, PARTITIONS) if of_x else (product.w, product.width)
+    layout, width = (product.x, PARTITIONS) if of_x else (product.w, product.w_tile)
     if layout == "packed":
         for columns, count in sizes(size, width):
             work.dma(times * count, PARTITIONS, tiles(deep) * columns)
@@ -65,12 +65,13 @@ def _stored(work: Work, times: int, product: Product, rows: Cut, columns: Cut) -
     """An output block whose sums are complete in PSUM; the vector engine adds the tiles of w that rows take in."""
     for row in rows.runs:
         own = row.own is not None
-        for column in columns.runs:
-            number = times * row.count * column.count
-            work.matmul(number * tiles(product.deep), row.size, column.size)
-            evict = work.vector if own else work.scalar
-            evict(number, column.size)
-        work.dma((2 if own else 1) * times * row.count, row.size, columns.size)
+        for piece in columns.pieces:
+            for column in piece.runs:
+                number = times * row.count * piece.count * column.count
+                work.matmul(number * tiles(product.deep), row.size, column.size)
+                evict = work.vector if own else work.scalar
+                evict(number, column.size)
+            work.dma((2 if own else 1) * times * row.count * piece.count, row.size, piece.size)
 
 
 def _sum_block(work: Work, cut: Loops, rows: Cut, columns: Cut) -> None:

@@ -8,7 +8,13 @@ from dataclasses import replace
 from functools import lru_cache
 
 from nxdi_svd_plugin.hardware import SBUF_BUDGET
-from nxdi_svd_plugin.kernels.tiling.blocks import Blocks, Buffers, constant_bytes, expansion_bytes
+from nxdi_svd_plugin.kernels.tiling.blocks import (
+    Blocks,
+    Buffers,
+    constant_bytes,
+    expansion_bytes,
+    holds_banks,
+)
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.loads import IN_FLIGHT, v_choices
 from nxdi_svd_plugin.kernels.tiling.strips import FINE
@@ -27,16 +33,16 @@ def refill_plans(chain: Chain) -> tuple[Blocks, ...]:
     if not all(found):
         return ()
     pairs = [tuple(each[min(n, len(each) - 1)] for each in found) for n in range(max(map(len, found)))]
-    strips = [plan for v_tiles in v_choices(chain) if (plan := _fewest_strips(chain, v_tiles)) is not None]
+    strips = [plan for buffers in v_choices(chain) if (plan := _fewest_strips(chain, buffers)) is not None]
     return tuple(replace(plan, firsts=firsts) for plan in strips for firsts in pairs)
 
 
-def _fewest_strips(chain: Chain, v_tiles: int) -> Blocks | None:
+def _fewest_strips(chain: Chain, buffers: Buffers) -> Blocks | None:
     """Equal strips but for the last; tiles share a PSUM bank only where all tokens are one strip."""
-    buffers = Buffers(1, 1, v_tiles, 1)
-    for count in range(1, -(-chain.tokens // FINE) + 1 if v_tiles == 1 else 2):
+    for count in range(1, -(-chain.tokens // FINE) + 1 if buffers.v_tiles == 1 else 2):
         size = min(chain.tokens, -(-chain.tokens // (count * FINE)) * FINE)
         whole, rest = divmod(chain.tokens, size)
-        if constant_bytes(chain) + expansion_bytes(chain, buffers, (size,), IN_FLIGHT) <= SBUF_BUDGET:
+        used = constant_bytes(chain) + expansion_bytes(chain, buffers, (size,), IN_FLIGHT)
+        if used <= SBUF_BUDGET and holds_banks(buffers, size):
             return Blocks(((whole, (size,)), *([(1, (rest,))] if rest else [])), buffers)
     return None

@@ -39,7 +39,8 @@ class Strip:
     """`count` equal strips of `tokens`, the first at token `first`.
 
     `holders` are the tokens of each tensor of T; `token_tiles` the tiles of 128 tokens over all of them. `rows` are for
-    a transposed output. `moving` tokens are one matmul where the contraction is split.
+    a transposed output. `moving` tokens are one matmul where the contraction is split; `banks` are the tokens of each
+    PSUM bank with sums of the last rank tile, none where all sums are in SBUF.
     """
 
     count: int
@@ -50,6 +51,7 @@ class Strip:
     token_tiles: int
     rows: tuple[Row, ...]
     moving: int
+    banks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -69,18 +71,20 @@ class Step:
 
 @dataclass(frozen=True)
 class Part:
-    """Tensor `number` of T: `columns` of the rank, from tile `tile` on."""
+    """Tensor `number` of T: `columns` of the rank, from tile `tile` on; `summed` of its tiles have sums in SBUF."""
 
     number: int
     tile: int
     columns: int
+    summed: int
 
 
 @dataclass(frozen=True)
 class RankRun:
     """Rank tiles first..., `count` of `width` columns each: tiles place... of part `part`.
 
-    `own`: the tile of the input that the first of them takes in, the next the next one; None for no pivots.
+    `own`: the tile of the input that the first of them takes in, the next the next one; None for no pivots. `in_psum`:
+    the last tile, whose sums stay in PSUM.
     """
 
     part: int
@@ -89,6 +93,7 @@ class RankRun:
     count: int
     width: int
     own: int | None
+    in_psum: bool
 
 
 @dataclass(frozen=True)
@@ -96,10 +101,11 @@ class Schedule:
     """One call: shapes, loads and strips.
 
     `u_rows` are the rows of the stored U, `pivots` the rank tiles that take in tiles of Xᵀ itself. One load of U has
-    `u_load` input tiles of `u_tiles` rank tiles; one of V, or one output block, `v_tiles` column tiles; one of X
-    `x_columns` columns, of Hᵀ up to `h_tiles` tiles. `parts` are the tensors of T for each factor (one, unless the
-    contraction is split); `steps` the blocks of a split contraction, none if all of Xᵀ is kept; `runs` what each does.
-    `output_tiles`: those of a transposed output, by loads of V.
+    `u_load` input tiles of `u_tiles` rank tiles; one of V, or one output block, `v_tiles` column tiles (of a V that
+    moves `side` of them are a load, and one matmul's columns); one of X `x_columns` columns, of Hᵀ up to `h_tiles`
+    tiles. `parts` are the tensors of T for each factor (one, unless the contraction is split); `steps` the blocks of a
+    split contraction, none if all of Xᵀ is kept; `runs` what each does.
+    `output_tiles`: those of a transposed output, by loads of V; `apart`: all of gate's product before up's.
     `through`: matmuls whose product goes to HBM: X·U for each factor, and of one factor the second, without strips.
     """
 
@@ -114,10 +120,12 @@ class Schedule:
     u_load: int
     u_tiles: int
     v_tiles: int
+    side: int
     x_columns: int
     h_tiles: int
     interleaved: bool
     output_tiles: tuple[OutputTiles, ...]
+    apart: bool
     moves: tuple[Move, ...]
     strips: tuple[Strip, ...]
     parts: tuple[tuple[Part, ...], ...]
@@ -144,23 +152,36 @@ def schedule(chain: Chain, plan: Plan) -> Schedule:
         u_load=buffers.u_rows,
         u_tiles=buffers.u_tiles,
         v_tiles=buffers.v_tiles,
+        side=buffers.side,
         x_columns=buffers.x_tiles * PARTITIONS,
         h_tiles=max(1, H_LOAD_BYTES // (chain.itemsize * chain.tokens)),
         interleaved=chain.kind.writes_intermediate and interleaved(chain.outputs),
         output_tiles=outputs,
+        apart=buffers.apart,
         moves=_moves(chain),
         strips=_strips(chain, blocks),
-        parts=tuple(_parts(rank, SUM_PART if buffers.split else tiles(rank)) for rank in chain.ranks),
+        parts=tuple(_parts(rank, buffers, last) for rank, last in _last(chain)),
         steps=tuple(_steps(chain, buffers.split)) if buffers.split else (),
-        runs=tuple(tuple(_runs(chain, rank)) for rank in chain.ranks) if buffers.split else (),
+        runs=tuple(_runs(chain, rank, buffers, last) for rank, last in _last(chain)) if buffers.split else (),
         through=matmuls,
     )
 
 
-def _parts(rank: int, step: int) -> tuple[Part, ...]:
-    """`step` tiles each; the last has the rest."""
-    wide = step * PARTITIONS
-    return tuple(Part(n, n * step, min(wide, rank - n * wide)) for n in range(-(-rank // wide)))
+def _last(chain: Chain) -> list[tuple[int, bool]]:
+    """(rank, whether it is the last factor's)."""
+    return [(rank, number == len(chain.ranks) - 1) for number, rank in enumerate(chain.ranks)]
+
+
+def _parts(rank: int, buffers: Buffers, last: bool) -> tuple[Part, ...]:
+    """All of T, or SUM_PART tiles each where the contraction is split; the last has the rest."""
+    step = SUM_PART if buffers.split else tiles(rank)
+    wide, count = step * PARTITIONS, -(-tiles(rank) // step)
+    found = []
+    for n in range(count):
+        columns = min(wide, rank - n * wide)
+        in_psum = buffers.in_psum and last and n == count - 1
+        found.append(Part(n, n * step, columns, tiles(columns) - in_psum))
+    return tuple(found)
 
 
 def _steps(chain: Chain, step: int) -> list[Step]:
@@ -191,8 +212,8 @@ def _stored_rows(chain: Chain) -> list[tuple[int, int, int]]:
     ]
 
 
-def _runs(chain: Chain, rank: int) -> list[RankRun]:
-    """The rank tiles of every part, cut where a run of pivots begins or ends."""
+def _runs(chain: Chain, rank: int, buffers: Buffers, last_factor: bool) -> tuple[RankRun, ...]:
+    """The rank tiles of every part, cut where a run of pivots begins or ends, and before the one that is in PSUM."""
     source = {}
     if chain.kind.reads_intermediate:
         for segment in chain.segments:
@@ -202,13 +223,14 @@ def _runs(chain: Chain, rank: int) -> list[RankRun]:
     for tile in range(tiles(rank)):
         part, place = divmod(tile, SUM_PART)
         width, own = min(PARTITIONS, rank - tile * PARTITIONS), source.get(tile)
-        last = found[-1] if found else None
+        in_psum = buffers.in_psum and last_factor and tile == tiles(rank) - 1
+        last = None if in_psum or not found else found[-1]
         follows = last is not None and own == (None if last.own is None else last.own + last.count)
         if last is not None and follows and last.part == part and last.width == width:
             found[-1] = replace(last, count=last.count + 1)
         else:
-            found.append(RankRun(part, place, tile, 1, width, own))
-    return found
+            found.append(RankRun(part, place, tile, 1, width, own, in_psum))
+    return tuple(found)
 
 
 def _moves(chain: Chain) -> tuple[Move, ...]:
@@ -238,9 +260,10 @@ def _strip(chain: Chain, blocks: Blocks, count: int, first: int, sizes: tuple[in
         subs.append(SubStrip(start, size, tuple(pieces)))
         start += size
     token_tiles = sum(tiles(size) for size in holders)
-    moving = spans(sum(sizes), MOVING)[0][1]
+    moved = tuple(size for _, size in spans(sum(sizes), MOVING))
+    banks = moved if blocks.buffers.in_psum else ()
     rows = _rows(chain, blocks, sizes)
-    return Strip(count, first, sum(sizes), tuple(subs), tuple(holders), token_tiles, rows, moving)
+    return Strip(count, first, sum(sizes), tuple(subs), tuple(holders), token_tiles, rows, moved[0], banks)
 
 
 def _rows(chain: Chain, blocks: Blocks, sizes: tuple[int, ...]) -> tuple[Row, ...]:

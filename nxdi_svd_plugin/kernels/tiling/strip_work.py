@@ -86,7 +86,7 @@ def _sum_blocks(work: Work, chain: Chain, strip: Strip, plan: Schedule) -> None:
 
 def _add_block(work: Work, times: int, step: Step, strip: Strip, plan: Schedule) -> None:
     """The first block's products are copied by the scalar engine, others added by the vector engine; pivots join the
-    last sums, both in SBUF, which takes it twice as long."""
+    last sums, both in SBUF, which takes it twice as long. Sums that stay in PSUM are read once, with the last block."""
     for runs in plan.runs:
         for run in runs:
             number, own = times * run.count, step.last and run.own is not None
@@ -95,6 +95,9 @@ def _add_block(work: Work, times: int, step: Step, strip: Strip, plan: Schedule)
                 work.dma(number, PARTITIONS, strip.tokens)
             for size, count in sizes(strip.tokens, strip.moving):
                 work.matmul(number * count * tiles(step.rows), run.width, size)
+                if run.in_psum:
+                    work.vector(number * count * step.last, size)
+                    continue
                 evict = work.scalar if step.first else work.vector
                 evict(number * count, size)
                 if own:
@@ -105,7 +108,7 @@ def _rows(work: Work, chain: Chain, strip: Strip, plan: Schedule) -> None:
     """Y [S, outputs], a block of columns stored at once (stages/expand.py, expand)."""
     token_tiles = [pair for size in strip.holders for pair in sizes(size, PARTITIONS)]
     for columns, blocks in sizes(plan.outputs, plan.v_tiles * plan.column_tile):
-        for width, count in sizes(columns, plan.column_tile):
+        for width, count in _loads_of_v(columns, plan):
             number = strip.count * blocks * count
             work.dma(number * chain.summed, PARTITIONS, tiles(plan.ranks[0]) * width)
             for size, tile_count in token_tiles:
@@ -115,8 +118,17 @@ def _rows(work: Work, chain: Chain, strip: Strip, plan: Schedule) -> None:
             work.dma(strip.count * blocks * tile_count, size, columns)
 
 
+def _loads_of_v(columns: int, plan: Schedule) -> list[tuple[int, int]]:
+    """(columns, how many): `side` packed tiles, the whole ones that are left, the last one if it is none."""
+    found = []
+    for wide, count in sizes(columns, plan.side * plan.column_tile):
+        whole = wide - wide % plan.column_tile
+        found += [(part, count) for part in (whole, wide - whole) if part]
+    return found
+
+
 def _transposed(work: Work, chain: Chain, strip: Strip, plan: Schedule, group: OutputTiles) -> None:
-    """Y [outputs, S] (stages/expand.py, expand_transposed); no V is read for tiles that are a factor's pivots."""
+    """Y [outputs, S] (stages/expand_transposed.py); no V is read for tiles that are a factor's pivots."""
     count, width = group.count, group.width
     from_psum = [pivot is None for pivot in group.segment.pivots]
     deep = [tiles(rank) for rank, made in zip(plan.ranks, from_psum, strict=True) if made]

@@ -8,6 +8,7 @@ from nxdi_svd_plugin.kernels.tiling.blocks import (
     Blocks,
     Buffers,
     constant_bytes,
+    holds_banks,
     kept_input_bytes,
     output_bytes,
     sbuf_bytes,
@@ -81,7 +82,7 @@ def expansion_fits(chain: Chain, buffers: Buffers, strip: tuple[int, ...]) -> bo
     """True if the strip leaves room for the second phase."""
     streamed = IN_FLIGHT * v_load_bytes(chain, buffers) + output_bytes(chain, buffers, strip)
     held = chain.itemsize * chain.rank_tiles * sum(strip) + kept_input_bytes(chain, sum(strip))
-    return constant_bytes(chain) + held + streamed <= SBUF_BUDGET
+    return constant_bytes(chain) + held + streamed <= SBUF_BUDGET and holds_banks(buffers, sum(strip))
 
 
 def fill(
@@ -181,4 +182,5 @@ def _whole(chain: Chain, lengths: list[int], unit: int, step: int) -> list[int]:
 def blocks_fit(chain: Chain, blocks: Blocks) -> bool:
     """Whether they fit into SBUF_BUDGET, and into PSUM where tiles share a bank."""
     fits = sbuf_bytes(chain, blocks, IN_FLIGHT) <= SBUF_BUDGET
+    fits = fits and all(holds_banks(blocks.buffers, sum(strip)) for _, strip in blocks.groups)
     return fits and (blocks.strips == [(chain.tokens,)] or not _shares(chain, blocks))

@@ -1,6 +1,8 @@
 """Strips with fp32 sums of (X·U)ᵀ in SBUF: the contraction is split, X is read once, U and V once per strip."""
 
-from nxdi_svd_plugin.hardware import PARTITIONS
+from dataclasses import replace
+
+from nxdi_svd_plugin.hardware import MOVING, PARTITIONS
 from nxdi_svd_plugin.kernels.tiling.blocks import Blocks, Buffers, longest_run, sum_blocks
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.loads import v_choices
@@ -10,13 +12,26 @@ SPLITS = (3, 4, 6, 8, 12, 16)
 """Input tiles of one block of a split contraction that are tried. With less than 3 the vector engine, which adds a
 block's products to the sums at 1.12 GHz, would take longer than the tensor engine, which makes them at 2.8 GHz."""
 
+SMALL_SPLIT = 2
+"""What is tried where nothing else is as good as separate matmuls: the vector engine bounds that part of the call."""
 
-def sum_plans(chain: Chain) -> list[Blocks]:
-    """Plans with fp32 sums of (X·U)ᵀ in SBUF, as few equal strips as fit: X once, U and V once per strip."""
+
+def sum_plans(chain: Chain, splits: tuple[int, ...] = SPLITS) -> list[Blocks]:
+    """Plans with fp32 sums of (X·U)ᵀ in SBUF, as few strips as fit: X once, U and V once per strip.
+
+    Equal strips but for the last, or strips of whole matmuls: one of less than MOVING tokens stalls as long.
+    """
     if not may_split(chain):
         return []
-    splits = [split for split in SPLITS if split <= longest_run(chain) and sum_blocks(chain, split) > 1]
-    plans = [_fewest_strips(chain, split, v_tiles) for split in splits for v_tiles in v_choices(chain)]
+    splits = tuple(split for split in splits if split <= longest_run(chain) and sum_blocks(chain, split) > 1)
+    choices = [
+        replace(buffers, u_rows=split, x_tiles=split, split=split, in_psum=in_psum)
+        for split in splits
+        for buffers in v_choices(chain)
+        for in_psum in (False, True)
+    ]
+    units = (FINE if chain.writes_transposed else PARTITIONS, MOVING)
+    plans = [_fewest_strips(chain, buffers, unit) for buffers in choices for unit in units]
     return [plan for plan in plans if plan is not None]
 
 
@@ -30,9 +45,7 @@ def may_split(chain: Chain) -> bool:
     return chain.inputs % PARTITIONS == 0 if chain.kind.reads_intermediate else not any(chain.pivots)
 
 
-def _fewest_strips(chain: Chain, split: int, v_tiles: int) -> Blocks | None:
-    buffers = Buffers(split, 1, v_tiles, split, split)
-    unit = FINE if chain.writes_transposed else PARTITIONS
+def _fewest_strips(chain: Chain, buffers: Buffers, unit: int) -> Blocks | None:
     for count in range(1, -(-chain.tokens // unit) + 1):
         size = min(chain.tokens, -(-chain.tokens // (count * unit)) * unit)
         whole, rest = divmod(chain.tokens, size)

@@ -5,13 +5,22 @@ kernels get them. Only the orientation differs: (X·U)ᵀ = Uᵀ·Xᵀ [R, S], t
 interpolative `down` are added to their rows of (X·U)ᵀ as these are rounded, each read once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from nxdi_svd_plugin.errors import KernelError
-from nxdi_svd_plugin.hardware import MOVING, PARTITIONS, SBUF_BUDGET, SBUF_BYTES
+from nxdi_svd_plugin.hardware import LONG_RUN, MOVING, PARTITIONS, SBUF_BUDGET, tiles
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
-from nxdi_svd_plugin.kernels.tiling.dense import X_COLUMNS, Product, dense_hbm_bytes, dense_plans, dense_sbuf_bytes
+from nxdi_svd_plugin.kernels.tiling.dense import (
+    X_COLUMNS,
+    Operand,
+    Output,
+    Plan,
+    Product,
+    dense_hbm_bytes,
+    dense_sbuf_bytes,
+    operands,
+    outputs,
+)
 from nxdi_svd_plugin.kernels.tiling.loops import Loops, loops
 from nxdi_svd_plugin.kernels.tiling.product_work import add_product
 from nxdi_svd_plugin.kernels.tiling.segments import Segment
@@ -43,7 +52,9 @@ def through_plans(chain: Chain) -> tuple[Through, ...]:
     if chain.writes_transposed:
         second = _products(chain, (chain.outputs, rank, chain.tokens), "packed", "plain", MOVING)
     else:
-        second = _products(chain, (chain.tokens, rank, chain.outputs), "plain", "packed", chain.column_tile)
+        tile = chain.column_tile
+        width = MOVING if MOVING % tile == chain.outputs % tile == 0 else tile
+        second = _products(chain, (chain.tokens, rank, chain.outputs), "plain", "packed", width, tile=tile)
     return tuple(Through(one, other) for one in first for other in second)
 
 
@@ -74,16 +85,13 @@ def _products(
     width: int,
     taken: int = 0,
     segments: tuple[Segment, ...] = (),
+    tile: int = 0,
 ) -> list[Loops]:
     """One of the two matmuls, [rows, deep, columns], with `taken` bytes of SBUF for something else; [] if none fits."""
-    step = width if w == "packed" else PARTITIONS
-    try:
-        plans = dense_plans(*shape, chain.itemsize, step, DEPTHS, SBUF_BYTES - SBUF_BUDGET + taken)
-    except KernelError:
-        return []
+    product = Product(*shape, Output(0, 0), x, w, width, tile)
     costs = {}
-    for plan in plans:
-        work, cut = Work(chain.itemsize), loops(Product(*shape, plan, x, w, width), segments)
+    for plan in product_plans(product, chain.itemsize, SBUF_BUDGET - taken):
+        work, cut = Work(chain.itemsize), loops(replace(product, plan=plan), segments)
         add_product(work, cut)
         costs[cut] = (dense_hbm_bytes(*shape, chain.itemsize, plan), max(work.seconds.values()))
     found: list[Loops] = []
@@ -92,6 +100,37 @@ def _products(
         if costs[cut][1] < fastest:
             fastest = costs[cut][1]
             found.append(cut)
+    return found
+
+
+def product_plans(product: Product, itemsize: int, room: int) -> list[Plan]:
+    """All blocks of one of the matmuls that fit into `room` with two loads in flight.
+
+    Rows of a block of many columns are stored in runs of LONG_RUN, and a streamed operand that need not come in whole
+    tiles comes in as few loads as the room allows: both take less room than the baselines' blocks.
+    """
+    step = product.w_tile if product.w == "packed" else PARTITIONS
+    store = max(1, LONG_RUN // itemsize // product.width) * product.width
+    kept = operands(product.rows, product.columns, step)
+    plans: list[Plan] = [
+        *(plan if plan.keeps_x or plan.block <= store else replace(plan, store=store) for plan in kept),
+        *_just_fitting(product, itemsize, room, {plan.block for plan in kept if plan.keeps_x}),
+        *outputs(product.rows, product.columns, step, DEPTHS),
+    ]
+    made = product.w == "rows"
+    return [plan for plan in plans if dense_sbuf_bytes(product.deep, itemsize, plan, 2, made) <= room]
+
+
+def _just_fitting(product: Product, itemsize: int, room: int, blocks: set[int]) -> list[Operand]:
+    """Loads that are less than a matmul's columns, and no multiple of 128 of them."""
+    if product.w == "packed":
+        return []
+    found, loads = [], 1 if product.w == "rows" else 2
+    for block in blocks:
+        widest = (room // itemsize - tiles(product.deep) * block) // (loads * tiles(product.deep) + 2)
+        if PARTITIONS < widest < min(MOVING, product.columns):
+            stream = -(-product.columns // -(-product.columns // widest))
+            found.append(Operand(True, block, min(widest, stream + stream % 2)))
     return found
 
 
@@ -113,15 +152,19 @@ def first_read_bytes(chain: Chain, first: Loops) -> int:
 
 def through_sbuf_bytes(chain: Chain, plan: Through, in_flight: int = 1) -> int:
     """SBUF bytes per partition, rows of X that are transposed and fp32's identity included."""
-    second = dense_sbuf_bytes(plan.second.product.deep, chain.itemsize, plan.second.product.plan, in_flight)
+    second = product_sbuf_bytes(chain, plan.second.product, in_flight)
     identity = 4 * PARTITIONS if chain.needs_identity else 0
     return max(first_sbuf_bytes(chain, plan.first, in_flight), second + identity)
 
 
 def first_sbuf_bytes(chain: Chain, first: Loops, in_flight: int = 1) -> int:
     """The same of a matmul X·U. Pivots are loaded where rows of (X·U)ᵀ will be, or where the loads were."""
-    product = first.product
-    return dense_sbuf_bytes(product.deep, chain.itemsize, product.plan, in_flight) + _x_rows_bytes(chain, in_flight)
+    return product_sbuf_bytes(chain, first.product, in_flight) + _x_rows_bytes(chain, in_flight)
+
+
+def product_sbuf_bytes(chain: Chain, product: Product, in_flight: int) -> int:
+    """The same of one matmul, without rows of X."""
+    return dense_sbuf_bytes(product.deep, chain.itemsize, product.plan, in_flight, product.w == "rows")
 
 
 def _x_rows_bytes(chain: Chain, in_flight: int) -> int:

@@ -32,9 +32,12 @@ class Unfused:
 
 
 @lru_cache(maxsize=4096)
-def unfused(chain: Chain) -> Unfused:
-    """The matmuls of all groups, with the zeros that U is packed with, and the passes between them."""
-    s, products = chain.itemsize, unfused_products(chain)
+def unfused(chain: Chain, taken: int = 0) -> Unfused:
+    """The matmuls of all groups, with the zeros that U is packed with, and the passes between them.
+
+    `taken`: bytes of SBUF per partition that they leave alone.
+    """
+    s, products = chain.itemsize, unfused_products(chain, taken)
     moved = sum(dense_hbm_bytes(p.rows, p.deep, p.columns, s, p.plan) for p in products)
     moved += s * sum(chain.ranks) * (-chain.u_rows % PARTITIONS)
     elements = sum(tensors * rows * columns for tensors, rows, columns in _passes(chain))
@@ -48,7 +51,7 @@ def least_seconds(chain: Chain) -> float:
     return _seconds(chain, [_fastest(chain.itemsize, product) for product in unfused_products(chain)])
 
 
-def unfused_products(chain: Chain) -> list[Product]:
+def unfused_products(chain: Chain, taken: int = 0) -> list[Product]:
     """The matmuls of one group: two for each pair of factors."""
     found = []
     for pair, (rank, columns) in enumerate(zip(chain.ranks, chain.v_columns, strict=True)):
@@ -56,8 +59,8 @@ def unfused_products(chain: Chain) -> list[Product]:
         second = (columns, rank, chain.tokens) if chain.writes_transposed else (chain.tokens, rank, columns)
         layout = "plain" if chain.transposed_input or pair else "rows"
         found += [
-            Product(*first, choose_dense(*first, chain.itemsize), w=layout),
-            Product(*second, choose_dense(*second, chain.itemsize)),
+            Product(*first, choose_dense(*first, chain.itemsize, taken=taken), w=layout),
+            Product(*second, choose_dense(*second, chain.itemsize, taken=taken)),
         ]
     return found
 
