@@ -27,6 +27,7 @@ ROWS = ROOT / "benchmarks" / "data" / "accuracy.jsonl"
 COST = ROOT / "benchmarks" / "data" / "cost.jsonl"
 RECOVERIES = ROOT / "benchmarks" / "data" / "recover.jsonl"
 CALIBRATIONS = ROOT / "benchmarks" / "data" / "calibration.jsonl"
+SPEEDS = ROOT / "benchmarks" / "data" / "speed.jsonl"
 SAME = ROOT / "benchmarks" / "data" / "generated_heldout.txt"
 WINDOW, WINDOWS = 512, 16
 METHODS = {
@@ -195,10 +196,9 @@ def main() -> None:
     elif args.figures:
         from accuracy_tables import write
 
-        runs, recoveries, calibrations = (
-            [json.loads(line) for line in path.read_text().splitlines()] for path in (COST, RECOVERIES, CALIBRATIONS)
-        )
-        write(rows(), runs, recoveries, calibrations, ROOT / "docs")
+        others = (COST, RECOVERIES, CALIBRATIONS, SPEEDS)
+        read = ([json.loads(line) for line in path.read_text().splitlines()] for path in others)
+        write(rows(), *read, ROOT / "docs")
     else:
         args.work.mkdir(parents=True, exist_ok=True)
         run(args)

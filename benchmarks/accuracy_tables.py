@@ -21,10 +21,17 @@ NAMES = {
 }
 
 
-def write(rows: list[dict], runs: list[dict], recoveries: list[dict], calibrations: list[dict], docs: Path) -> None:
+def write(
+    rows: list[dict],
+    runs: list[dict],
+    recoveries: list[dict],
+    calibrations: list[dict],
+    speeds: list[dict],
+    docs: Path,
+) -> None:
     """Replace what is between the markers, and draw the figure."""
     page = docs / "accuracy.md"
-    parts = [perplexities(rows), costs(rows), seconds(runs), correlations(rows), recovery(recoveries)]
+    parts = [perplexities(rows), costs(rows), speed(speeds), seconds(runs), correlations(rows), recovery(recoveries)]
     text = replaced(page.read_text(), BEGIN, "\n\n".join(parts))
     page.write_text(replaced(text, TEXTS, calibration(calibrations)))
     figure(rows, docs / "accuracy.png")
@@ -97,6 +104,20 @@ def seconds(runs: list[dict]) -> str:
     cells = [spent[0], f"{run['svd_llm_cpu_seconds']:.0f}", f"{run['ratio_to_svd_llm']:.2f}", *spent[1:]]
     of = f"default recipe, tp_degree: {run.get('tp_degree', 1)}, ratio {run['ratio']:.2f}, {run['tokens']:,} tokens"
     lines.append(f"| {of} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def speed(rows: list[dict]) -> str:
+    """Tokens per second of a forward pass on the CPU."""
+    lines = ["| recipe | ratio | multiply-adds of the MLPs a token | tokens per second, CPU, one thread | of dense |"]
+    lines.append("|---|---|---|---|---|")
+    last = {(row["method"], row["ratio"]): row for row in rows}
+    dense = last["dense", 0.0]["tokens_per_second"]
+    for (method, ratio), row in last.items():
+        lines.append(
+            f"| {NAMES.get(method, method)} | {ratio:.2f} | {row['mlp_multiply_adds_per_token']:,} | "
+            f"{row['tokens_per_second']:.0f} | {row['tokens_per_second'] / dense:.2f} |"
+        )
     return "\n".join(lines)
 
 

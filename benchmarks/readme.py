@@ -60,11 +60,9 @@ def accuracy() -> str:
     """Perplexity over dense by ratio, the worst of the texts that calibration has not seen."""
     found, body = relative(rows_of("accuracy")), []
     for ratio in sorted({ratio for _, ratio, _ in found if ratio}):
-        cells = [max(found[name, ratio, text][1] for text in OUTSIDE) for name in ("default", "one-group", "svd-llm")]
+        cells = [max(found[name, ratio, text][1] for text in OUTSIDE) for name in ("default", "svd-llm")]
         body.append([f"{ratio:.2f}", *(f"{cell:.2f}" for cell in cells)])
-    return markdown(
-        ["share of MLP weights saved", "default recipe, 2 groups", "1 group", "the paper's whitening"], body
-    )
+    return markdown(["share of MLP weights saved", "default recipe (2 groups)", "the paper's whitening"], body)
 
 
 def costs() -> str:
@@ -105,6 +103,13 @@ def recovered() -> str:
     )
 
 
+def minutes() -> str:
+    """What the make targets took, by the last row of each."""
+    last = {row["command"]: row for row in rows_of("minutes")}
+    found = [f"`{name}` took {row['wall_seconds'] / 60:.1f} minutes" for name, row in sorted(last.items())]
+    return f"{' and '.join(found)} ({last['make demo']['machine']}, {last['make demo']['date']})"
+
+
 def figures() -> dict[str, str]:
     """What stands at the marks in the prose of README.md and CHANGELOG.md."""
     rows = rows_of("nkibench")
@@ -112,6 +117,7 @@ def figures() -> dict[str, str]:
     low, high = min(found["low"], found["fitted_low"]), max(found["high"], found["fitted_high"])
     return {
         "perplexities": perplexities(),
+        "minutes": minutes(),
         "recovered": recovered(),
         "kernels": f"{near} of {len(rows)}",
         "band": f"{100 * low:+.0f} to {100 * high:+.0f} %",
