@@ -197,8 +197,10 @@ def main() -> None:
         from accuracy_tables import write
 
         others = (COST, RECOVERIES, CALIBRATIONS, SPEEDS)
-        read = ([json.loads(line) for line in path.read_text().splitlines()] for path in others)
-        write(rows(), *read, ROOT / "docs")
+        runs, recoveries, calibrations, speeds = (
+            [json.loads(line) for line in path.read_text().splitlines()] for path in others
+        )
+        write(rows(), runs, recoveries, calibrations, speeds, ROOT / "docs")
     else:
         args.work.mkdir(parents=True, exist_ok=True)
         run(args)

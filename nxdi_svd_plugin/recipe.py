@@ -43,7 +43,7 @@ DEFAULT_TAU = 0.5
 DEFAULT_DAMPING = 0.1
 DEFAULT_SAMPLES = 56
 DROP_FROM = 0.15
-"""The ratio from which neurons go too: below it that gains little for its time (docs/accuracy.md, ratios 0.10 and 0.20)."""
+"""The ratio from which neurons go too: below it that gains little for its time (docs/accuracy.md)."""
 OBJECTIVES = ("input", "two_sided")
 ALLOCATIONS = ("uniform", "global")
 SELECTOR = re.compile(rf"(0|[1-9][0-9]*)|((0|[1-9][0-9]*)\.)?({'|'.join(PROJECTIONS)})")

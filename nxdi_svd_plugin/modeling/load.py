@@ -106,7 +106,8 @@ def generation_config(directory: Path) -> GenerationConfig | None:
         return None
     config: Any = GenerationConfig
     try:
-        return cast("GenerationConfig", config.from_dict(dict(found)))
+        # whether it was made of config.json does not matter, and that mark asks for a hash that from_pretrained takes
+        return cast("GenerationConfig", config.from_dict({k: v for k, v in found.items() if k != "_from_model_config"}))
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         said = " ".join(str(error).split())[:200]
         logger.warning(

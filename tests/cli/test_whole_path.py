@@ -28,7 +28,7 @@ def run(capsys, *argv):
 def test_from_a_dense_directory_to_a_measured_compressed_one(base, tmp_path, capsys):
     out = tmp_path / "out"
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("ratio: 0.2\nblock: 4\ncalibration: {samples: 4, length: 64}\n")
+    recipe.write_text("ratio: 0.2\ndrop: false\nblock: 4\ncalibration: {samples: 4, length: 64}\n")
     changed = ["--recipe", recipe, "--tp-degree", 3]
     code, plan = run(capsys, "plan", "--model", base, *changed)
     assert code == 0 and plan["groups"] == 3
