@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from nxdi_svd_plugin.errors import RecipeError
+from nxdi_svd_plugin.lfs import refuse_pointer
 from nxdi_svd_plugin.stored.dtypes import DTYPES
 from nxdi_svd_plugin.stored.projection import PROJECTIONS
 from nxdi_svd_plugin.strict_yaml import read_yaml, size_of
@@ -266,9 +267,11 @@ def from_yaml(path: str | Path) -> Recipe:
 
     Raises:
         RecipeError: the file is missing, no YAML, no mapping, or holds a bad recipe; the message names the file.
+            CheckpointError: a Git LFS pointer.
     """
     if not Path(path).expanduser().exists():
         raise RecipeError(f"recipe {path} cannot be read (not there); give a file, or one of {', '.join(PRESETS)}")
+    refuse_pointer(Path(path).expanduser())
     raw = read_yaml(Path(path).expanduser(), f"recipe {path}")
     if not isinstance(raw, Mapping):
         raise RecipeError(f"recipe {path} holds {type(raw).__name__}; expected keys such as ratio and block")

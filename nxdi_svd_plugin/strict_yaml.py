@@ -12,6 +12,8 @@ from nxdi_svd_plugin.errors import RecipeError
 
 NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
 """Numbers with an exponent; PyYAML takes them for text unless they have a point and the exponent a sign."""
+OTHER_BASE = re.compile(r"[-+]?0[0-9_]+|.*:.*")
+"""Whole numbers that PyYAML takes for octal (010 is 8) or for minutes and seconds (1:30 is 90)."""
 SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) *(?:([KMGT])(i?)B?|B)?", re.IGNORECASE)
 
 
@@ -26,7 +28,7 @@ def read_yaml(path: Path, what: str) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """SafeLoader without its two surprises."""
+        """SafeLoader without its surprises."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             """As SafeLoader, but each key once; what `<<` merges in may be overridden."""
@@ -37,6 +39,19 @@ def read_yaml(path: Path, what: str) -> Any:
             found: dict[Any, Any] = super().construct_mapping(node, deep)
             return found
 
+        def construct_yaml_int(self, node: Any) -> int:
+            """As SafeLoader, in base 10 or with the letter that says another."""
+            if OTHER_BASE.fullmatch(node.value):
+                raise yaml.constructor.ConstructorError(
+                    None,
+                    None,
+                    f"{node.value} is no plain number; write it without the leading 0 or in quotes",
+                    node.start_mark,
+                )
+            found: int = super().construct_yaml_int(node)
+            return found
+
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))
     try:
         return yaml.load(path.read_text(encoding="utf-8-sig"), Loader)

@@ -38,6 +38,8 @@ def test_a_recipe_with_an_exponent_is_a_ratio(tmp_path):
     [
         ("ratio: 0.1\nblock: 64\nratio: 0.2", "r.yaml is not valid YAML: ratio twice"),
         ("calibration: {samples: 2, samples: 3}", "samples twice"),
+        ("block: 010", "010 is no plain number"),
+        ("seed: 1:30", "1:30 is no plain number"),
         ("text: 2026-13-45", "r.yaml is not valid YAML: month must be in 1..12"),
         ("ranks:\n  3: 1\n  '3': 2", "3 twice"),
     ],

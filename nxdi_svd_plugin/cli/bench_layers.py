@@ -67,7 +67,7 @@ def _dense(config: SourceConfig, ratio: float, tp: int) -> list[Ranks]:
             continue
         found.append(Ranks(origin, _kinds(config, layers, tp)))
     if all(ranks.refusal for ranks in found):
-        raise RecipeError("; ".join(ranks.refusal for ranks in found))
+        raise RecipeError("; ".join(dict.fromkeys(ranks.refusal for ranks in found)))
     return found
 
 

@@ -4,6 +4,7 @@ One run at the highest rank: the factors of a lower rank are the first columns o
 model shows, and the plan says which ranks the ratios have.
 """
 
+import json
 from pathlib import Path
 
 import pytest
@@ -19,17 +20,17 @@ from nxdi_svd_plugin.recipe import Calibration, Recipe
 from nxdi_svd_plugin.stored.layers import PROJECTIONS
 from nxdi_svd_plugin.texts import HELDOUT, read_text
 
-WINDOW, WINDOWS = 512, 8
-IN_DOMAIN = Path(__file__).parents[2] / "benchmarks" / "data" / "generated_heldout.txt"
-# Perplexity over dense of SVD-LLM's own code at these ranks (16 x 2048 calibration tokens): its range on two texts, in
-# domain and out of domain. Our texts are others, so values are held against the ends of the range; found here with
-# 28,672 tokens: 1.65 / 2.14, 1.84 / 2.68 and 2.42 / 4.77. Ratio: (rank, low, high).
-SVD_LLM = {0.05: (397, 1.5, 2.6), 0.10: (377, 1.7, 3.5), 0.20: (335, 2.2, 7.1)}
-CALIBRATION = Calibration(samples=48, length=512)
+WINDOW, WINDOWS = 512, 16  # as benchmarks/accuracy.py
+ROOT = Path(__file__).parents[2]
+IN_DOMAIN = ROOT / "benchmarks" / "data" / "generated_heldout.txt"
+ROWS = [json.loads(line) for line in (ROOT / "benchmarks" / "data" / "accuracy.jsonl").read_text().splitlines()]
+RANKS = {0.05: 397, 0.10: 377, 0.20: 335}
+MEASURED = 0.20
+"""The ratio at which SVD-LLM's own code was run on the same calibration tokens (benchmarks/svd_llm.py)."""
 
 
 def recipe(ratio):
-    return Recipe(ratio=ratio, block=1, tau=1.0, calibration=CALIBRATION)
+    return Recipe(ratio=ratio, block=1, tau=1.0)
 
 
 def perplexities(model, directory):
@@ -37,6 +38,12 @@ def perplexities(model, directory):
     tokenizer = AutoTokenizer.from_pretrained(directory)
     texts = IN_DOMAIN.read_text(encoding="utf-8"), read_text(HELDOUT).content
     return [measure(model, token_ids(tokenizer, text, WINDOWS * WINDOW), WINDOW).perplexity for text in texts]
+
+
+def row(method):
+    """(in domain, out of domain) in the committed rows."""
+    found = {r["text"]: r["perplexity"] for r in ROWS if r["method"] == method and r["ratio"] in (0.0, MEASURED)}
+    return found["generated"], found["pydoc"]
 
 
 @torch.no_grad()
@@ -48,26 +55,31 @@ def cut(model, rank):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ratio", SVD_LLM)
+@pytest.mark.parametrize("ratio", RANKS)
 def test_the_ranks_of_the_ratios(smollm2, ratio):
-    plan, rank = make_plan(smollm2, recipe(ratio)), SVD_LLM[ratio][0]
+    plan, rank = make_plan(smollm2, recipe(ratio)), RANKS[ratio]
     assert {layer[name]["rank"] for layer in plan["layers"].values() for name in PROJECTIONS} == {rank}
     assert ratio <= plan["ratio"]["mlp"] < ratio + (576 + 1536) / (576 * 1536)  # less than one rank below
 
 
 @pytest.mark.slow
-def test_no_worse_than_svd_llm_whitening(smollm2, tmp_path):
-    """Nor better than it can be: no text is forgotten less than SVD-LLM's easiest one, and less rank forgets more."""
+def test_it_is_svd_llms_whitening(smollm2, tmp_path):
+    """Perplexity over dense at SVD-LLM's rank is that of its own code; less rank forgets more.
+
+    Its factors and ours agree within a quarter of a percent where both are scored in bfloat16; scoring in float32, as
+    here, moves a ratio of perplexities by some tenths of a percent more.
+    """
     dense = perplexities(load_model(smollm2, torch.float32).eval(), smollm2)
     report = compress(smollm2, tmp_path / "out", recipe(0.05))
-    assert {record.rank for record in report.matrices} == {397}
+    assert {record.rank for record in report.matrices} == {RANKS[0.05]}
     model, before = load_pretrained(tmp_path / "out", dtype=torch.float32), [1.0, 1.0]
-    for rank, low, high in SVD_LLM.values():
+    for rank in (RANKS[0.05], RANKS[MEASURED]):
         cut(model, rank)
         found = [value / base for value, base in zip(perplexities(model, smollm2), dense, strict=True)]
-        assert low <= min(found) and max(found) <= high, (rank, found)
         assert all(value > last for value, last in zip(found, before, strict=True)), (rank, found, before)
         before = found
+    theirs = [value / base for value, base in zip(row("svd-llm-own"), row("dense"), strict=True)]
+    assert found == pytest.approx(theirs, rel=0.02)
 
 
 def test_a_lower_rank_is_the_first_columns_of_a_higher_one(tiny_llama, tmp_path):
