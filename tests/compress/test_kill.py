@@ -41,7 +41,8 @@ def run(source, work, mode, count, seed, recipe):
     return int(kills), int(kinds)
 
 
-@pytest.mark.parametrize("recipe", ["paper", pytest.param("default", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["paper", "default"])
 def test_killed_before_a_change_of_every_kind(tiny_llama, folder, recipe):
     kills, kinds = run(tiny_llama, folder, "changes", 1, 3, recipe)
     assert kills >= kinds >= 25

@@ -54,7 +54,11 @@ def matmul_bytes(chain, taken=0):
     return moved + 2 * s * (chain.inputs - chain.u_rows) + (6 * n * s if chain.kind.swiglu else 0)
 
 
-@pytest.mark.parametrize(("tokens", "ratio"), list(itertools.product([1, 8, 128, 512, 2048], [0.05, 0.20])))
+FEW = list(itertools.product([1, 8, 128, 512], [0.05, 0.20]))
+MANY = [pytest.param(2048, ratio, marks=pytest.mark.slow) for ratio in (0.05, 0.20)]
+
+
+@pytest.mark.parametrize(("tokens", "ratio"), FEW + MANY)
 def test_no_more_bytes_and_no_more_time_than_separate_matmuls(tokens, ratio):
     """Bytes counted, time modelled; half a percent for the 64-column matmuls of a rest of tokens."""
     for chain in interpolative_chains(tokens, ratio):

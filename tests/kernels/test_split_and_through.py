@@ -216,6 +216,7 @@ def test_both_x_u_through_hbm(tokens, hidden, outputs, pivots, blocks, two_matmu
         assert_counted(chain, plan, trace)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     st.sampled_from(["xuv", "down"]),
