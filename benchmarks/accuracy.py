@@ -153,8 +153,11 @@ def cost(directory: Path) -> dict:
 
 
 def add(new: list[dict]) -> None:
+    """Append rows, with the commit that made them."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     with open(ROWS, "a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in new)
+        file.writelines(json.dumps({**row, "commit": commit}) + "\n" for row in new)
 
 
 def run(args: argparse.Namespace) -> None:
