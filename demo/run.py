@@ -21,7 +21,7 @@ CACHE = Path(os.environ.get("NXDI_SVD_CACHE", HERE.parent / ".cache"))
 RATIO = "0.10"
 PROMPT = "What is the capital of France?"
 PARTS = {
-    "compress": (150, "run the calibration text through the model, factor its MLPs and write a Hugging Face directory"),
+    "compress": (130, "run the calibration text through the model, factor its MLPs and write a Hugging Face directory"),
     "verify": (8, "check the directory: names, shapes, values, hashes, and all that was not compressed bit by bit"),
     "evaluate": (30, "perplexity of both models on 8,192 tokens that the calibration has not seen"),
     "generate": (8, "one answer"),

@@ -26,7 +26,7 @@ TINY = torch.finfo(torch.float32).tiny
 PROBES = 256  # inputs; the error is a mean over PROBES x out numbers
 DAMPING = 1e-5  # so that a Cholesky root exists, of fewer tokens than H too; every try that fails costs one
 LIMIT = 0.04
-"""More than this is said aloud; about twice the worst projection of SmolLM2 at ratio 0.20."""
+"""More than this is said aloud; the median of SmolLM2 is 1 %, and at ratio 0.20 one of its projections has more."""
 
 
 def stored_errors(made: LayerFactors, weights: Callable[[str], Tensor], inputs: Tensor) -> dict[str, dict[str, float]]:
