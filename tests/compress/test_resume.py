@@ -115,6 +115,7 @@ def kill_and_resume(source, folder, seed, kills):
     return output
 
 
+@pytest.mark.slow
 def test_killed_at_random_points(tiny_llama, tmp_path, uninterrupted):
     """Real SIGKILLs of fresh interpreters, one seeded sequence; test_kill.py does many in forked ones."""
     assert weights(kill_and_resume(tiny_llama, tmp_path, 0, 2)) == uninterrupted

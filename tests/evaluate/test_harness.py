@@ -58,6 +58,7 @@ def test_all_tasks_of_the_paper_on_local_data(tiny_llama, tiny_svd_llama):
 
 
 @needs_lm_eval
+@pytest.mark.slow
 def test_lm_evals_own_command_loads_a_compressed_directory(tiny_svd_llama, monkeypatch, capsys, tmp_path):
     """docs/evaluation.md: with the plugin imported, `lm_eval run --model hf --model_args pretrained=DIR`."""
     from lm_eval.__main__ import cli_evaluate
