@@ -1,6 +1,6 @@
 """Seconds and peak memory of `nxdi-svd compress` against layer shape and number of layers, on random bf16 weights.
 
-    python benchmarks/compress.py --shape 8B --layers 2 [--recipe default]
+    python benchmarks/compress.py --shape 8B --layers 2 [--recipe default] [--ratio 0.20]
 
 Each run appends a row to benchmarks/data/compress.jsonl. The command runs in its own process, whose peak resident size
 is measured; CPU seconds stand beside wall seconds because a shared machine stretches the latter.
@@ -33,7 +33,6 @@ from nxdi_svd_plugin.recipe import PRESETS, from_dict  # noqa: E402
 DATA = ROOT / "benchmarks" / "data" / "compress.jsonl"
 # hidden, intermediate, heads, key/value heads, vocabulary: Llama-3.2-1B and Llama-3.1-8B
 SHAPES = {"1B": (2048, 8192, 32, 8, 128256), "8B": (4096, 14336, 32, 8, 128256)}
-RATIO = 0.10
 LENGTH = 512
 
 
@@ -76,16 +75,16 @@ def random_weight(size: tuple[int, ...], generator: torch.Generator) -> torch.Te
     return torch.randn(size, generator=generator, dtype=torch.float32).mul_(size[1] ** -0.5).to(torch.bfloat16)
 
 
-def measure(shape: str, layers: int, recipe: str, samples: int, tp: int) -> dict[str, object]:
+def measure(shape: str, layers: int, recipe: str, ratio: float, samples: int, tp: int) -> dict[str, object]:
     """Compress once in a subprocess and return the row."""
     with tempfile.TemporaryDirectory() as folder:
         model = write_model(Path(folder) / "model", shape, layers)
         command = [sys.executable, "-m", "nxdi_svd_plugin.cli.main", "compress", "--json"]
-        command += ["--model", str(model), "--output", f"{folder}/out", "--recipe", recipe, "--ratio", str(RATIO)]
+        command += ["--model", str(model), "--output", f"{folder}/out", "--recipe", recipe, "--ratio", str(ratio)]
         command += ["--samples", str(samples), "--length", str(LENGTH), "--tp-degree", str(tp)]
         report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=ROOT).stdout)
         calibration = {"samples": samples, "length": LENGTH}
-        asked = from_dict({"recipe": recipe, "ratio": RATIO, "tp_degree": tp, "calibration": calibration})
+        asked = from_dict({"recipe": recipe, "ratio": ratio, "tp_degree": tp, "calibration": calibration})
         modelled = peak_memory(read_config(model), asked).peak
     cost, factored = report["cost"], [record for record in report["matrices"] if record["form"] != "dense"]
     return {
@@ -96,7 +95,8 @@ def measure(shape: str, layers: int, recipe: str, samples: int, tp: int) -> dict
         "weights": "random bfloat16",
         "recipe": recipe,
         "tp_degree": tp,
-        "ratio": RATIO,
+        "ratio": ratio,
+        "widths": sorted({record["width"] for record in report["matrices"]}),
         "ranks": sorted({record["rank"] for record in factored}),
         "calibration_tokens": samples * LENGTH,
         "wall_seconds_per_layer": round(cost["wall_seconds"] / layers, 1),
@@ -127,10 +127,11 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="1B")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--recipe", choices=tuple(PRESETS), default="paper")
+    parser.add_argument("--ratio", type=float, default=0.10)
     parser.add_argument("--tp-degree", type=int, default=1)
     parser.add_argument("--samples", type=int, default=10, help="windows of 512 tokens")
     args = parser.parse_args()
-    row = measure(args.shape, args.layers, args.recipe, args.samples, args.tp_degree)
+    row = measure(args.shape, args.layers, args.recipe, args.ratio, args.samples, args.tp_degree)
     DATA.parent.mkdir(parents=True, exist_ok=True)
     with open(DATA, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")

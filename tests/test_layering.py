@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nxdi_svd_plugin"
 FLOORS = [
-    {"errors", "version", "hardware", "import_hook", "lfs", "strict_yaml", "texts", "versions"},
+    {"errors", "version", "hardware", "import_hook", "lfs", "processor", "strict_yaml", "texts", "versions"},
     {"stored"},
     {"recipe", "factorize", "simulator"},
     {"checkpoint", "kernels"},

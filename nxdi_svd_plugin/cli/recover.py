@@ -38,7 +38,7 @@ def add_parser(subparsers: Any) -> None:
     files.add_argument("--overwrite", action="store_true", help="replace what --output holds")
     training = parser.add_argument_group("training (defaults in brackets)")
     training.add_argument("--method", help="lora, or full: every number of the factors [lora]")
-    training.add_argument("--precision", help="auto, float32 or bfloat16 (mixed) [auto: bfloat16 on a GPU]")
+    training.add_argument("--precision", help="auto, float32 or bfloat16 (mixed) [auto: bfloat16 where it is quick]")
     for name, kind, text in NUMBERS:
         training.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
 

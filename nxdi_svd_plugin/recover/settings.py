@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from nxdi_svd_plugin.errors import RecipeError
+from nxdi_svd_plugin.processor import multiplies_bfloat16
 
 METHODS = ("lora", "full")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -21,7 +22,8 @@ class Settings:
     steps, batch: optimizer steps and windows a step. micro_batch: windows at once; costs memory, changes nothing else.
     window: tokens a window. learning_rate: 0 for the default of the method. patience: evaluations without a better
     validation perplexity until the run stops. validation_windows: at most so many are measured.
-    precision: "bfloat16" is mixed precision (float32 parameters); "auto" is that on a GPU and float32 on a CPU.
+    precision: "bfloat16" is mixed precision (float32 parameters); "auto" is that on a GPU and on a processor that
+    multiplies bfloat16, and float32 elsewhere.
     """
 
     method: str = "lora"
@@ -55,4 +57,5 @@ class Settings:
 
     def mixed(self, device: torch.device) -> bool:
         """Whether matrix products run in bfloat16."""
-        return self.precision == "bfloat16" or (self.precision == "auto" and device.type == "cuda")
+        quick = device.type == "cuda" or (device.type == "cpu" and multiplies_bfloat16())
+        return self.precision == "bfloat16" or (self.precision == "auto" and quick)

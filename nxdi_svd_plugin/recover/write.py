@@ -68,5 +68,5 @@ def recovered(report: Report, recovery: Recovery, factors: Mapping[str, Tensor],
 
 def remeasured(record: MatrixRecord, factors: Mapping[str, Tensor], far: str | None) -> MatrixRecord:
     """The record with the growth of the new far matrix, and without what was measured on the old one."""
-    growth = None if far is None else float(factors[far].abs().max())
+    growth = None if far is None else float(factors[far].detach().abs().max())
     return dataclasses.replace(record, bf16_error=None, limited=None, growth=growth)

@@ -91,7 +91,7 @@ def compared_with_the_search(chain, overlap=False):
     return sum(hbm_bytes(chain, plan)) / least, slower
 
 
-@pytest.mark.parametrize("ratio", [0.05, 0.20])
+@pytest.mark.parametrize("ratio", [pytest.param(0.05, marks=pytest.mark.slow), 0.20])
 def test_plans_move_little_more_than_an_exhaustive_search_or_are_faster(ratio):
     """Of 2048 tokens, with one load, which the kernels do not ask for less room than: some move more and are faster."""
     found = {chain: compared_with_the_search(chain) for chain in interpolative_chains(2048, ratio)}

@@ -229,6 +229,22 @@ def test_settings_are_checked(values, message):
         Settings(**values)
 
 
+@pytest.mark.parametrize(
+    ("precision", "device", "quick", "mixed"),
+    [
+        ("auto", "cuda", False, True),
+        ("auto", "cpu", True, True),
+        ("auto", "cpu", False, False),
+        ("auto", "mps", True, False),
+        ("float32", "cpu", True, False),
+        ("bfloat16", "cpu", False, True),
+    ],
+)
+def test_products_are_mixed_where_they_are_quick_or_asked_for(precision, device, quick, mixed, monkeypatch):
+    monkeypatch.setattr("nxdi_svd_plugin.recover.settings.multiplies_bfloat16", lambda: quick)
+    assert Settings(precision=precision).mixed(torch.device(device)) is mixed
+
+
 def test_every_epoch_shows_each_window_once_in_an_order_of_its_own():
     windows = torch.arange(7)[:, None]
     settings = Settings(batch=7, seed=3)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
-"""What /proc/cpuinfo calls products of bfloat16 with float32 sums: of AMD and Intel, of Intel, of Arm."""
+from nxdi_svd_plugin.processor import multiplies_bfloat16
 
 
 @contextmanager
@@ -33,15 +30,8 @@ def quick_products() -> Iterator[None]:
 def operand_dtype(device: torch.device) -> torch.dtype:
     """In which dtype a product keeps its operands: bfloat16 inside `quick_products` on a processor that multiplies it,
     otherwise float32."""
-    quick = torch.get_float32_matmul_precision() == "medium" and device.type == "cpu" and _multiplies_bfloat16()
+    quick = torch.get_float32_matmul_precision() == "medium" and device.type == "cpu" and multiplies_bfloat16()
     return torch.bfloat16 if quick else torch.float32
-
-
-@cache
-def _multiplies_bfloat16() -> bool:
-    """Whether Linux says so of this processor."""
-    path = Path("/proc/cpuinfo")
-    return path.exists() and not BFLOAT16.isdisjoint(path.read_text().split())
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
