@@ -152,11 +152,11 @@ def cost(directory: Path) -> dict:
     }
 
 
-def add(new: list[dict]) -> None:
+def add(new: list[dict], path: Path = ROWS) -> None:
     """Append rows, with the commit that made them."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    with open(ROWS, "a") as file:
+    with open(path, "a") as file:
         file.writelines(json.dumps({**row, "commit": commit}) + "\n" for row in new)
 
 

@@ -1,17 +1,16 @@
 """Recovery of compressed SmolLM2 directories, measured on texts that it never sees: rows with provenance.
 
-    python benchmarks/recover.py --dense SMOLLM2 --models OUT05 OUT10 OUT20 --work DIR --news lee_background.cor
+    python benchmarks/recover.py --dense SMOLLM2 --models OUT05 OUT10 OUT20 --work DIR --news FILE --sources DIR
 
 Training text: the calibration text that the package ships (written by SmolLM2 itself) and the docstrings of Python's
-standard library, in pieces of 4,000 characters, shuffled. Evaluation: `--news`, out of domain, which is
-gensim/test/test_data/lee_background.cor of the PyPI package gensim==4.3.3 (ABC news), and pydoc_data.topics, a
-neighbour of the docstrings. One row a model and text goes to benchmarks/data/recover.jsonl.
+standard library, in pieces of 4,000 characters, shuffled. The best step is chosen by the texts of
+benchmarks/calibration.py; the texts that are scored, those of benchmarks/accuracy.py in its way, were seen by neither
+(`pydoc` is a neighbour of the docstrings). One row a model and text goes to benchmarks/data/recover.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib
 import inspect
 import json
@@ -21,10 +20,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import accuracy
+import calibration
+
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "benchmarks" / "data" / "recover.jsonl"
-WINDOW, WINDOWS = 512, 16  # as benchmarks/accuracy.py
+WINDOW = accuracy.WINDOW
 PIECE, MOST = 4000, 700_000
+KEPT = ("settings", "loss", "data", "validation", "best_step", "history", "perplexity", "seconds")
 MODULES = (
     "argparse asyncio collections ctypes datetime decimal difflib email fractions functools heapq http.client imaplib "
     "inspect itertools json logging mailbox math multiprocessing optparse os pathlib pickle random re shutil socket "
@@ -58,28 +61,45 @@ def corpus(path: Path) -> Path:
     return path
 
 
-def measured(directory: Path, contents: dict[str, str]) -> dict[str, float]:
-    """Perplexity of each text's first windows, in float32."""
-    import torch
-
-    from nxdi_svd_plugin.evaluate.perplexity import measure, token_ids
-    from nxdi_svd_plugin.modeling.load import load_model
+def validation(path: Path, sources: Path, model: Path) -> Path:
+    """The file that the best step is chosen by: the first 2,048 tokens of every text of benchmarks/calibration.py."""
     from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 
-    model, tokenizer = load_model(directory, torch.float32), load_tokenizer(directory)
-    tokens = {name: token_ids(tokenizer, content, WINDOW * WINDOWS) for name, content in contents.items()}
-    return {name: measure(model, ids, WINDOW).perplexity for name, ids in tokens.items()}
+    tokenizer = load_tokenizer(model)
+    with open(path, "w") as file:
+        for text in calibration.texts(sources).values():
+            ids = tokenizer(text[:40000], add_special_tokens=False)["input_ids"][: 4 * WINDOW - 1]
+            file.write(json.dumps({"text": tokenizer.decode(ids)}) + "\n")
+    return path
 
 
-def recovered(args: argparse.Namespace, model: Path, data: Path) -> Path:
-    """Run `nxdi-svd recover` in a process of its own."""
+def recovered(args: argparse.Namespace, model: Path) -> Path:
+    """Run `nxdi-svd recover` in a process of its own, if its output is not there."""
     output = args.work / f"{model.name}-recovered"
     if not (output / "config.json").exists():
         command = [sys.executable, "-m", "nxdi_svd_plugin.cli.main", "recover", "--model", str(model)]
-        command += ["--data", str(data), "--output", str(output), "--teacher", str(args.dense), *args.options.split()]
+        command += ["--data", str(corpus(args.work / "corpus.jsonl")), "--output", str(output)]
+        command += ["--validation", str(validation(args.work / "validation.jsonl", args.sources, args.dense))]
+        command += ["--teacher", str(args.dense), *args.options.split()]
         command += ["--resume"] if (output / ".unfinished").exists() else []
         subprocess.run(command, check=True, cwd=ROOT)
     return output
+
+
+def rows(args: argparse.Namespace, model: Path, contents: dict[str, str], dense: dict[str, dict]) -> list[dict]:
+    """One row a text."""
+    output = recovered(args, model)
+    report = json.loads((output / "report.json").read_text())
+    before, after = accuracy.measured(model, contents), accuracy.measured(output, contents)
+    base = {"model": "SmolLM2-135M-Instruct", "ratio": report["ratio"]["mlp"], "recipe": report["recipe"]}
+    base |= {key: report["recovery"][key] for key in KEPT} | {"machine": platform.machine()}
+    base |= {"measured": "CPU, one thread, shared 2-core machine"}
+    found = []
+    for name in contents:
+        row = base | {key: dense[name][key] for key in ("text", "text_sha256", "window", "dtype")}
+        row |= {"dense": dense[name]["perplexity"], "compressed": before[name]["perplexity"]}
+        found.append(row | {"recovered": after[name]["perplexity"]})
+    return found
 
 
 def main() -> None:
@@ -88,27 +108,15 @@ def main() -> None:
     parser.add_argument("--models", type=Path, nargs="+", required=True, help="compressed directories")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--news", type=Path, required=True)
-    parser.add_argument("--options", default="--precision bfloat16", help="further options of `nxdi-svd recover`")
+    parser.add_argument("--sources", type=Path, required=True, help="as benchmarks/calibration.py has them")
+    parser.add_argument("--options", default="--method full", help="further options of `nxdi-svd recover`")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
-    from nxdi_svd_plugin.texts import HELDOUT, read_text
-
     args.work.mkdir(parents=True, exist_ok=True)
-    contents = {"pydoc": read_text(HELDOUT).content, "news": args.news.read_text()}
-    data, dense = corpus(args.work / "corpus.jsonl"), measured(args.dense, contents)
+    contents = accuracy.texts(args.news)
+    dense = accuracy.measured(args.dense, contents)
     for model in args.models:
-        output = recovered(args, model, data)
-        report = json.loads((output / "report.json").read_text())
-        before, after, recovery = measured(model, contents), measured(output, contents), report["recovery"]
-        for name, content in contents.items():
-            row = {"model": "SmolLM2-135M-Instruct", "ratio": report["ratio"]["mlp"], "text": name}
-            row |= {"text_sha256": hashlib.sha256(content.encode()).hexdigest(), "window": WINDOW, "windows": WINDOWS}
-            row |= {"dense": dense[name], "compressed": before[name], "recovered": after[name]}
-            row |= {key: recovery[key] for key in ("settings", "loss", "data", "best_step", "perplexity", "seconds")}
-            row |= {"recipe": report["recipe"], "machine": platform.machine(), "measured": "CPU, shared 2-core machine"}
-            with open(ROWS, "a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(f"{model.name} {name}: {dense[name]:.2f} dense, {before[name]:.2f} -> {after[name]:.2f}", flush=True)
+        accuracy.add(rows(args, model, contents, dense), ROWS)
 
 
 if __name__ == "__main__":

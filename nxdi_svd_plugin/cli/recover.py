@@ -50,7 +50,7 @@ NUMBERS = (
     ("batch", int, "windows a step [4]"),
     ("micro_batch", int, "windows at once, for memory [2]"),
     ("window", int, "tokens a window [512]"),
-    ("learning_rate", number, "peak rate [lora 1e-3, full 1e-4]"),
+    ("learning_rate", number, "peak rate [lora 1e-3, full 3e-4]"),
     ("evaluate_every", int, "steps between evaluations [25]"),
     ("patience", int, "evaluations without progress until it stops [4]"),
     ("validation_windows", int, "validation windows at most [16]"),

@@ -11,7 +11,7 @@ from nxdi_svd_plugin.processor import multiplies_bfloat16
 
 METHODS = ("lora", "full")
 PRECISIONS = ("auto", "float32", "bfloat16")
-RATES = {"lora": 1e-3, "full": 1e-4}
+RATES = {"lora": 1e-3, "full": 3e-4}
 
 
 @dataclass(frozen=True)

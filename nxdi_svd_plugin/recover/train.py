@@ -22,6 +22,7 @@ from torch.nn import functional
 from nxdi_svd_plugin.checkpoint.atomic import disk_errors
 from nxdi_svd_plugin.errors import CheckpointError, NotFiniteError
 from nxdi_svd_plugin.evaluate.perplexity import measure
+from nxdi_svd_plugin.recover.muon import Muon
 from nxdi_svd_plugin.recover.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class Trainer:
         self.model, self.trained, self.settings, self.teacher = model, dict(trained), settings, teacher
         self.file, self.identity = file, identity
         self.device = next(iter(self.trained.values())).device
-        self.optimizer = torch.optim.AdamW(self.trained.values(), lr=settings.rate, betas=(0.9, 0.99), weight_decay=0.0)
+        self.optimizer = Muon(self.trained.values(), settings.rate)
         self.mixed = settings.mixed(self.device)
 
     def run(self, train: torch.Tensor, validation: torch.Tensor) -> State:
