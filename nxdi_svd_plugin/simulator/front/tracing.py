@@ -87,6 +87,8 @@ def _outputs(returned: Any, strict: bool) -> list[View]:
             fail(
                 f"a kernel returns its output tensors, found {type(output).__name__} (err_tensor_output_not_written_to)"
             )
+        if output.shape != output.base.shape and not output.entire:
+            fail(f"a kernel returns whole tensors, found a part: {output!r}", output.base.place)
         allowed = ("shared_hbm",) if strict else ("shared_hbm", "hbm")
         if output.buffer not in allowed and output.base.data is None:
             fail(f"kernel outputs must be in nl.shared_hbm, found {output.buffer}", output.base.place)

@@ -195,7 +195,7 @@ class Machine:
         data, written = self.memory[output.base]
         if self.strict and written is not None and not written.all():
             fail(f"{int((~written).sum())} elements of output {output!r} were never written", output.base.place)
-        return data.reshape(output.base.shape).astype(output.dtype)
+        return data.reshape(output.shape).astype(output.dtype)
 
 
 def execute(top: Block, storages: list[Storage], strict: bool, seed: int, approximation: float = 0.0) -> Machine:

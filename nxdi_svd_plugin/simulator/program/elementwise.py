@@ -97,7 +97,9 @@ def binary(
     if not views:
         fail(f"{api}: no operand is a tensor")
     if len(views) == 2 and all(v.buffer == "psum" for v in views):
-        fail(f"{api}: two PSUM operands; the Vector Engine reads at most one from PSUM")
+        if tracer().strict:
+            fail(f"{api}: two PSUM operands; the Vector Engine reads at most one from PSUM")
+        views[1] = in_sbuf(views[1], api, "operand 2")
     ndim = max(v.ndim for v in views)
     views = [pad(v, ndim) for v in views]
     space = tuple(max(v.shape[axis] for v in views) for axis in range(ndim))
