@@ -203,3 +203,63 @@ def test_the_last_axes_are_reduced():
     np.testing.assert_allclose(simulate(kernel, x, 1, strict=False)[0], x.sum(1), rtol=1e-5, atol=1e-5)
     with pytest.raises(SimulatorError, match="the last ones are reduced"):
         simulate(kernel, x, 1)
+
+
+def loaded_in_part(x, rows, columns):
+    """A [64, 80] tile of which the mask of the load leaves so many rows and columns."""
+    p, f = nl.mgrid[0:64, 0:80]
+    return nl.load(x[p, f], mask=(p < rows) & (f < columns))
+
+
+def summed(tile):
+    return nl.sum(nl.square(tile), axis=1, keepdims=True, mask=nl.arange(80)[None, :] < 75)
+
+
+def multiplied(tile):
+    acc = nl.zeros((80, 80), nl.float32, buffer=nl.psum)
+    for _ in nl.affine_range(2):
+        acc += nisa.nc_matmul(tile[0:37], tile[0:37])
+    return nl.copy(acc)
+
+
+def turned(tile):
+    return nl.copy(nisa.nc_transpose(tile[0:37]))
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [(summed, (REALS**2).sum(1, keepdims=True)), (multiplied, 2 * REALS.T @ REALS), (turned, REALS.T)],
+)
+def test_what_does_not_depend_on_unwritten_memory_may_be_stored(make, expected):
+    """Calculated without masks, as most public kernels do; strict runs want them everywhere."""
+
+    def kernel(x):
+        made = make(loaded_in_part(x, 37, 75))
+        out = nl.ndarray(expected.shape, nl.float32, buffer=nl.shared_hbm)
+        nl.store(out, made[0 : expected.shape[0], 0 : expected.shape[1]])
+        return out
+
+    np.testing.assert_allclose(simulate(kernel, REALS, strict=False)[0], expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(SimulatorError, match="never written"):
+        simulate(kernel, REALS)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda t: nl.copy(nisa.nc_transpose(t)),  # rows that were not loaded are multiplied by zero, and may hold NaN
+        lambda t: nl.copy(nisa.nc_matmul(t, t)),
+        lambda t: nisa.tensor_tensor_scan(t, t, 0.0, nl.multiply, nl.add)[:, 78:80],
+        lambda t: nl.sum(t, axis=1),
+        lambda t: t[:, 78:80] * 2,
+    ],
+)
+def test_what_depends_on_it_may_not(make):
+    def kernel(x):
+        made = make(loaded_in_part(x, 37, 75))
+        out = nl.ndarray((8, 1), nl.float32, buffer=nl.shared_hbm)
+        nl.store(out, made[0:8, 0:1])
+        return out
+
+    with pytest.raises(SimulatorError, match="stores memory that was never written"):
+        simulate(kernel, REALS, strict=False)

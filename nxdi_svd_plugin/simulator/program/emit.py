@@ -122,11 +122,11 @@ def fit(view: View, shape: tuple[int, ...]) -> View | None:
     return None
 
 
-def _spread(view: View, shape: tuple[int, ...]) -> View | None:
-    """The view repeated along free axes where it has one element, as numpy does in an assignment; or None."""
-    if view.ndim > len(shape):
-        return None
-    missing = len(shape) - view.ndim
+def _repeated(view: View, shape: tuple[int, ...]) -> View | None:
+    """`fit`, or the view repeated along free axes where it has one element, as numpy does in an assignment; or None."""
+    fitted, missing = fit(view, shape), len(shape) - view.ndim
+    if fitted is not None or missing < 0:
+        return fitted
     sizes = (view.shape[0], *[1] * missing, *view.shape[1:])
     steps = (view.strides[0], *[0] * missing, *view.strides[1:])
     if any(n not in (1, m) for n, m in zip(sizes[1:], shape[1:], strict=True)):
@@ -200,7 +200,7 @@ def assign(target: View, value: Any) -> None:
     if forward(value, target):
         return
     need(value, "assignment", "source", "sbuf", "psum")
-    source = (fit(value, target.shape) or _spread(value, target.shape)) if value.shape[0] == target.shape[0] else None
+    source = _repeated(value, target.shape) if value.shape[0] == target.shape[0] else None
     if source is None:
         fail(f"assignment of {list(value.shape)} to a destination of {list(target.shape)}")
     axes = tuple(range(target.ndim))
