@@ -45,6 +45,9 @@ def run(make, x, columns=None, dtype=None, strict=True):
         (lambda t: t**2, REALS, REALS**2),
         (lambda t: t + np.int64(3), REALS, REALS + 3),
         (lambda t: np.float32(0.5) * t, REALS, REALS / 2),
+        (lambda t: ~(t > 0), REALS, REALS <= 0),
+        (lambda t: nl.invert(t > 0) & (t < -1) | (t > 1), REALS, np.abs(REALS) > 1),
+        (lambda t: (t > 0) + (t > 1), REALS, np.where(REALS > 1, 2, REALS > 0)),
     ],
 )
 def test_bits_and_operators(make, x, expected):

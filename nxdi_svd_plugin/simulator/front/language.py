@@ -232,8 +232,8 @@ def device_print(prefix: str, x: View, *, mask: Any = None) -> None:
 
 
 def invert(x: View, *, dtype: Any = None, mask: Any = None) -> View:
-    """Bitwise NOT of integers, on the Vector Engine."""
-    return elementwise.binary("bitwise_xor", x, -1, dtype=dtype or x.dtype, mask=mask, api="nki.language.invert")
+    """Bitwise NOT of integers and negation of bool, on the Vector Engine."""
+    return elementwise.inverted(x, dtype, mask, "nki.language.invert")
 
 
 def static_cast(input_data: Any, dtype: Any) -> Any:

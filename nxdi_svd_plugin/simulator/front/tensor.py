@@ -109,7 +109,7 @@ class Tensor(View):
         return self._binary(other, "right_shift")
 
     def __invert__(self) -> View:
-        return elementwise.binary("bitwise_xor", self, -1, dtype=self.dtype)
+        return elementwise.inverted(self)
 
     def __neg__(self) -> View:
         return elementwise.binary("multiply", self, -1.0)

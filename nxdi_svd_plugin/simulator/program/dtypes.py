@@ -87,9 +87,9 @@ def scalar_dtype(value: Any) -> np.dtype[Any]:
 
 def promote(left: np.dtype[Any], right: np.dtype[Any]) -> np.dtype[Any]:
     """Result type of an arithmetic operation on two types."""
+    left, right = (np.dtype(np.uint8) if t == bool_ else t for t in (left, right))
     if left == right:
         return left
-    left, right = (np.dtype(np.uint8) if t == bool_ else t for t in (left, right))
     if is_float(left) != is_float(right):
         return left if is_float(left) else right
     if not is_float(left):
