@@ -266,3 +266,56 @@ def test_what_depends_on_it_may_not(make):
 
     with pytest.raises(SimulatorError, match="stores memory that was never written"):
         simulate(kernel, REALS, strict=False)
+
+
+def running_sum(x, out, loop):
+    sums = nl.zeros((37, 76), nl.float32)
+    for i in loop(75):
+        sums[:, nl.ds(i + 1, 1)] = nl.add(sums[:, nl.ds(i, 1)], nl.load(x[:, nl.ds(i, 1)]))
+    nl.store(out, sums[:, 1:76])
+
+
+def shifted(x, out, loop):
+    """To the left in place: an iteration reads what a later one writes."""
+    tile = nl.load(x)
+    for i in loop(74):
+        tile[:, nl.ds(i, 1)] = nl.copy(tile[:, nl.ds(i + 1, 1)])
+    nl.store(out, tile)
+
+
+def stored_twice(x, out, loop):
+    """Tiles of 25 columns, 10 apart."""
+    tile = nl.load(x)
+    for i in loop(6):
+        nl.store(out[:, nl.ds(10 * i, 25)], nl.add(tile[:, nl.ds(10 * i, 25)], 1.0))
+
+
+def halo(x, out, loop):
+    """Overlapping reads and writes side by side are independent, and so are changes in place."""
+    tile, made = nl.load(x), nl.zeros((37, 75), nl.float32)
+    for i in loop(37):
+        made[:, nl.ds(2 * i, 2)] = nl.add(tile[:, nl.ds(2 * i, 2)], tile[:, nl.ds(2 * i + 1, 2)])
+        made[:, nl.ds(2 * i, 2)] = nl.multiply(made[:, nl.ds(2 * i, 2)], 2.0)
+    nl.store(out, made)
+
+
+SUMS, MOVED, PLUS, BOTH = REALS.cumsum(1), np.roll(REALS, -1, 1), REALS + 1, np.zeros_like(REALS)
+MOVED[:, -1] = REALS[:, -1]
+BOTH[:, :74] = 2 * (REALS[:, :74] + REALS[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"), [(running_sum, SUMS), (shifted, MOVED), (stored_twice, PLUS), (halo, BOTH)]
+)
+def test_iterations_of_an_affine_loop_are_independent(body, expected):
+    def kernel(x, loop):
+        out = nl.ndarray((37, 75), nl.float32, buffer=nl.shared_hbm)
+        body(x, out, loop)
+        return out
+
+    np.testing.assert_allclose(simulate(kernel, REALS, nl.sequential_range)[0], expected, rtol=1e-4, atol=1e-5)
+    if body is halo:
+        np.testing.assert_allclose(simulate(kernel, REALS, nl.affine_range)[0], expected, rtol=1e-4, atol=1e-5)
+        return
+    with pytest.raises(SimulatorError, match="in another iteration of an affine"):
+        simulate(kernel, REALS, nl.affine_range)

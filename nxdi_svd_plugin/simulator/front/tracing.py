@@ -16,6 +16,7 @@ from nxdi_svd_plugin.simulator.place import fail
 from nxdi_svd_plugin.simulator.program.affine import UnrollRequest
 from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype, storage
 from nxdi_svd_plugin.simulator.program.program import View
+from nxdi_svd_plugin.simulator.program.races import check_races
 from nxdi_svd_plugin.simulator.program.scan import check_loop_reductions
 from nxdi_svd_plugin.simulator.program.tracer import Tracer
 
@@ -51,6 +52,8 @@ def trace_kernel(
         if aws_style:
             refuse_interleaving(tracer.top)
         check_loop_reductions(tracer.top)
+        if strict:
+            check_races(tracer.top)
         return tracer, _outputs(returned, strict), isinstance(returned, (tuple, list))
 
 
