@@ -94,10 +94,11 @@ def _kernel_lines(kernel: str, part: dict[str, Any]) -> list[str]:
         if counts
         else f"instructions and descriptors are not counted: {versions.pip_line('simulator')}"
     )
-    strips = ", ".join(f"{count} x {'+'.join(map(str, sizes))}" for count, sizes in part["strips"])
+    cut = ", ".join(f"{count} x {'+'.join(map(str, sizes))}" for count, sizes in part["strips"])
+    way = f"strips {cut}" if cut else "X·U through HBM"
     moved = (part["hbm_read_bytes"] + part["hbm_write_bytes"]) / 1e6
     return [
-        f"  {kernel:<8} strips {strips}; {moved:.1f} MB of HBM; bound by {part['bound']}",
+        f"  {kernel:<8} {way}; {moved:.1f} MB of HBM; bound by {part['bound']}",
         f"           {part['reason']}",
         f"           {counted}",
     ]

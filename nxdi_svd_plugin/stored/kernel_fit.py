@@ -59,7 +59,7 @@ def kernel_fit(mlp: Mlp, tp: int) -> KernelFit:
         SvdError: the groups do not go evenly on `tp` cores.
     """
     runs = _tiles(mlp, tp)
-    refused = {name: reason for name, p in mlp.items() if (reason := _refusal(p, runs[name], tp))}
+    refused = {name: reason for name, p in mlp.items() if (reason := _refusal(mlp, p, runs[name], tp))}
     misfit = tuple(name for name in refused if runs[name] is None)
     refused |= _together(mlp, refused)
     return KernelFit({name: runs[name] or () for name in PROJECTIONS if name not in refused}, refused, misfit)
@@ -83,9 +83,18 @@ def _in_tiles(runs: Runs, share: int) -> Runs | None:
     return tuple((start // PARTITIONS, stop // PARTITIONS) for start, stop in runs)
 
 
-def _refusal(projection: Projection, runs: Runs | None, tp: int) -> str:
+def _refusal(mlp: Mlp, projection: Projection, runs: Runs | None, tp: int) -> str:
     if isinstance(projection, Dense):
         return "it is dense"
+    own = -(-mlp.width // tp)
+    if runs is None and own % PARTITIONS:
+        dropped = (
+            "" if mlp.groups == tp else f" (after dropping neurons --tp-degree {tp} --block {PARTITIONS} may do too)"
+        )
+        return (
+            f"at tp {tp} a core has {own} neurons, not whole tiles of {PARTITIONS} as interpolative factors need; "
+            f"compress with --form pair{dropped}"
+        )
     if runs is None:
         return (
             f"at tp {tp} the pivots are not whole tiles of {PARTITIONS} neurons on every core; compress with "

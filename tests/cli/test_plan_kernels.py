@@ -90,6 +90,26 @@ def test_pivots_that_are_no_whole_tiles_have_no_kernel_and_the_plan_says_so(tmp_
     assert "--tp-degree 2 --block 128 or --form pair" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("degree", "dropped"), [("1", True), ("2", False)])
+def test_neurons_that_are_no_whole_tiles_need_pairs(tmp_path, capsys, degree, dropped):
+    """864 on each of two cores, in one group or in two."""
+    model = save_dense(tmp_path / "dense", "llama", hidden_size=512, intermediate_size=1728)
+    options = ["--ratio", "0.1", "--tp-degree", degree, "--tp", "2", "--tokens", "1"]
+    assert main(["plan", "--model", str(model), *options]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "a core has 864 neurons, not whole tiles of 128 as interpolative factors need; compress with --form pair"
+        in said
+    )
+    assert ("--tp-degree 2 --block 128 may do" in said) == dropped
+
+
+def test_a_plan_through_hbm_has_no_strips():
+    layers = {0: Mlp(14336, DENSE, DENSE, LowRank(3072))}
+    text = kernel_text(kernel_plans(4096, layers, 1, [2048], "bfloat16"))
+    assert "down     X·U through HBM; 272.6 MB of HBM" in text
+
+
 def test_layers_that_store_the_same_share_a_plan_and_a_dense_projection_is_named():
     pair = LowRank(40)
     layers = {0: Mlp(256, *[pair] * 3), 1: Mlp(256, DENSE, pair, pair), 2: Mlp(256, *[pair] * 3)}

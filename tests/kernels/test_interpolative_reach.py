@@ -9,6 +9,7 @@ from scripts import script
 from nxdi_svd_plugin.hardware import SBUF_BUDGET, SBUF_BYTES
 from nxdi_svd_plugin.kernels.tiling.blocks import hbm_bytes, sbuf_bytes
 from nxdi_svd_plugin.kernels.tiling.brute_force import least_hbm_bytes
+from nxdi_svd_plugin.kernels.tiling.brute_front import front
 from nxdi_svd_plugin.kernels.tiling.chain import Chain
 from nxdi_svd_plugin.kernels.tiling.dense import choose_dense, dense_hbm_bytes
 from nxdi_svd_plugin.kernels.tiling.engines import modelled_seconds
@@ -91,11 +92,21 @@ def compared_with_the_search(chain, overlap=False):
     return sum(hbm_bytes(chain, plan)) / least, slower
 
 
+def least_as_fast(chain):
+    """Bytes of the exhaustive search for both, with room for one load, in no more time than the plan takes."""
+    seconds = modelled_seconds(chain, choose(chain))
+    return min(moved for took, moved in front(chain, overlap=False) if took <= seconds)
+
+
 @pytest.mark.parametrize("ratio", [pytest.param(0.05, marks=pytest.mark.slow), 0.20])
 def test_plans_move_little_more_than_an_exhaustive_search_or_are_faster(ratio):
-    """Of 2048 tokens, with one load, which the kernels do not ask for less room than: some move more and are faster."""
+    """Of 2048 tokens, with one load, which the kernels do not ask for less room than: some move more and are faster.
+
+    Time first, bytes second: nothing that is as fast as these moves less.
+    """
     found = {chain: compared_with_the_search(chain) for chain in interpolative_chains(2048, ratio)}
-    assert all(slower for more, slower in found.values() if more > 1.02)
+    for chain in (chain for chain, (more, _) in found.items() if more > 1.02):
+        assert found[chain][1] and sum(hbm_bytes(chain, choose(chain))) <= 1.02 * least_as_fast(chain), chain
     above = {(c.kernel, c.inputs, c.ranks[0]): round(more, 2) for c, (more, _) in found.items() if more > 1.02}
     assert above == {
         0.05: {("up_gate", 2560, 2432): 1.24},

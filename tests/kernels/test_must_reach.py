@@ -68,16 +68,39 @@ def test_deepseek_up_proj(tokens, transposed):
 
 @pytest.mark.parametrize("chain", list(mlp_chains(2048)), ids=name)
 def test_mlp_prefill_traffic(chain):
-    """Against the search, of what is as fast: with room for two loads, and in all cases but one with room for one."""
+    """Against the search, of what is as fast, with room for two loads and for one."""
     trace = count(chain.kernel, chain.tokens, chain.inputs, chain.ranks, chain.outputs)
     seconds = modelled_seconds(chain, choose(chain))
     double, single = (
         min(moved for took, moved in front(chain, overlap=overlap) if took <= seconds) for overlap in (True, False)
     )
     assert trace.hbm_bytes == sum(hbm_bytes(chain, choose(chain))) <= 1.02 * double
-    assert trace.hbm_bytes <= (1.1 if name(chain) == "down-6144-4096-2048" else 1.02) * single
+    assert trace.hbm_bytes <= 1.02 * single
     assert trace.sbuf_peak_bytes <= sbuf_bytes(chain, choose(chain))
     assert sbuf_bytes(chain, choose(chain), 2) <= SBUF_BUDGET
+
+
+@pytest.mark.parametrize("tokens", [1024, 2048])
+def test_no_plan_of_deepseek_moves_as_little_and_is_faster(tokens):
+    """[n, S]: what is faster, 1 % at 2048 tokens, moves more than separate matmuls, by the search over all classes."""
+    chain = Chain("xuv", tokens, 7168, (4096,), 18432, transposed_output=True)
+    seconds, bound = modelled_seconds(chain, choose(chain)), unfused(chain)
+    found = front(chain)
+    assert not [point for point in found if point[1] <= bound.hbm_bytes and point[0] < 0.999 * seconds]
+    faster = [moved / bound.hbm_bytes for took, moved in found if took < 0.999 * seconds]
+    assert all(more > 1.07 for more in faster) and len(faster) == (1 if tokens == 2048 else 0)
+    assert seconds <= 1.012 * found[0][0]
+
+
+def test_down_at_the_ranks_that_neuronmm_ships():
+    """r 1280 and 2560. With room for one load the sums of 2560 ranks would fit, and no load beside a matmul."""
+    for chain, theirs in (
+        (Chain("down", 2048, 8192, (1280,), 2048), 94),
+        (Chain("down", 2048, 14336, (2560,), 4096), 264),
+    ):
+        moved, seconds = sum(hbm_bytes(chain, choose(chain))), modelled_seconds(chain, choose(chain))
+        assert moved <= 1.02 * min(other for took, other in front(chain) if took <= seconds)
+        assert moved / 1e6 < theirs and seconds <= 1.0001 * front(chain)[0][0]
 
 
 MISSES = {("xuv", 2560, 1920, 4864): (1.000, 1.015)}

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -112,20 +113,33 @@ def test_resize_to_the_nearest(load):
     np.testing.assert_array_equal(out, x[:, rows][:, :, columns])
 
 
+def doubled(x, axis):
+    """Half-pixel centres: every neighbour weighs a quarter, the edges repeat."""
+    x = np.moveaxis(x, axis, -1)
+    before, after = x[..., [0, *range(x.shape[-1] - 1)]], x[..., [*range(1, x.shape[-1]), -1]]
+    made = np.stack([(before + 3 * x) / 4, (3 * x + after) / 4], axis=-1)
+    return np.moveaxis(made.reshape(*x.shape[:-1], -1), -1, axis)
+
+
 def test_interpolate_bilinear(load):
     kernel = load("contributed/interpolate_bilinear_fwd.py").interpolate_bilinear_2x_fwd
     x = np.random.default_rng(0).random((1, 128, 16, 16), np.float32)
     with as_neuronxcc():
         out = kernel(x, 8)
 
-    def doubled(x, axis):
-        """Half-pixel centres: every neighbour weighs a quarter, the edges repeat."""
-        x = np.moveaxis(x, axis, -1)
-        before, after = x[..., [0, *range(x.shape[-1] - 1)]], x[..., [*range(1, x.shape[-1]), -1]]
-        made = np.stack([(before + 3 * x) / 4, (3 * x + after) / 4], axis=-1)
-        return np.moveaxis(made.reshape(*x.shape[:-1], -1), -1, axis)
-
     np.testing.assert_allclose(out.reshape(1, 128, 32, 32), doubled(doubled(x.astype(np.float64), 2), 3), rtol=1e-5)
+
+
+def test_interpolate_trilinear(load, monkeypatch):
+    """Six free axes in one instruction: lenient runs warn, strict ones refuse (test_limits.py)."""
+    for name in ("torch_xla", "torch_xla.core", "torch_xla.core.xla_model"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    kernel = load("contributed/interpolate_trilinear_fwd.py").interpolate_trilinear_2x_fwd
+    x = np.random.default_rng(0).random((1, 130, 5, 4, 6), np.float32)
+    out, trace = simulate(kernel, x, strict=False)
+    expected = doubled(doubled(doubled(x.astype(np.float64), 2), 3), 4)
+    np.testing.assert_allclose(out.reshape(expected.shape), expected, rtol=1e-5)
+    assert any("6 free axes" in warning for warning in trace.warnings)
 
 
 def test_max_pooling(load):

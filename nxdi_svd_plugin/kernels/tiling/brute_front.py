@@ -23,7 +23,7 @@ Pairs = set[tuple[float, float]]
 
 
 def front(chain: Chain, unit: int = PARTITIONS, overlap: bool = True) -> list[tuple[float, int]]:
-    """(modelled seconds, HBM bytes) of which none has both less than another, for 16-bit factors without pivots.
+    """(modelled seconds, HBM bytes) of which none has both less than another, for 16-bit factors.
 
     `unit`: tokens between the lengths of strips that are tried. `overlap`: see brute_force.py.
     """
@@ -78,14 +78,15 @@ def _filled(chain: Chain, steps: int, unit: int, overlap: bool) -> dict[int, Pai
 
 def _strip_seconds(chain: Chain, pieces: int) -> float:
     """Of the tensor engine, with `pieces` matmuls for every pair of tiles that tokens move past."""
-    rank_tiles, token_tiles = chain.rank_tiles, tiles(chain.tokens)
-    moving = tiles(chain.inputs) * rank_tiles
+    token_tiles = tiles(chain.tokens)
+    moving = tiles(chain.u_rows) * chain.rank_tiles
     cycles = 0
     if chain.writes_transposed:
-        moving += tiles(chain.outputs) * rank_tiles
+        made = zip(chain.ranks, chain.v_columns, strict=True)
+        moving += sum(tiles(columns) * tiles(rank) for rank, columns in made)
     else:
         columns = chain.outputs + STALL_CYCLES * -(-chain.outputs // _v_columns(chain))
-        cycles += token_tiles * rank_tiles * columns
+        cycles += token_tiles * chain.rank_tiles * columns
     cycles += moving * (chain.tokens + STALL_CYCLES * pieces)
     if not chain.transposed_input:
         cycles += tiles(chain.inputs) * (chain.tokens + STALL_CYCLES * token_tiles)
@@ -103,12 +104,13 @@ def _matmuls(chain: Chain) -> Pairs:
     if len(chain.ranks) > 1 or chain.inputs % PARTITIONS or rank % PARTITIONS:
         return set()  # nothing that the kernels do, see tiling/through.py
     loads = loads_of_x(chain, True)
-    first = _blocked(chain, (rank, chain.inputs, chain.tokens), MOVING, not chain.transposed_input, loads)
+    first = _blocked(chain, (rank, chain.u_rows, chain.tokens), MOVING, not chain.transposed_input, loads)
+    pivots = chain.itemsize * chain.tokens * (chain.inputs - chain.u_rows)  # read once
     if chain.writes_transposed:
         second = _blocked(chain, (chain.outputs, rank, chain.tokens), MOVING, False, 2)
     else:
         second = _blocked(chain, (chain.tokens, rank, chain.outputs), _v_columns(chain), False, 2)
-    return {(a + c, b + d) for a, b in first for c, d in second}
+    return {(a + c, b + d + pivots) for a, b in first for c, d in second}
 
 
 def _blocked(chain: Chain, shape: tuple[int, int, int], width: int, transposes: bool, loads: int) -> Pairs:

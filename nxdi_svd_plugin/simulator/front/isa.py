@@ -6,6 +6,7 @@ The operand rules are those of `nki/api/nki/isa/__init__.py` (aws-neuron-sdk v2.
 from __future__ import annotations
 
 from enum import IntEnum
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from nxdi_svd_plugin.simulator.front.enums import dge_mode, engine, nc_version, 
 from nxdi_svd_plugin.simulator.place import fail, missing_api
 from nxdi_svd_plugin.simulator.program import elementwise, emit
 from nxdi_svd_plugin.simulator.program.dma import dma_copy, dma_engine, dma_transpose
-from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype
-from nxdi_svd_plugin.simulator.program.functions import BINARY, REDUCE, as_math, op_name
+from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype, is_float, scalar_dtype
+from nxdi_svd_plugin.simulator.program.functions import ARITHMETIC, BINARY, BITVEC, REDUCE, as_math, op_name
 from nxdi_svd_plugin.simulator.program.matmul import nc_matmul, nc_transpose
 from nxdi_svd_plugin.simulator.program.operands import need
 from nxdi_svd_plugin.simulator.program.program import Reads, View
@@ -83,6 +84,7 @@ def tensor_tensor(
     views = [need(v, api, name, "sbuf", "psum") for name, v in (("data1", data1), ("data2", data2))]
     if views[0].shape[0] != views[1].shape[0]:
         fail(f"{api}: {views[0].shape[0]} and {views[1].shape[0]} partitions (err_num_partition_mismatch)")
+    _same_size(api, *views)
     name = op_name(op, BINARY, api)
     where = _engine(engine, api, "gpsimd" if name == "power" else "vector", "vector", "gpsimd")
     if where == "gpsimd" and any(v.buffer == "psum" for v in views):
@@ -92,8 +94,17 @@ def tensor_tensor(
     )
 
 
+def _same_size(api: str, left: View, right: View) -> None:
+    """The API's words; public kernels broadcast [P, 1] all the same, which lenient runs take."""
+    if tracer().strict and prod(left.shape[1:]) != prod(right.shape[1:]):
+        fail(f"{api}: {list(left.shape)} and {list(right.shape)}: both tiles have as many elements per partition")
+
+
 def _scalar_operand(value: Any, api: str, name: str, data: View) -> Any:
-    return elementwise.column(value, api, name, data, ()) if isinstance(value, View) else np.float32(value)
+    if isinstance(value, View):
+        return elementwise.column(value, api, name, data, ())
+    scalar_dtype(value)  # raises for what is no number
+    return value
 
 
 def tensor_scalar(
@@ -118,7 +129,7 @@ def tensor_scalar(
     linear = all(name in elementwise.LINEAR for name, _, _ in steps)
     picked = emit.chosen_engine(data) if linear else "gpsimd" if steps[0][0] == "rsqrt" else "vector"
     where = _engine(engine, api, picked, "vector", "gpsimd")
-    return _chain("tensor_scalar", where, data, steps, [], dtype, mask)
+    return _chain("tensor_scalar", where, data, steps, dtype, mask)
 
 
 def scalar_tensor_tensor(
@@ -139,32 +150,48 @@ def scalar_tensor_tensor(
     other = need(operand1, api, "operand1", "sbuf", "psum")
     if data.buffer == other.buffer == "psum":
         fail(f"{api}: two PSUM operands; the Vector Engine reads at most one from PSUM")
+    _same_size(api, data, other)
     steps = [
-        (op_name(op0, BINARY, api), _scalar_operand(operand0, api, "operand0", data), reverse0),
-        (op_name(op1, BINARY, api), other, reverse1),
+        (op_name(op0, ARITHMETIC, api), _scalar_operand(operand0, api, "operand0", data), reverse0),
+        (op_name(op1, ARITHMETIC, api), other, reverse1),
     ]
-    return _chain("scalar_tensor_tensor", "vector", data, steps, [], dtype, mask)
+    return _chain("scalar_tensor_tensor", "vector", data, steps, dtype, mask)
 
 
-def _chain(op: str, where: str, data: View, steps: list[Any], extra: list[Any], dtype: Any, mask: Any) -> View:
-    """Apply binary operators one after the other to a tile."""
+def _chain(op: str, where: str, data: View, steps: list[Any], dtype: Any, mask: Any) -> View:
+    """Apply binary operators one after the other to a tile: in fp32, or bit operators to integers."""
     reads: Reads = [(data, tuple(range(data.ndim)))]
     for _, operand, _ in steps:
         if isinstance(operand, View):
             reads.append((operand, elementwise.broadcast_axes(operand, data.shape)))
+    bits = _bits(f"nki.isa.{op}", data, steps)
 
     def compute(x: Array, *tiles: Array) -> Array:
-        rest, x = iter(tiles), as_math(x)
+        rest, cast = iter(tiles), (lambda values: values.astype(data.dtype)) if bits else as_math
+        x = cast(x)
         for name, operand, reverse in steps:
-            y = as_math(next(rest)) if isinstance(operand, View) else operand
+            y = cast(next(rest) if isinstance(operand, View) else np.asarray(operand))
             if name == "rsqrt":
                 x = 1 / np.sqrt(x + y)
             else:
-                x = as_math(np.asarray(BINARY[name](y, x) if reverse else BINARY[name](x, y)))
+                x = cast(np.asarray(BINARY[name](y, x) if reverse else BINARY[name](x, y)))
         return x
 
     out = as_dtype(dtype) if dtype is not None else data.dtype
     return emit.result(op, where, data.shape, reads, reads[0][1], compute, out, mask=mask, alu=steps[0][0])
+
+
+def _bits(api: str, data: View, steps: list[Any]) -> bool:
+    """True for bit operators: all or none of them, on integers."""
+    names = {name for name, _, _ in steps}
+    if not names & BITVEC:
+        return False
+    kinds = [data.dtype, *(v.dtype if isinstance(v, View) else scalar_dtype(v) for _, v, _ in steps)]
+    if names - BITVEC:
+        fail(f"{api}: op0 and op1 are both bit operators or both arithmetic, found {' and '.join(sorted(names))}")
+    if any(is_float(kind) for kind in kinds):
+        fail(f"{api}: bit operators take integers, found {' and '.join(map(str, kinds))}")
+    return True
 
 
 def tensor_copy(src: Any, *, mask: Any = None, dtype: Any = None, engine: Any = unknown_engine) -> View:
@@ -189,6 +216,8 @@ def tensor_reduce(
     axes = sorted(a % data.ndim for a in (axis if isinstance(axis, (tuple, list)) else (axis,)))
     if 0 in axes:
         fail(f"{api}: axis 0 is the partition axis; only free axes are reduced")
+    if tracer().strict and axes != list(range(data.ndim - len(axes), data.ndim)):
+        fail(f"{api}: axes {axes} of {data.ndim}; the last ones are reduced, without gaps")
     name = op_name(op, REDUCE, api)
     function, sign = REDUCE[name], -1 if negate else 1
     kept = [a for a in range(data.ndim) if a not in axes]

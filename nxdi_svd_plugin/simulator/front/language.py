@@ -231,6 +231,11 @@ def device_print(prefix: str, x: View, *, mask: Any = None) -> None:
     instr.free = True
 
 
+def invert(x: View, *, dtype: Any = None, mask: Any = None) -> View:
+    """Bitwise NOT of integers and negation of bool, on the Vector Engine."""
+    return elementwise.inverted(x, dtype, mask, "nki.language.invert")
+
+
 def static_cast(input_data: Any, dtype: Any) -> Any:
     """Host side: a numpy array in another type."""
     return np.asarray(input_data).astype(dtype)

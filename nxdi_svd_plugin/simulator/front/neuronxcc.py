@@ -16,7 +16,7 @@ def as_neuronxcc() -> Iterator[None]:
     """Within the context `import neuronxcc.nki` (and `.language .isa .typing .compiler`) is the simulator.
 
     Kernels decorated there run leniently for as long as they live: SBUF overflow is spilled and counted instead of
-    refused, and unwritten memory may be computed with as long as it is neither multiplied nor stored. A real
+    refused, and unwritten memory may be computed with as long as nothing that depends on it is stored. A real
     `neuronxcc` is hidden and comes back afterwards.
     """
     package = ModuleType("neuronxcc")

@@ -8,7 +8,7 @@ from typing import Any
 from nxdi_svd_plugin.simulator.place import fail
 from nxdi_svd_plugin.simulator.program import elementwise, emit, indexing
 from nxdi_svd_plugin.simulator.program.dtypes import as_dtype
-from nxdi_svd_plugin.simulator.program.program import View, row_major
+from nxdi_svd_plugin.simulator.program.program import View
 
 
 class Tensor(View):
@@ -22,6 +22,9 @@ class Tensor(View):
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        fail("numpy does not calculate with tensors; use nl or nisa")
 
     def __iter__(self) -> Any:
         fail("iterating over a tensor; loop over indices with nl.affine_range")
@@ -84,6 +87,30 @@ class Tensor(View):
     def __rtruediv__(self, other: Any) -> View:
         return self._binary(other, "divide", swap=True)
 
+    def __pow__(self, other: Any) -> View:
+        return self._binary(other, "power")
+
+    def __mod__(self, other: Any) -> View:
+        return self._binary(other, "mod")
+
+    def __and__(self, other: Any) -> View:
+        return self._binary(other, "bitwise_and")
+
+    def __or__(self, other: Any) -> View:
+        return self._binary(other, "bitwise_or")
+
+    def __xor__(self, other: Any) -> View:
+        return self._binary(other, "bitwise_xor")
+
+    def __lshift__(self, other: Any) -> View:
+        return self._binary(other, "left_shift")
+
+    def __rshift__(self, other: Any) -> View:
+        return self._binary(other, "right_shift")
+
+    def __invert__(self) -> View:
+        return elementwise.inverted(self)
+
     def __neg__(self) -> View:
         return elementwise.binary("multiply", self, -1.0)
 
@@ -130,12 +157,7 @@ class Tensor(View):
                 "reshape of an on-chip tensor gave wrong data on the device (aws-neuron-sdk issue 1051); "
                 "copy block by block"
             )
-        entire = (
-            not self.offset.terms
-            and self.strides == row_major(self.shape)
-            and prod(self.shape) == prod(self.base.shape)
-        )
-        if prod(shape) != prod(self.shape) or not entire:
+        if prod(shape) != prod(self.shape) or not self.entire:
             fail(
                 f"reshape {list(self.shape)} -> {list(shape)}: only a whole HBM tensor, to the same number of elements"
             )

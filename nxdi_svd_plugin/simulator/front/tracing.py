@@ -16,6 +16,7 @@ from nxdi_svd_plugin.simulator.place import fail
 from nxdi_svd_plugin.simulator.program.affine import UnrollRequest
 from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype, storage
 from nxdi_svd_plugin.simulator.program.program import View
+from nxdi_svd_plugin.simulator.program.races import check_races
 from nxdi_svd_plugin.simulator.program.scan import check_loop_reductions
 from nxdi_svd_plugin.simulator.program.tracer import Tracer
 
@@ -51,6 +52,8 @@ def trace_kernel(
         if aws_style:
             refuse_interleaving(tracer.top)
         check_loop_reductions(tracer.top)
+        if strict:
+            check_races(tracer.top)
         return tracer, _outputs(returned, strict), isinstance(returned, (tuple, list))
 
 
@@ -87,6 +90,8 @@ def _outputs(returned: Any, strict: bool) -> list[View]:
             fail(
                 f"a kernel returns its output tensors, found {type(output).__name__} (err_tensor_output_not_written_to)"
             )
+        if output.shape != output.base.shape and not output.entire:
+            fail(f"a kernel returns whole tensors, found a part: {output!r}", output.base.place)
         allowed = ("shared_hbm",) if strict else ("shared_hbm", "hbm")
         if output.buffer not in allowed and output.base.data is None:
             fail(f"kernel outputs must be in nl.shared_hbm, found {output.buffer}", output.base.place)

@@ -12,7 +12,11 @@ from nxdi_svd_plugin.simulator.place import fail
 from nxdi_svd_plugin.simulator.program.affine import Expr
 from nxdi_svd_plugin.simulator.program.dtypes import Array, rounded, storage
 from nxdi_svd_plugin.simulator.program.extents import Extents, extents_of, whole_extents
-from nxdi_svd_plugin.simulator.program.program import Alloc, Block, Instr, Loop, Operand, Storage, View
+from nxdi_svd_plugin.simulator.program.program import Alloc, Axes, Block, Instr, Loop, Operand, Storage, View
+
+_SPOILT = {"tensor_tensor_scan": 1, "nc_transpose": 0}
+"""Axis of an instruction along which one undefined element leaves none defined: all that a scan may have passed, and
+what the Tensor Engine, which transposes by an identity matrix, multiplies by zero."""
 
 
 class Machine:
@@ -107,7 +111,7 @@ class Machine:
             if instr.info.get("skip"):
                 data = np.where(inside, data, self.region(instr, instr.write, extents)[1])
         if written is not None and not written.all():
-            if self.strict or instr.info.get("product"):
+            if self.strict:
                 fail(f"{instr.op} reads memory of {operand.view!r} that was never written", instr.place)
             return data, written
         return data, None
@@ -143,8 +147,9 @@ class Machine:
             values = rounded(values, instr.write.view.dtype)
         self.place(instr, target, written, values)
         if written is not None:
-            missing = [flags for _, flags in operands if flags is not None]
-            written[...] = self.known(instr, missing, written.shape) if missing else True
+            missing = [(read.axes, flags) for read, (_, flags) in zip(instr.reads, operands, strict=True)]
+            known = self.known(instr, [(axes, flags) for axes, flags in missing if flags is not None])
+            written[...] = known & written if instr.accumulate else known
 
     def index(self, instr: Instr, expr: Expr, extents: Extents) -> Array:
         """Values of an index expression over the covered part of the space."""
@@ -157,7 +162,7 @@ class Machine:
     def place(self, instr: Instr, target: Array, written: Array | None, values: Array) -> None:
         """Write or accumulate into the destination."""
         if instr.accumulate:
-            if written is not None and not written.all():
+            if written is not None and not (written.all() if self.strict else written.any()):
                 fail(f"{instr.op} accumulates into memory that was never written; start from nl.zeros", instr.place)
             target[...] = rounded(target + values, instr.write.view.dtype)
         elif "reduce" in instr.info and written is not None:
@@ -167,15 +172,21 @@ class Machine:
         else:
             target[...] = values
 
-    def known(self, instr: Instr, missing: list[Array], shape: tuple[int, ...]) -> Array:
-        """Which results are defined when some inputs are not, by partition; HBM never receives an undefined value."""
-        if instr.write.view.buffer in ("hbm", "shared_hbm"):
+    def known(self, instr: Instr, missing: list[tuple[Axes, Array]]) -> Array:
+        """Which results are defined when some inputs are not; HBM never receives an undefined value.
+
+        `missing` are the written flags of such inputs. A result is defined if all that it depends on is.
+        """
+        if missing and instr.write.view.buffer in ("hbm", "shared_hbm"):
             fail(f"{instr.op} stores memory that was never written", instr.place)
-        rows = np.ones(shape[0], np.bool_)
-        for flags in missing:
-            whole = np.asarray(flags.reshape(flags.shape[0], -1).all(axis=1))
-            rows &= whole if len(whole) == len(rows) else whole.all()
-        return np.broadcast_to(rows.reshape(-1, *[1] * (len(shape) - 1)), shape)
+        made, spoilt, known = instr.write.axes, _SPOILT.get(instr.op), np.ones((1,) * len(instr.write.axes), np.bool_)
+        for axes, flags in missing:
+            gone = tuple(at for at, axis in enumerate(axes) if axis not in made or axis in (None, spoilt))
+            left = [axis for at, axis in enumerate(axes) if at not in gone]
+            flags = np.asarray(flags.all(axis=gone)).transpose([left.index(axis) for axis in made if axis in left])
+            sizes = iter(flags.shape)
+            known = known & flags.reshape([next(sizes) if axis in left else 1 for axis in made])
+        return known
 
     def scatter(self, instr: Instr, address: Array, data: Array, written: Array | None, values: Array) -> None:
         """Indirect store, optionally adding to what is there."""
@@ -195,7 +206,7 @@ class Machine:
         data, written = self.memory[output.base]
         if self.strict and written is not None and not written.all():
             fail(f"{int((~written).sum())} elements of output {output!r} were never written", output.base.place)
-        return data.reshape(output.base.shape).astype(output.dtype)
+        return data.reshape(output.shape).astype(output.dtype)
 
 
 def execute(top: Block, storages: list[Storage], strict: bool, seed: int, approximation: float = 0.0) -> Machine:

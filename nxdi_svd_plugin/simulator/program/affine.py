@@ -261,10 +261,10 @@ class Condition:
 
     __rand__ = __and__
 
-    def __or__(self, other: Any) -> Condition:
+    def __or__(self, other: Any = None) -> Condition:
         fail("masks combine with `&` only")
 
-    __ror__ = __or__
+    __ror__ = __invert__ = __or__
 
     def __bool__(self) -> bool:
         if any(term.axes() for term in self.terms):

@@ -76,18 +76,20 @@ def scalar_dtype(value: Any) -> np.dtype[Any]:
     """Type of a Python or numpy scalar: weak scalars are uint8 (bool), int32 and float32."""
     if isinstance(value, bool):
         return np.dtype(np.uint8)
-    if isinstance(value, int):
+    if isinstance(value, (int, np.int64)):
         return np.dtype(np.int32)
     if isinstance(value, float):
         return float32
+    if not isinstance(value, np.generic):
+        fail(f"an operand is a tile or a number, found {type(value).__name__}")
     return as_dtype(value.dtype)
 
 
 def promote(left: np.dtype[Any], right: np.dtype[Any]) -> np.dtype[Any]:
     """Result type of an arithmetic operation on two types."""
+    left, right = (np.dtype(np.uint8) if t == bool_ else t for t in (left, right))
     if left == right:
         return left
-    left, right = (np.dtype(np.uint8) if t == bool_ else t for t in (left, right))
     if is_float(left) != is_float(right):
         return left if is_float(left) else right
     if not is_float(left):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nxdi_svd_plugin.simulator.place import fail
-from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype, float32, is_float, promote, scalar_dtype
+from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype, bool_, float32, is_float, promote, scalar_dtype
 from nxdi_svd_plugin.simulator.program.emit import as_is, chosen_engine, forward, instruction, result
 from nxdi_svd_plugin.simulator.program.functions import BINARY, BITVEC, COMPARISONS, as_math
 from nxdi_svd_plugin.simulator.program.operands import need
@@ -97,7 +97,9 @@ def binary(
     if not views:
         fail(f"{api}: no operand is a tensor")
     if len(views) == 2 and all(v.buffer == "psum" for v in views):
-        fail(f"{api}: two PSUM operands; the Vector Engine reads at most one from PSUM")
+        if tracer().strict:
+            fail(f"{api}: two PSUM operands; the Vector Engine reads at most one from PSUM")
+        views[1] = in_sbuf(views[1], api, "operand 2")
     ndim = max(v.ndim for v in views)
     views = [pad(v, ndim) for v in views]
     space = tuple(max(v.shape[axis] for v in views) for axis in range(ndim))
@@ -129,9 +131,9 @@ def binary(
 
 
 def _result_dtype(op: str, kinds: list[np.dtype[Any]]) -> np.dtype[Any]:
-    """A comparison gives uint8; a quotient of integers fp32, which AWS's resize_nearest relies on (nki-samples)."""
-    if op in COMPARISONS:
-        return np.dtype(np.uint8)
+    """A comparison gives bool; a quotient of integers fp32, which AWS's resize_nearest relies on (nki-samples)."""
+    if op in COMPARISONS or (op in BITVEC and all(kind == bool_ for kind in kinds)):
+        return bool_
     made = promote(*kinds)
     return float32 if op == "divide" and not is_float(made) else made
 
@@ -152,6 +154,13 @@ def binary_compute(op: str, operands: list[Any], kinds: list[np.dtype[Any]], api
         return np.asarray(function(*values))
 
     return compute
+
+
+def inverted(tile: View, dtype: Any = None, mask: Any = None, api: str = "invert") -> View:
+    """Bitwise NOT of integers; of a comparison, which is bool, its negation."""
+    if tile.dtype == bool_:
+        return binary("equal", tile, 0, dtype=dtype, mask=mask, api=api)
+    return binary("bitwise_xor", tile, -1, dtype=dtype or tile.dtype, mask=mask, api=api)
 
 
 def copy(src: View, dtype: np.dtype[Any] | None = None, mask: Any = None, engine: str = "", api: str = "copy") -> View:

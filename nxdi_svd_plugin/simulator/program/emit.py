@@ -11,7 +11,7 @@ import numpy as np
 from nxdi_svd_plugin.hardware import PARTITIONS
 from nxdi_svd_plugin.simulator.place import fail, kernel_place
 from nxdi_svd_plugin.simulator.program.affine import Expr
-from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype, is_float, rounded
+from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype, is_float, rounded, scalar_dtype
 from nxdi_svd_plugin.simulator.program.operands import add_mask, check_read, check_write, need, on_axes
 from nxdi_svd_plugin.simulator.program.program import Axes, Instr, Operand, Reads, Storage, View, row_major
 from nxdi_svd_plugin.simulator.program.tracer import tracer
@@ -122,6 +122,18 @@ def fit(view: View, shape: tuple[int, ...]) -> View | None:
     return None
 
 
+def _repeated(view: View, shape: tuple[int, ...]) -> View | None:
+    """`fit`, or the view repeated along free axes where it has one element, as numpy does in an assignment; or None."""
+    fitted, missing = fit(view, shape), len(shape) - view.ndim
+    if fitted is not None or missing < 0:
+        return fitted
+    sizes = (view.shape[0], *[1] * missing, *view.shape[1:])
+    steps = (view.strides[0], *[0] * missing, *view.strides[1:])
+    if any(n not in (1, m) for n, m in zip(sizes[1:], shape[1:], strict=True)):
+        return None
+    return view.like(shape, tuple(s if n == m else 0 for n, m, s in zip(sizes, shape, steps, strict=True)))
+
+
 def forward(value: View, target: View, accumulate: bool = False) -> bool:
     """Let the instruction that makes `value` write into `target` instead; False if a copy is needed."""
     instr = value.base.producer
@@ -130,7 +142,7 @@ def forward(value: View, target: View, accumulate: bool = False) -> bool:
     if not instr.block.nodes or instr.block.nodes[-1] is not instr or tracer().block is not instr.block:
         return False
     allowed = {"pe": ("psum",), "dma": ("sbuf",)}.get(instr.engine, ("sbuf", "psum"))
-    fitted = fit(target, value.shape)
+    fitted = fit(target, value.shape) if target.shape[0] == value.shape[0] else None
     if target.buffer not in allowed or fitted is None or (accumulate and not instr.info.get("product")):
         return False
     value.base.target, instr.accumulate = target, accumulate
@@ -188,7 +200,7 @@ def assign(target: View, value: Any) -> None:
     if forward(value, target):
         return
     need(value, "assignment", "source", "sbuf", "psum")
-    source = fit(value, target.shape)
+    source = _repeated(value, target.shape) if value.shape[0] == target.shape[0] else None
     if source is None:
         fail(f"assignment of {list(value.shape)} to a destination of {list(target.shape)}")
     axes = tuple(range(target.ndim))
@@ -199,6 +211,7 @@ def assign(target: View, value: Any) -> None:
 
 def fill(target: View, value: Any, engine: str = "vector", mask: Any = None, split: bool = True, **info: Any) -> Instr:
     """Memset of a constant; `split`: the compiler may make several instructions of it."""
+    scalar_dtype(value)  # raises for what is no number
     axes = tuple(range(target.ndim))
     constant = rounded(np.asarray(value, dtype=np.float64 if is_float(target.dtype) else None), target.dtype)
     return instruction(

@@ -5,6 +5,7 @@ All take and return float32 or integers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,18 +23,43 @@ def _gelu_tanh(x: Array) -> Array:
     return np.asarray(0.5 * x * (1 + np.tanh(np.float32(0.7978845608) * (x + np.float32(0.044715) * x**3))))
 
 
+_erf = np.vectorize(math.erf, otypes=[np.float32])
+
+
+def _erf_dx(x: Array) -> Array:
+    return np.asarray(np.float32(2 / math.sqrt(math.pi)) * np.exp(-x * x))
+
+
+def _gelu(x: Array) -> Array:
+    return np.asarray(x * (1 + _erf(x * np.float32(math.sqrt(0.5)))) / 2)
+
+
+def _gelu_dx(x: Array) -> Array:
+    half = x * np.float32(math.sqrt(0.5))
+    return np.asarray((1 + _erf(half) + half * _erf_dx(half)) / 2)
+
+
+def _silu_dx(x: Array) -> Array:
+    return np.asarray(_sigmoid(x) * (1 + x * (1 - _sigmoid(x))))
+
+
 UNARY: dict[str, Callable[[Array], Array]] = {
     "copy": lambda x: x,
     "abs": np.abs,
+    "arctan": np.arctan,
     "ceil": np.ceil,
     "cos": np.cos,
+    "erf": _erf,
+    "erf_dx": _erf_dx,
     "exp": np.exp,
     "floor": np.floor,
+    "gelu": _gelu,
     "gelu_apprx_tanh": _gelu_tanh,
     "gelu_apprx_sigmoid": lambda x: x * _sigmoid(np.float32(1.702) * x),
-    "invert": np.invert,
+    "gelu_dx": _gelu_dx,
     "log": np.log,
     "logical_not": lambda x: x == 0,
+    "mish": lambda x: x * np.tanh(np.logaddexp(x, 0)),
     "negative": np.negative,
     "reciprocal": lambda x: 1 / x,
     "relu": lambda x: np.maximum(x, 0),
@@ -41,6 +67,7 @@ UNARY: dict[str, Callable[[Array], Array]] = {
     "sigmoid": _sigmoid,
     "sign": np.sign,
     "silu": lambda x: x * _sigmoid(x),
+    "silu_dx": _silu_dx,
     "sin": np.sin,
     "softplus": lambda x: np.logaddexp(x, 0),
     "sqrt": np.sqrt,
@@ -50,8 +77,16 @@ UNARY: dict[str, Callable[[Array], Array]] = {
     "trunc": np.trunc,
 }
 
-EXACT = {"copy", "abs", "ceil", "floor", "invert", "logical_not", "negative", "relu", "sign", "square", "trunc"}
+EXACT = {"copy", "abs", "ceil", "floor", "logical_not", "negative", "relu", "sign", "square", "trunc"}
 """Functions that the Scalar Engine needs no approximation for; it has piecewise polynomials for the others."""
+
+
+def _right_shift(x: Array, y: Array) -> Array:
+    """Of what is not negative: the table of ALU operators says logical shift, the page of nl.right_shift numpy's."""
+    if (x < 0).any():
+        fail("right_shift of a negative number: NKI's pages do not agree on what that is; use an unsigned type")
+    return np.asarray(np.right_shift(x, y))
+
 
 BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "add": np.add,
@@ -76,7 +111,7 @@ BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "bitwise_or": np.bitwise_or,
     "bitwise_xor": np.bitwise_xor,
     "left_shift": np.left_shift,
-    "right_shift": np.right_shift,
+    "right_shift": _right_shift,
 }
 
 COMPARISONS = {
@@ -90,14 +125,13 @@ COMPARISONS = {
     "logical_or",
     "logical_xor",
 }
-BITVEC = {"bitwise_and", "bitwise_or", "bitwise_xor", "left_shift", "right_shift", "invert"}
+BITVEC = {"bitwise_and", "bitwise_or", "bitwise_xor", "left_shift", "right_shift"}
+ARITHMETIC = {name: function for name, function in BINARY.items() if name not in BITVEC}
 ALIASES = {
     "true_divide": "divide",
     "amax": "max",
     "amin": "min",
     "absolute": "abs",
-    "bitwise_invert": "invert",
-    "bitwise_not": "invert",
 }
 
 REDUCE: dict[str, Callable[..., Any]] = {

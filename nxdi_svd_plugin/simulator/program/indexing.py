@@ -75,6 +75,8 @@ def _span(key: Any, size: int) -> tuple[Expr, int, int] | None:
     step = 1 if key.step is None else int(key.step)
     if start is NotImplemented or stop is NotImplemented or step < 1:
         fail(f"not a valid slice: {key}")
+    if any(not end.terms and end.const < 0 for end in (start, stop)):
+        fail(f"a negative end in {key}: count from the front")
     length = stop - start
     if length.terms:
         fail("the size of a slice must be a compile-time constant; use nl.ds(start, size)")

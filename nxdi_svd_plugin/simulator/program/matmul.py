@@ -138,7 +138,8 @@ def _check_pe_tile(position: tuple[Any, ...], size: tuple[int, ...], k: int, m: 
 def nc_transpose(data: Any, *, mask: Any = None, dtype: Any = None, engine: Any = "unknown") -> View:
     """[P, F] -> [F, P]. Tensor Engine: up to 128 x 128, SBUF to fp32 PSUM. Vector Engine: up to 32 x 32.
 
-    PSUM data goes to the Vector Engine unless `engine` says otherwise.
+    The Tensor Engine multiplies by an identity matrix, so that an infinity or NaN makes NaN of its row. PSUM data
+    goes to the Vector Engine unless `engine` says otherwise.
     """
     api = "nki.isa.nc_transpose"
     data = need(data, api, "data", "sbuf", "psum")
@@ -156,7 +157,8 @@ def nc_transpose(data: Any, *, mask: Any = None, dtype: Any = None, engine: Any 
     reads: Reads = [(data, axes)]
 
     def compute(x: Array) -> Array:
-        return np.asarray(x.reshape(len(x), -1).T)
+        turned = np.asarray(x.reshape(len(x), -1).T)
+        return turned if vector or np.isfinite(turned).all() else turned @ np.eye(len(x), dtype=np.float32)
 
     if vector:
         out = as_dtype(dtype) if dtype is not None else data.dtype

@@ -114,6 +114,15 @@ class View:
         return cls(base, Expr(0), shape, row_major(shape), Expr(0), base.par if base.on_chip else 0)
 
     @property
+    def entire(self) -> bool:
+        """All elements of the tensor in their order."""
+        return (
+            not self.offset.terms
+            and self.strides == row_major(self.shape)
+            and prod(self.shape) == prod(self.base.shape)
+        )
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """Data type of the tensor."""
         return self.base.dtype

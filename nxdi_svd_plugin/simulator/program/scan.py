@@ -13,7 +13,7 @@ from nxdi_svd_plugin.simulator.place import fail
 from nxdi_svd_plugin.simulator.program import elementwise, emit
 from nxdi_svd_plugin.simulator.program.affine import Expr, LoopVar
 from nxdi_svd_plugin.simulator.program.dtypes import Array, as_dtype, promote
-from nxdi_svd_plugin.simulator.program.functions import BINARY, as_math, op_name
+from nxdi_svd_plugin.simulator.program.functions import ARITHMETIC, BINARY, as_math, op_name
 from nxdi_svd_plugin.simulator.program.operands import need
 from nxdi_svd_plugin.simulator.program.program import Block, Reads, View, instructions
 
@@ -41,7 +41,7 @@ def tensor_tensor_scan(
     if isinstance(initial, View):
         start = elementwise.column(initial, api, "initial", pair[0], ())
         reads.append((start, elementwise.broadcast_axes(start, pair[0].shape)))
-    first, second = (BINARY[op_name(op, BINARY, api)] for op in (op0, op1))
+    first, second = (BINARY[op_name(op, ARITHMETIC, api)] for op in (op0, op1))
 
     def compute(x: Array, y: Array, *state: Array) -> Array:
         x, y, out = as_math(x), as_math(y), np.empty(x.shape, np.float32)
