@@ -20,7 +20,7 @@ import platform
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from accuracy import ROOT, add, rows, scores, texts
 from svd_llm import commit
@@ -36,8 +36,7 @@ RIVALS = {  # method: the file here that calls it, and where its code is
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """What a rival compresses: `model` in place, to `1 - ratio` of its MLP parameters, with these calibration windows.
 
     A file rivals_*.py has `statistics(task)`, what all ratios share (of a model that is left as it was), and
@@ -86,13 +85,13 @@ def run(args: argparse.Namespace) -> None:
     dense = load_model(args.model, dtype=torch.float32).eval()
     task, full = Task(args.rival, args.checkout, args.work, dense, samples), parameters(dense)
     began, cpu = time.monotonic(), time.process_time()
-    shared = rival.statistics(dataclasses.replace(task, model=copy.deepcopy(dense)))
+    shared = rival.statistics(task._replace(model=copy.deepcopy(dense)))
     wall, cpu = time.monotonic() - began, time.process_time() - cpu
     for ratio in args.ratios:
         if (args.rival, ratio) in have:
             continue
         model, began, cpu_began = copy.deepcopy(dense), time.monotonic(), time.process_time()
-        found = rival.compress(dataclasses.replace(task, model=model, ratio=ratio), shared)
+        found = rival.compress(task._replace(model=model, ratio=ratio), shared)
         stored = parameters(model)
         base = {
             "method": args.rival,
