@@ -22,6 +22,18 @@ NAMES = {
     "svd-llm": "SVD-LLM whitening (recipe: paper, block 1)",
     "svd-llm-own": "SVD-LLM whitening, its authors' code",
 }
+RIVALS = {  # whose code ran; benchmarks/rivals.py has the addresses
+    "default": "this project, default recipe",
+    "svd-llm": "SVD-LLM whitening, own implementation (recipe: paper, block 1)",
+    "svd-llm-own": "SVD-LLM whitening, its authors' code",
+    "pifa": "MPIFA, its authors' code",
+    "kfac-svd": "KFAC-SVD (LEMS without its search), its authors' code",
+    "lems": "LEMS, its authors' code with the solver CBC",
+    "modegpt-mlp": "MoDeGPT's MLP part, code of cbacary/MoDeGPT (others than its authors)",
+    "flap": "FLAP's MLP part, its authors' code",
+    "wanda-sp": "Wanda-sp's MLP part, FLAP's authors' code",
+    "magnitude-sp": "neurons by magnitude, FLAP's authors' code",
+}
 
 
 def write(
@@ -36,6 +48,7 @@ def write(
     page = docs / "accuracy.md"
     parts = [
         perplexities(rows),
+        rivals(rows),
         costs(rows),
         speed(speeds),
         seconds(runs),
@@ -77,6 +90,22 @@ def perplexities(rows: list[dict]) -> str:
             if len(cells) == len(texts):
                 shown = " | ".join(f"{p:.2f} = dense x {x:.3f}" for p, x in cells)
                 lines.append(f"| {ratio:.2f} | {name} | {shown} | {f'x {target}' if method == 'default' else ''} |")
+    return "\n".join(lines)
+
+
+def rivals(rows: list[dict]) -> str:
+    """Perplexity over dense of every method at the same parameters, the best on its worst text first."""
+    found = relative(rows)
+    texts = list(dict.fromkeys(text for _, _, text in found))
+    cost = {(row["method"], row["ratio"]): (row["mlp_parameters"], row.get("cpu_seconds", 0.0)) for row in rows}
+    lines = ["| ratio | method and whose code | " + " | ".join(texts) + " | MLP parameters | CPU seconds |"]
+    lines += ["|---|---|" + "---|" * (len(texts) + 2)]
+    for ratio in (0.10, 0.20, 0.30):
+        here = {m: [found[m, ratio, t][1] for t in texts] for m in RIVALS if all((m, ratio, t) in found for t in texts)}
+        for method in sorted(here, key=lambda m: max(here[m])):
+            shown = " | ".join(f"x {x:.3f}" if x < 100 else f"x {x:,.0f}" for x in here[method])
+            stored, spent = cost[method, ratio]
+            lines.append(f"| {ratio:.2f} | {RIVALS[method]} | {shown} | {stored:,} | {spent:.0f} |")
     return "\n".join(lines)
 
 
