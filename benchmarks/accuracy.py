@@ -25,9 +25,6 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "benchmarks" / "data" / "accuracy.jsonl"
 COST = ROOT / "benchmarks" / "data" / "cost.jsonl"
-RECOVERIES = ROOT / "benchmarks" / "data" / "recover.jsonl"
-CALIBRATIONS = ROOT / "benchmarks" / "data" / "calibration.jsonl"
-SPEEDS = ROOT / "benchmarks" / "data" / "speed.jsonl"
 SAME = ROOT / "benchmarks" / "data" / "generated_heldout.txt"
 WINDOW, WINDOWS = 512, 16
 METHODS = {
@@ -199,11 +196,8 @@ def main() -> None:
     elif args.figures:
         from accuracy_tables import write
 
-        others = (COST, RECOVERIES, CALIBRATIONS, SPEEDS)
-        runs, recoveries, calibrations, speeds = (
-            [json.loads(line) for line in path.read_text().splitlines()] for path in others
-        )
-        write(rows(), runs, recoveries, calibrations, speeds, ROOT / "docs")
+        files = (ROOT / "benchmarks" / "data").glob("*.jsonl")
+        write({f.stem: [json.loads(line) for line in f.read_text().splitlines()] for f in files}, ROOT / "docs")
     else:
         args.work.mkdir(parents=True, exist_ok=True)
         run(args)

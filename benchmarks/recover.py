@@ -93,7 +93,7 @@ def rows(args: argparse.Namespace, model: Path, contents: dict[str, str], dense:
     before, after = accuracy.measured(model, contents), accuracy.measured(output, contents)
     base = {"model": "SmolLM2-135M-Instruct", "ratio": report["ratio"]["mlp"], "recipe": report["recipe"]}
     base |= {key: report["recovery"][key] for key in KEPT} | {"machine": platform.machine()}
-    base |= {"measured": "CPU, one thread, shared 2-core machine"}
+    base |= {"optimizer": "Muon", "measured": "CPU, one thread, shared 2-core machine"}
     found = []
     for name in contents:
         row = base | {key: dense[name][key] for key in ("text", "text_sha256", "window", "dtype")}

