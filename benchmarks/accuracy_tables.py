@@ -14,6 +14,7 @@ GOALS = {0.05: 1.035, 0.10: 1.10, 0.20: 1.30, 0.30: 1.60}
 RECOVERED_GOALS = {0.05: 1.03, 0.10: 1.07, 0.20: 1.17, 0.30: 1.35}
 NAMES = {
     "default": "default recipe (2 groups)",
+    "more-text": "default recipe, 65,536 tokens of calibration",
     "no-drop": "default recipe, drop: false",
     "drop": "default recipe, drop: true",
     "drop-16": "default recipe, drop: true, block: 16",
@@ -230,7 +231,7 @@ def calibration(rows: list[dict]) -> str:
     lines = ["| calibration text | tokens | recipe, ratio 0.20 | " + " | ".join(dense) + " | worst |"]
     lines += ["|---|---|---|" + "---|" * (len(dense) + 1)]
     lines.append("| none: dense, perplexity | | | " + " | ".join(f"{value:.2f}" for value in dense.values()) + " | |")
-    for (name, method, tokens), found in runs.items():
+    for (name, method, tokens), found in sorted(runs.items()):
         cells = " | ".join(f"x {found[on]:.3f}" for on in dense)
         lines.append(f"| {name} | {tokens:,} | {NAMES[method]} | {cells} | x {max(found.values()):.3f} |")
     return "\n".join(lines)
