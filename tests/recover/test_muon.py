@@ -30,9 +30,7 @@ def test_steps_are_those_of_torch(shape):
     generator = torch.Generator().manual_seed(1)
     ours, theirs = (torch.nn.Parameter(torch.full(shape, 0.5)) for _ in range(2))
     here = Muon([ours], 1e-2)
-    there = torch.optim.Muon(
-        [theirs], lr=1e-2, weight_decay=0.0, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw"
-    )
+    there = torch.optim.Muon([theirs], lr=1e-2, weight_decay=0.0, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw")
     for _ in range(3):
         ours.grad = torch.randn(shape, generator=generator)
         theirs.grad = ours.grad.clone()
