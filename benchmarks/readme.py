@@ -106,6 +106,15 @@ def recovered() -> str:
     return f"{'; '.join(told)} (one thread of this CPU, distillation from the dense model)"
 
 
+def second() -> str:
+    """The default recipe on the second model, by text."""
+    rows = rows_of("second_model")
+    dense = {row["text"]: row["perplexity"] for row in rows if not row["ratio"]}
+    last = [row for row in rows if row["ratio"]][-len(dense) :]
+    found = " and ".join(f"{row['perplexity'] / dense[row['text']]:.2f} on {row['text']}" for row in last)
+    return f"{last[0]['model']} at {last[0]['ratio']:.2f}: x {found}"
+
+
 def minutes() -> str:
     """What the make targets took, by the last row of each."""
     last = {row["command"]: row for row in rows_of("minutes")}
@@ -122,6 +131,7 @@ def figures() -> dict[str, str]:
         "perplexities": perplexities(),
         "minutes": minutes(),
         "recovered": recovered(),
+        "second": second(),
         "kernels": f"{near} of {len(rows)}",
         "band": f"{100 * low:+.0f} to {100 * high:+.0f} %",
     }
