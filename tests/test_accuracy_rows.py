@@ -33,5 +33,13 @@ def test_neurons_go_where_that_is_better(text, tables):
     assert found["default", 0.2, text][0] < found["no-drop", 0.2, text][0]
 
 
+@pytest.mark.parametrize("method", ["default", "svd-llm"])
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_less_is_kept_the_more_is_forgotten(method, text, tables):
+    found = tables.relative(ROWS)
+    lost = [1.0, *(found[method, ratio, text][1] for ratio in (0.05, 0.1, 0.2, 0.3))]
+    assert lost == sorted(set(lost))
+
+
 def test_the_page_has_these_rows(tables):
     assert tables.perplexities(ROWS) in (ROOT / "docs/accuracy.md").read_text()
