@@ -107,6 +107,7 @@ def test_generate_refuses_bad_options(tiny_svd_llama, capsys, argv, message):
     assert code == 2 and message in result["error"]
 
 
+@pytest.mark.slow
 def test_as_a_program_stdout_is_json_alone(tiny_svd_llama):
     argv = ["generate", "--model", str(tiny_svd_llama), "--prompt", "abc", "--max-new-tokens", "2", "--json"]
     done = subprocess.run(

@@ -71,6 +71,7 @@ def test_peak_memory_does_not_grow_with_the_number_of_layers(tmp_path, recipe):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_FSIZE is POSIX")
+@pytest.mark.slow
 def test_a_disk_that_fills_up_is_one_sentence_and_exit_code_1(tiny_llama, tmp_path):
     """The kernel refuses to let a file grow beyond 50 kB: the model's 200 kB do not fit."""
     import resource

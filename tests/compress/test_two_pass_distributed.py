@@ -28,7 +28,10 @@ RECIPES = {
 }
 
 
-@pytest.fixture(scope="module", params=["groups", pytest.param("dropped", marks=pytest.mark.slow)])
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=["groups", "dropped"])
 def both(request, tiny_llama, tmp_path_factory):
     folder, recipe = tmp_path_factory.mktemp("worlds"), repr(RECIPES[request.param])
     assert launch(1, CHILD, tiny_llama, folder / "one", recipe)[0] == [0]

@@ -98,7 +98,8 @@ def least_as_fast(chain):
     return min(moved for took, moved in front(chain, overlap=False) if took <= seconds)
 
 
-@pytest.mark.parametrize("ratio", [pytest.param(0.05, marks=pytest.mark.slow), 0.20])
+@pytest.mark.slow
+@pytest.mark.parametrize("ratio", [0.05, 0.20])
 def test_plans_move_little_more_than_an_exhaustive_search_or_are_faster(ratio):
     """Of 2048 tokens, with one load, which the kernels do not ask for less room than: some move more and are faster.
 

@@ -156,6 +156,7 @@ def test_early_stop_keeps_the_best(compressed, data, tmp_path):
     assert best == record.history[record.best_step].validation_perplexity
 
 
+@pytest.mark.slow
 def test_kill_and_resume_ends_with_the_same_bytes(compressed, data, tmp_path):
     options = {**QUICK, "steps": 60, "evaluate_every": 3, "patience": 100}
     command = [sys.executable, "-m", "nxdi_svd_plugin.cli.main", "recover", "--model", str(compressed)]
