@@ -42,6 +42,7 @@ def offline(monkeypatch, tmp_path):
 
 
 @needs_lm_eval
+@pytest.mark.slow
 def test_all_tasks_of_the_paper_on_local_data(tiny_llama, tiny_svd_llama):
     got = evaluate_pair(tiny_llama, tiny_svd_llama, Options(["paper"], task_data=DATA))
     rows = got.rows

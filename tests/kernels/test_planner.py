@@ -92,6 +92,7 @@ def worse_than_the_search(chain):
     return max(own / min(map(excess, found)), seconds / fastest, moved / least) - 1
 
 
+@pytest.mark.slow
 def test_plans_are_within_2_percent_of_the_exhaustive_search():
     """All but two of 40: the search needs less room, so that a strip may hold one more matmul's columns."""
     *most, second, worst = sorted(worse_than_the_search(chain) for chain in large_chains(40))
