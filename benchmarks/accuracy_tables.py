@@ -204,7 +204,7 @@ def second(rows: list[dict]) -> str:
 def steps(rows: list[dict]) -> str:
     """Validation perplexity over the steps of every run."""
     runs = {json.dumps([round(r["ratio"], 2), r["optimizer"], rate(r["settings"]), r["settings"]]): r for r in rows}
-    shown = sorted({each["step"] for row in rows for each in row["history"]})
+    shown = sorted({each["step"] for row in rows for each in row["history"] if each["step"] % 20 == 0})
     lines = ["| ratio | method | optimizer | rate | " + " | ".join(f"step {step}" for step in shown) + " |"]
     lines.append("|" + "---|" * (4 + len(shown)))
     for _, row in sorted(runs.items()):

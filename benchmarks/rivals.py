@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from accuracy import ROOT, add, rows, scores, texts
+from accuracy import ROOT, add, counted, rows, scores, texts
 from svd_llm import commit
 
 RIVALS = {  # method: the file here that calls it, and where its code is
@@ -94,13 +94,7 @@ def run(args: argparse.Namespace) -> None:
         found = rival.compress(task._replace(model=model, ratio=ratio), shared)
         stored = parameters(model)
         base = {
-            "method": args.rival,
-            "ratio": ratio,
-            "model": "SmolLM2-135M-Instruct",
-            "mlp_parameters": stored,
-            "mlp_bytes_bf16": 2 * stored,
-            "mlp_multiply_adds_per_token": stored,
-            "ratio_reached": 1 - stored / full,
+            **counted(args.rival, ratio, stored, full),
             "seconds": wall + time.monotonic() - began,
             "cpu_seconds": cpu + time.process_time() - cpu_began,
             "threads": torch.get_num_threads(),

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from accuracy import COST, ROOT, add, rows, scores, texts
+from accuracy import COST, ROOT, add, counted, rows, scores, texts
 from compress import processor
 from where_time_goes import compress_timed
 
@@ -84,13 +84,7 @@ def run(args: argparse.Namespace) -> None:
         full = sum(p.numel() for layer in dense.model.layers for p in layer.mlp.parameters())
         rank = model.model.layers[0].mlp.up_v_proj.out_features
         base = {
-            "method": "svd-llm-own",
-            "ratio": ratio,
-            "model": "SmolLM2-135M-Instruct",
-            "mlp_parameters": stored,
-            "mlp_bytes_bf16": 2 * stored,
-            "mlp_multiply_adds_per_token": stored,
-            "ratio_reached": 1 - stored / full,
+            **counted("svd-llm-own", ratio, stored, full),
             "seconds": wall + time.monotonic() - began,
             "cpu_seconds": cpu + time.process_time() - cpu_began,
             "threads": torch.get_num_threads(),
