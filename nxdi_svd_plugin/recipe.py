@@ -13,6 +13,7 @@
     allocation: global     # ranks by predicted loss within one budget, or uniform (Eq. 5)
     damping: 0.1           # relative ridge of objective two_sided
     max_patterns: 0        # at most so many different layers; 0 is no limit
+    scale: null            # or a text, FILE or builtin-mixed, on which predicted losses are brought to one scale
     calibration: {text: builtin, samples: 56, length: 512, seed: 0}
 
 Without a word on `drop`, allocation global drops neurons too where the ratio is at least 0.15 and no rank is given.
@@ -87,6 +88,8 @@ class Recipe:
     drop: whether layers may lose intermediate neurons, for which down is fitted again; None: as `drops` says. A layer
         that `dense` names as a whole keeps its own; with all three projections dense, what remains is a narrower dense
         MLP.
+    scale: a text of another kind than the calibration's; on it the loss of changing one layer is measured, for every
+        layer and kind of change, and scales what the allocation expects. None: expectations as they are.
     dtype: of the factors; "source" keeps the dtype of the weight they replace.
     shard_size: largest size of one output file in bytes; `from_dict` takes "5GB" too.
     Raises:
@@ -106,6 +109,7 @@ class Recipe:
     allocation: str = "uniform"
     damping: float = DEFAULT_DAMPING
     max_patterns: int = 0
+    scale: str | None = None
     calibration: Calibration = field(default_factory=Calibration)
     dtype: str = "source"
     shard_size: int = 5_000_000_000
@@ -138,6 +142,8 @@ class Recipe:
             raise RecipeError(f"drop is {self.drop!r}; expected true, false or null")
         _check("damping", self.damping, float)
         _check("max_patterns", self.max_patterns, int)
+        if self.scale is not None:
+            _check("scale", self.scale, str)
         if not 0 < self.damping < math.inf or self.max_patterns < 0:
             raise RecipeError(
                 f"damping is {self.damping}, max_patterns {self.max_patterns}; damping must be above 0, "
@@ -168,6 +174,16 @@ class Recipe:
             )
         if self.max_patterns and self.allocation == "uniform":
             raise RecipeError("max_patterns limits what allocation global chooses; remove it, uniform has one pattern")
+        if self.scale is not None and self.allocation == "uniform":
+            raise RecipeError(
+                "scale corrects the losses that allocation global weighs, which allocation uniform does not use; "
+                "remove it or use allocation global"
+            )
+        if self.scale is not None and self.scale == self.calibration.text:
+            raise RecipeError(
+                f"scale and calibration are the same text, {self.scale}, on which predicted losses are too small; give "
+                "scale another text"
+            )
 
     def _check_selectors(self) -> None:
         for selector, rank in self.ranks.items():
@@ -204,8 +220,9 @@ class Recipe:
         return DEFAULT_RATIO if self.ratio is None else self.ratio
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; `from_dict` reads it back."""
-        return {**dataclasses.asdict(self), "ranks": dict(self.ranks), "dense": list(self.dense)}
+        """Plain JSON types; `from_dict` reads it back. A recipe that does not scale does not speak of it."""
+        found = {**dataclasses.asdict(self), "ranks": dict(self.ranks), "dense": list(self.dense)}
+        return found if self.scale is not None else {key: value for key, value in found.items() if key != "scale"}
 
     def with_changes(self, changes: Mapping[str, Any]) -> Recipe:
         """This recipe with flags put over it: keys as in YAML, calibration keys as "calibration.samples"."""

@@ -12,6 +12,7 @@ from nxdi_svd_plugin.cli.output import emit
 
 if TYPE_CHECKING:
     from nxdi_svd_plugin.checkpoint.source import SourceConfig
+    from nxdi_svd_plugin.report.record import Report
     from nxdi_svd_plugin.stored.layers import Layers
 
 EPILOG = """\
@@ -67,10 +68,23 @@ def inspect(directory: Path) -> dict[str, Any]:
         "mlp_bytes_per_core": mlp_bytes // groups,
         "model_bytes": sum(sizes.values()),
         "calibration": to_json(report.calibration) if report else None,
+        "scaling": scaling_of(report) if report else None,
         "evaluation": report.evaluation.to_dict() if report and report.evaluation else None,
         "recovered": not recovery.get("kept_input", True),
         "matrices": rows,
     }
+
+
+def scaling_of(report: Report) -> dict[str, Any] | None:
+    """How predicted losses were brought to one scale, with predicted and scaled loss of every layer; None if they were
+    not."""
+    from nxdi_svd_plugin.report.json_object import to_json
+
+    if report.scaling is None:
+        return None
+    losses = report.scaling.losses(report.matrices)
+    layers = [{"layer": layer, "predicted": predicted, "scaled": scaled} for layer, predicted, scaled in losses]
+    return {**to_json(report.scaling), "layers": layers}
 
 
 def tensor_sizes(directory: Path) -> dict[str, int]:

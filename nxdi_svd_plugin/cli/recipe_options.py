@@ -22,6 +22,7 @@ KEYS = {
     "allocation": "allocation",
     "damping": "damping",
     "max_patterns": "max_patterns",
+    "scale": "scale",
     "dtype": "dtype",
     "shard_size": "shard_size",
     "calibration": "calibration.text",
@@ -55,6 +56,9 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--allocation", choices=ALLOCATIONS, help="of the ranks (default: global)")
     group.add_argument("--damping", type=number, help="relative ridge of the two-sided objectives (default: 0.1)")
     group.add_argument("--max-patterns", type=int, help="most different layers, 0: no limit (default: 0)")
+    group.add_argument(
+        "--scale", type=expanded, metavar="FILE", help="measure losses on it, builtin-mixed (default: no)"
+    )
     group.add_argument("--dtype", choices=FACTOR_DTYPES, help="of the factors (default: source)")
     group.add_argument("--shard-size", metavar="SIZE", help="of one output file: 5GB, 500MB, 5GiB (default: 5GB)")
     group.add_argument("--calibration", type=expanded, metavar="FILE", help="text, see docs/inputs.md (builtin)")

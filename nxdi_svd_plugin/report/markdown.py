@@ -16,6 +16,7 @@ from nxdi_svd_plugin.report.cells import error_lines, layer_rows
 from nxdi_svd_plugin.report.json_object import from_json
 from nxdi_svd_plugin.report.measured import Evaluation, LayerLosses, Recovery, Row, Tasks
 from nxdi_svd_plugin.report.record import Report
+from nxdi_svd_plugin.report.scaling import HEAD, rows, sums
 from nxdi_svd_plugin.stored.projection import PROJECTIONS
 
 MARKDOWN = "report.md"
@@ -138,6 +139,14 @@ def losses_lines(losses: LayerLosses, file: str) -> list[str]:
     ]
 
 
+def scaling_lines(report: Report) -> list[str]:
+    """What the losses that decided were multiplied by, if they were."""
+    if report.scaling is None:
+        return []
+    said = sums(report.scaling, report.matrices)
+    return ["", f"{said[0].upper()}{said[1:]}.", "", *table(HEAD, rows(report.scaling, report.matrices))]
+
+
 def markdown(entries: Sequence[Entry]) -> str:
     """The whole text."""
     source = entries[0].report.source.name
@@ -160,6 +169,7 @@ def markdown(entries: Sequence[Entry]) -> str:
             "",
         ]
         parts += [LAYERS_NOTE, "", *table(("layer", "width", *PROJECTIONS), layer_rows(entry.report.matrices))]
+        parts += scaling_lines(entry.report)
         parts += losses_lines(entry.losses, losses_file(i, entries)) if entry.losses else []
         parts += [line for text in error_lines(entry.report.matrices) for line in ("", f"{text[0].upper()}{text[1:]}.")]
     return "\n".join([*parts, ""])

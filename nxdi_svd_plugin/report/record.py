@@ -14,6 +14,7 @@ from nxdi_svd_plugin.report.cells import error_lines, layer_table
 from nxdi_svd_plugin.report.json_object import expect, field_values, to_json
 from nxdi_svd_plugin.report.matrix import MatrixRecord
 from nxdi_svd_plugin.report.measured import Evaluation, LayerLosses, Recovery, Tasks
+from nxdi_svd_plugin.report.scaling import Scaling, sums
 from nxdi_svd_plugin.stored.layers import Layers, groups_of, mlp_of
 from nxdi_svd_plugin.stored.projection import PROJECTIONS
 
@@ -77,8 +78,8 @@ class Report:
     """Everything that report.json says.
 
     matrices: one record for each projection, all of the model's. recipe: as recipe.py writes it. files: SHA-256 of
-    every weight file. evaluation, tasks, layer_losses: what `nxdi-svd evaluate --record` measured. recovery: what
-    `nxdi-svd recover` did.
+    every weight file. scaling: how predicted losses were brought to one scale, where they were. evaluation, tasks,
+    layer_losses: what `nxdi-svd evaluate --record` measured. recovery: what `nxdi-svd recover` did.
     Raises:
         CheckpointError: a layer without one of its projections, layers that no model can have.
     """
@@ -92,6 +93,7 @@ class Report:
     versions: dict[str, str]
     cost: Cost
     files: dict[str, str]
+    scaling: Scaling | None = None
     evaluation: Evaluation | None = None
     tasks: Tasks | None = None
     layer_losses: LayerLosses | None = None
@@ -184,6 +186,7 @@ class Report:
             [
                 layer_table(self.matrices),
                 *error_lines(self.matrices),
+                *([sums(self.scaling, self.matrices)] if self.scaling else []),
                 f"ratio asked {ratio.asked:.4f} of the {ratio.target}; reached {ratio.mlp:.4f} of the MLP, "
                 f"{ratio.model:.4f} of the model",
                 f"MLP weights of one core: {self.core}",

@@ -7,6 +7,7 @@ A file is plain UTF-8, or records as JSON lines (.jsonl, .ndjson) or one JSON ar
 SmolLM2-135M-Instruct went on with at temperature 1 for up to 128 tokens (benchmarks/calibration_text.py), all of it
 read. Text of a language model covers more of what models see than any one document, and what is calibrated on it
 carries over to other texts (docs/accuracy.md).
+"builtin-mixed" (scaling of predicted losses) ships too: a little of many kinds of writing, written for this package.
 "builtin-heldout" (evaluation) is Python's pydoc_data.topics, technical English.
 """
 
@@ -27,7 +28,9 @@ from nxdi_svd_plugin.texts.records import begins_with_record, document, read_rec
 
 BUILTIN = "builtin"
 HELDOUT = "builtin-heldout"
-SHIPPED = Path(__file__).parents[1] / "data" / "calibration.txt"
+MIXED = "builtin-mixed"
+DATA = Path(__file__).parents[1] / "data"
+SHIPPED = {BUILTIN: DATA / "calibration.txt", MIXED: DATA / "mixed.txt"}
 TABLES = (".csv", ".tsv")
 CHUNK = 1 << 20  # characters that are read, and tokenized, at once
 
@@ -143,13 +146,13 @@ class Text:
 
 
 def read_text(source: str) -> Text:
-    """A text by name ("builtin", "builtin-heldout") or path.
+    """A text by name ("builtin", "builtin-mixed", "builtin-heldout") or path.
 
     Raises:
         CalibrationError: no such file, or one that may not be read. CheckpointError: a Git LFS pointer.
     """
-    if source == BUILTIN:
-        return Text(source, content=SHIPPED.read_text(encoding="utf-8"))
+    if source in SHIPPED:
+        return Text(source, content=SHIPPED[source].read_text(encoding="utf-8"))
     if source == HELDOUT:
         return Text(source, content=_topics())
     path = Path(source).expanduser()
@@ -162,7 +165,7 @@ def read_text(source: str) -> Text:
     except (OSError, ValueError) as error:  # the second for a name with a zero byte
         said = getattr(error, "strerror", error)
         raise CalibrationError(
-            f"text {source} cannot be read ({said}); give a text file, a .jsonl file, {BUILTIN} or {HELDOUT}"
+            f"text {source} cannot be read ({said}); give a text file, a .jsonl file, {BUILTIN}, {MIXED} or {HELDOUT}"
         ) from error
     return Text(path.name, path)
 

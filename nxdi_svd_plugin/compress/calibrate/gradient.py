@@ -56,6 +56,11 @@ class Head:
         seen = normed.detach()
         return torch.autograd.grad(normed, x, torch.cat([self.pull(seen[at], uniform[at]) for at in slices]))[0]
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[tokens, vocabulary] of the last layer's output [tokens, hidden]."""
+        found: Tensor = self.norm(hidden) @ self.weight.T
+        return found
+
     def pull(self, normed: Tensor, uniform: Tensor) -> Tensor:
         """(softmax(logits) - onehot(label)) @ weight for some tokens; a label is where the cumulative sum of its
         token's softmax passes `uniform` [tokens, 1]."""

@@ -72,13 +72,18 @@ class Collector:
 
 
 def decode(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """One sample [length, hidden] through the layer.
+    """One sample [length, hidden] through the layer."""
+    return decode_together(model, hidden[None])[0]
+
+
+def decode_together(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Some samples [samples, length, hidden] through the layer.
 
     The mask of ones says that nothing is padding; without it some versions of transformers look for packed sequences
     and build a mask of length x length, to the same bits.
     """
-    ones = torch.ones(1, len(hidden), dtype=torch.long, device=hidden.device)
-    output: torch.Tensor = model(inputs_embeds=hidden[None], attention_mask=ones, use_cache=False).last_hidden_state[0]
+    ones = torch.ones(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+    output: torch.Tensor = model(inputs_embeds=hidden, attention_mask=ones, use_cache=False).last_hidden_state
     return output
 
 

@@ -7,6 +7,7 @@ of layer i, `gradient-i` the loss gradient there.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -56,9 +57,13 @@ def check_finite(name: str, *tensors: torch.Tensor) -> None:
         )
 
 
-def read_samples(files: WorkingFiles, name: str, shape: tuple[int, int]) -> Iterator[torch.Tensor]:
-    """The samples of a file, one of `shape` (length, hidden) at a time."""
+def read_samples(
+    files: WorkingFiles, name: str, shape: tuple[int, int], start: int = 0, step: int = 1
+) -> Iterator[torch.Tensor]:
+    """The samples of a file, one of `shape` (length, hidden) at a time: from number `start` on every `step`-th."""
     size = 4 * shape[0] * shape[1]
     with open(files.path(name), "rb") as file:
+        file.seek(start * size)
         while content := file.read(size):
             yield torch.frombuffer(bytearray(content), dtype=torch.float32).reshape(shape)
+            file.seek((step - 1) * size, os.SEEK_CUR)

@@ -20,9 +20,11 @@ from nxdi_svd_plugin.compress.forms import named
 from nxdi_svd_plugin.compress.plan.budget import Energies, global_ranks
 from nxdi_svd_plugin.compress.plan.limits import Limits
 from nxdi_svd_plugin.compress.plan.ranks import fixed_projection
+from nxdi_svd_plugin.compress.plan.scaling import scaled_curves, scaled_energies
 from nxdi_svd_plugin.compress.plan.widths import Curve, global_widths
 from nxdi_svd_plugin.compress.run.calibration import INNER, neurons
 from nxdi_svd_plugin.compress.run.job import stored_dtype
+from nxdi_svd_plugin.compress.run.scaling import trials_of
 from nxdi_svd_plugin.compress.run.session import Session
 from nxdi_svd_plugin.compress.run.sources import (
     curves_of,
@@ -84,7 +86,9 @@ def ranks(run: Session) -> str:
     }
     every = {key: energy for part in run.world.all(mine) for key, energy in part.items()}
     curves = {index: curve for part in run.world.all(curves_of(run)) for index, curve in part.items()}
-    found = run.world.on_first(lambda: _decided(run, every, curves))
+    tried = trials_of(run)
+    scaled = scaled_energies(every, tried), scaled_curves(curves, tried)
+    found = run.world.on_first(lambda: _decided(run, *scaled))
     run.state.layers = {"format_version": run.state.identity["format"], **layers_to_json(found)}
     low = sum(isinstance(p, LowRank) for mlp in found.values() for _, p in mlp.items())
     said = f"{low} of {len(found) * len(PROJECTIONS)} projections become low rank"

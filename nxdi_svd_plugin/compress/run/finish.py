@@ -14,13 +14,14 @@ from nxdi_svd_plugin.checkpoint.names import CONFIG, REPORT, model_name
 from nxdi_svd_plugin.checkpoint.tensors import parameters
 from nxdi_svd_plugin.checkpoint.writer import Writer, remove_unfinished
 from nxdi_svd_plugin.compress.plan.ranks import reached
-from nxdi_svd_plugin.compress.run.job import Job, machine, versions
+from nxdi_svd_plugin.compress.run.job import Job, Scale, machine, versions
 from nxdi_svd_plugin.compress.run.manifest import Manifest
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.report.card import model_card
 from nxdi_svd_plugin.report.matrix import MatrixRecord
 from nxdi_svd_plugin.report.peak import peak_memory
 from nxdi_svd_plugin.report.record import Calibration, Cost, Parameters, Report, Source
+from nxdi_svd_plugin.report.scaling import Scaling, Trial
 from nxdi_svd_plugin.report.source_card import CARD, read_card
 from nxdi_svd_plugin.stored.layers import ARCHITECTURES, FORMAT_VERSION, MODEL_TYPES, layers_to_json
 from nxdi_svd_plugin.version import __version__
@@ -56,9 +57,15 @@ def completed(job: Job, output: Path) -> Report | None:
         report = Report.read(output)
     except CheckpointError:
         return None
-    made = (report.source.fingerprint, report.recipe, report.calibration.sha256)
-    now = (job.reader.fingerprint(), job.recipe.to_dict(), job.text.sha256)
-    changed = [what for what, a, b in zip(("source", "recipe", "calibration text"), made, now, strict=True) if a != b]
+    made = (
+        report.source.fingerprint,
+        report.recipe,
+        report.calibration.sha256,
+        report.scaling and report.scaling.sha256,
+    )
+    now = (job.reader.fingerprint(), job.recipe.to_dict(), job.text.sha256, job.scale and job.scale.text.sha256)
+    inputs = ("source", "recipe", "calibration text", "scale text")
+    changed = [what for what, a, b in zip(inputs, made, now, strict=True) if a != b]
     if changed:
         raise CheckpointError(
             f"{output} is complete, and the {', '.join(changed)} changed since; there is nothing to resume: use "
@@ -88,6 +95,15 @@ def compressed_config(job: Job, report: Report) -> dict[str, Any]:
     }
 
 
+def scaling(measured_on: Scale | None, state: Manifest) -> Scaling | None:
+    """How losses were brought to one scale, if they were."""
+    if measured_on is None:
+        return None
+    text, (samples, length) = measured_on.text, measured_on.samples.shape
+    trials = tuple(Trial(**trial) for trial in state.trials)
+    return Scaling(text.name, text.sha256, samples, length, samples * length, trials)
+
+
 def make_report(job: Job, state: Manifest, files: dict[str, str], device: torch.device) -> Report:
     """The report of a finished layer loop."""
     config, calibration = job.config, job.recipe.calibration
@@ -112,6 +128,7 @@ def make_report(job: Job, state: Manifest, files: dict[str, str], device: torch.
             tokens=job.samples.numel(),
             seed=calibration.seed,
         ),
+        scaling=scaling(job.scale, state),
         recipe=job.recipe.to_dict(),
         versions=versions(),
         cost=Cost(

@@ -26,10 +26,11 @@ from nxdi_svd_plugin.compress.plan.cost import disk_needs
 from nxdi_svd_plugin.compress.plan.degenerate import survey, warn
 from nxdi_svd_plugin.compress.plan.limits import Limits
 from nxdi_svd_plugin.compress.plan.ranks import decide_ranks, larger
+from nxdi_svd_plugin.compress.plan.scaling import SAMPLES, window_length
 from nxdi_svd_plugin.compress.plan.widths import check_budget
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError
 from nxdi_svd_plugin.modeling.finite import check_ids
-from nxdi_svd_plugin.recipe import Recipe
+from nxdi_svd_plugin.recipe import Calibration, Recipe
 from nxdi_svd_plugin.stored.layers import FORMAT_VERSION, Layers, Mlp
 from nxdi_svd_plugin.stored.projection import Dense
 from nxdi_svd_plugin.texts import Text, read_text
@@ -39,10 +40,19 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Scale:
+    """The text that losses are measured on, and token ids [samples, length] of it."""
+
+    text: Text
+    samples: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Job:
     """A checked compression: source, recipe, ranks and calibration samples.
 
-    limits: of the weights' ranks (plan/degenerate.py). samples: token ids [samples, length].
+    limits: of the weights' ranks (plan/degenerate.py). samples: token ids [samples, length]. scale: where the recipe
+    brings losses to one scale.
     """
 
     config: SourceConfig
@@ -52,6 +62,7 @@ class Job:
     limits: Limits
     text: Text
     samples: torch.Tensor
+    scale: Scale | None = None
 
 
 def prepare(model_dir: Path, recipe: Recipe) -> Job:
@@ -70,13 +81,33 @@ def prepare(model_dir: Path, recipe: Recipe) -> Job:
     _check_length(config, recipe)
     text = read_text(recipe.calibration.text)
     samples = windows(tokenize(config.directory, text, recipe.calibration), recipe.calibration)
-    check_ids(config.directory, config.raw["vocab_size"], samples)
+    scale = _scale(config, recipe, text)
+    for ids in (samples, *([scale.samples] if scale else [])):
+        check_ids(config.directory, config.raw["vocab_size"], ids)
     warn_of_few(config, samples)
     limits = survey(reader, config, Groups.of(config, recipe))
     warn(limits)
     check_budget(config, recipe, limits)
     check_patterns(config, recipe, limits)
-    return Job(config, reader, recipe, decide_ranks(config, recipe, limits), limits, text, samples)
+    return Job(config, reader, recipe, decide_ranks(config, recipe, limits), limits, text, samples, scale)
+
+
+def _scale(config: SourceConfig, recipe: Recipe, calibration: Text) -> Scale | None:
+    """The text that losses are measured on: another than the calibration's, by its bytes."""
+    if recipe.scale is None:
+        return None
+    text = read_text(recipe.scale)
+    if text.sha256 == calibration.sha256:
+        raise CalibrationError(
+            f"scale {recipe.scale} is the calibration text, on which predicted losses are too small; give another text"
+        )
+    wanted = Calibration(recipe.scale, SAMPLES, window_length(recipe), recipe.calibration.seed)
+    ids = tokenize(config.directory, text, wanted)
+    if len(ids) < (need := wanted.samples * wanted.length):
+        raise CalibrationError(
+            f"scale {recipe.scale} has {len(ids)} tokens; losses are measured on {need}: give a longer text"
+        )
+    return Scale(text, windows(ids, wanted))
 
 
 def _check_length(config: SourceConfig, recipe: Recipe) -> None:
@@ -149,6 +180,7 @@ def identity(job: Job, processes: int, device: torch.device) -> dict[str, Any]:
         "recipe": job.recipe.to_dict(),
         "calibration text": job.text.sha256,
         "samples": [list(job.samples.shape), hashlib.sha256(job.samples.numpy().tobytes()).hexdigest()],
+        **({"scale text": job.scale.text.sha256} if job.scale else {}),
         "format": FORMAT_VERSION,
         "versions": versions(),
         "threads": torch.get_num_threads(),

@@ -24,7 +24,8 @@ class Manifest:
     identity: source fingerprint, recipe, calibration text, versions, threads, processes; equal for a run and its
     resumption. steps: names of the finished ones. files: size and hash of every working file, of all processes, that a
     later step reads. layers: forms and ranks as svd_config has them, once they are decided. tensors: SHA-256 of
-    everything in the shards. records: the report's records of the finished layers. wall_seconds, cpu_seconds: spent.
+    everything in the shards. records: the report's records of the finished layers. trials: of the report's scaling, or
+    what is known of them. wall_seconds, cpu_seconds: spent.
     """
 
     identity: dict[str, Any]
@@ -33,6 +34,7 @@ class Manifest:
     layers: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, str] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
+    trials: list[dict[str, Any]] = field(default_factory=list)
     wall_seconds: float = 0.0
     cpu_seconds: float = 0.0
 

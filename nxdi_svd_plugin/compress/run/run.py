@@ -15,8 +15,8 @@ from nxdi_svd_plugin.checkpoint.lock import OutputLock
 from nxdi_svd_plugin.checkpoint.names import CONFIG, REPORT, UNFINISHED
 from nxdi_svd_plugin.checkpoint.working import WorkingFiles
 from nxdi_svd_plugin.checkpoint.writer import check_output, prepare_output, remove_unfinished
-from nxdi_svd_plugin.compress.calibrate import states
-from nxdi_svd_plugin.compress.run import calibration, factoring, manifest, sources
+from nxdi_svd_plugin.compress.calibrate import states, trials
+from nxdi_svd_plugin.compress.run import calibration, factoring, manifest, scaling, sources
 from nxdi_svd_plugin.compress.run.allocator import keep_freed_blocks
 from nxdi_svd_plugin.compress.run.finish import completed, finish
 from nxdi_svd_plugin.compress.run.job import Job, check_space, identity, prepare
@@ -34,6 +34,9 @@ WORK: dict[str, Callable[[Session, Step], str]] = {
     "head": lambda run, step: calibration.head(run),
     "backward": lambda run, step: calibration.backward(run, *step.layers),
     "spectra": lambda run, step: factoring.spectra(run, step.layers),
+    "scale-embed": lambda run, step: scaling.embed(run),
+    "scale-layer": lambda run, step: scaling.one_layer(run, *step.layers),
+    "scale-head": lambda run, step: scaling.head(run),
     "ranks": lambda run, step: factoring.ranks(run),
     "copy": lambda run, step: factoring.copy(run),
     "factor": lambda run, step: factoring.factor(run, step.layers),
@@ -166,6 +169,11 @@ def reads(run: Session, step: Step) -> list[str]:
         return [states.hidden(*step.layers), states.gradient(step.layers[0] + 1)]
     if step.kind == "spectra":
         return [name for i in run.own(step.layers) for name in sources.sums_files(run, i)]
+    if step.kind == "scale-layer":
+        own = step.layers if step.layers[0] % run.world.size == run.world.rank else ()
+        return [trials.copies(*step.layers), *(name for i in own for name in sources.factor_files(run, i))]
+    if step.kind == "scale-head":
+        return [trials.copies(run.job.config.layers)]
     if step.kind == "ranks":
         every = range(run.world.rank, run.job.config.layers, run.world.size)
         return [name for i in every for name in sources.loss_files(run, i)]
@@ -176,7 +184,9 @@ def reads(run: Session, step: Step) -> list[str]:
 
 def drops(run: Session, step: Step) -> list[str]:
     """Those of them that no later step reads: all, but for the inputs of a layer that a gradient will come back to, and
-    what the factors need once the width of a layer is known."""
+    what the factors need once the width of a layer is known, which the measuring of scales reads too."""
+    if step.kind == "scale-layer":
+        return [trials.copies(*step.layers)]
     comes_back = step.kind == "forward" and run.job.recipe.differentiates
     waits = step.kind in ("spectra", "ranks") and run.job.recipe.drops
     if waits:

@@ -2,7 +2,8 @@
 
     embed, forward 0 ... n-1, head, backward n-1 / spectra n-1 ... backward 0 / spectra 0, ranks, copy, factor 0 ... n-1
 
-An objective without gradients has no head and no backward; uniform ranks need no step. The paper's one pass is the same
+An objective without gradients has no head and no backward; uniform ranks need no step. Where losses are brought to one
+scale, scale-embed, scale-layer 0 ... n-1 and scale-head come before the ranks. The paper's one pass is the same
 list in another order: copy first, then forward i, spectra i and factor i, layer by layer. Where several processes run,
 spectra and factor take as many layers as there are processes, one each.
 """
@@ -33,7 +34,8 @@ def schedule(recipe: Recipe, layers: int, processes: int) -> list[Step]:
     chunks = [tuple(range(layers))[i : i + processes] for i in range(0, layers, processes)]
     if recipe.is_paper:
         return [Step("embed"), Step("copy"), *(step for chunk in chunks for step in _one_pass(chunk))]
-    ranks = [Step("ranks")] if recipe.allocation == "global" else []
+    scales = [Step("scale-embed"), *(Step("scale-layer", (i,)) for i in range(layers)), Step("scale-head")]
+    ranks = [*(scales if recipe.scale else []), Step("ranks")] if recipe.allocation == "global" else []
     factors = [Step("factor", chunk) for chunk in chunks]
     return [Step("embed"), *_statistics(recipe, chunks), *ranks, Step("copy"), *factors]
 
