@@ -144,6 +144,21 @@ def to_text(found: dict[str, Any]) -> str:
         )
     if found["groups"] > 1 and any(row["relative_error"] is not None for row in found["matrices"]):
         lines += ["", ADDED]
+    if found["scaling"]:
+        lines += ["", *scaling_text(found["scaling"])]
     if found["recovered"]:
         lines += ["", "the output errors are those of the compression, before recovery"]
     return "\n".join(lines)
+
+
+def scaling_text(found: dict[str, Any]) -> list[str]:
+    """The table of predicted, scaled and measured losses, and their sums."""
+    from nxdi_svd_plugin.report.json_object import from_json
+    from nxdi_svd_plugin.report.scaling import HEAD, Scaling, rows, sums
+
+    losses = [(row["layer"], row["predicted"], row["scaled"]) for row in found["layers"]]
+    scaling = from_json(Scaling, {key: value for key, value in found.items() if key != "layers"}, "scaling")
+    table = [HEAD, *rows(scaling, losses)]
+    sizes = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(f"{cell:>{size}}" for cell, size in zip(row, sizes, strict=True)) for row in table]
+    return [*(line.rstrip() for line in lines), sums(scaling, losses)]

@@ -143,8 +143,9 @@ def scaling_lines(report: Report) -> list[str]:
     """What the losses that decided were multiplied by, if they were."""
     if report.scaling is None:
         return []
-    said = sums(report.scaling, report.matrices)
-    return ["", f"{said[0].upper()}{said[1:]}.", "", *table(HEAD, rows(report.scaling, report.matrices))]
+    losses = report.scaling.losses(report.matrices)
+    said = sums(report.scaling, losses)
+    return ["", f"{said[0].upper()}{said[1:]}.", "", *table(HEAD, rows(report.scaling, losses))]
 
 
 def markdown(entries: Sequence[Entry]) -> str:

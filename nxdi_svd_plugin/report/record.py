@@ -186,7 +186,7 @@ class Report:
             [
                 layer_table(self.matrices),
                 *error_lines(self.matrices),
-                *([sums(self.scaling, self.matrices)] if self.scaling else []),
+                *([sums(self.scaling, self.scaling.losses(self.matrices))] if self.scaling else []),
                 f"ratio asked {ratio.asked:.4f} of the {ratio.target}; reached {ratio.mlp:.4f} of the MLP, "
                 f"{ratio.model:.4f} of the model",
                 f"MLP weights of one core: {self.core}",

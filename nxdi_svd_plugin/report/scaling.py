@@ -11,6 +11,8 @@ from nxdi_svd_plugin.report.matrix import MatrixRecord
 LOW_RANK, DROP = "low_rank", "drop"
 KINDS = (LOW_RANK, DROP)
 """Kinds of changes of a layer: projections truncated, neurons dropped."""
+Loss = tuple[int, float, float]
+"""Layer, and its loss in nats per token: predicted, scaled."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class Scaling:
         """Of the losses of a kind of change in a layer; 1 where that was not tried."""
         return next((trial.scale for trial in self.trials if (trial.layer, trial.kind) == (layer, kind)), 1.0)
 
-    def losses(self, matrices: Iterable[MatrixRecord]) -> list[tuple[int, float, float]]:
-        """(layer, predicted, scaled) nats per token of every layer as it was stored."""
+    def losses(self, matrices: Iterable[MatrixRecord]) -> list[Loss]:
+        """Of every layer as it was stored."""
         found: dict[int, tuple[float, float]] = {}
         for record in matrices:
             low, drop = record.predicted_loss or 0.0, record.drop_loss or 0.0
@@ -77,12 +79,12 @@ HEAD = (
 )
 
 
-def rows(scaling: Scaling, matrices: Iterable[MatrixRecord]) -> list[list[str]]:
+def rows(scaling: Scaling, losses: Iterable[Loss]) -> list[list[str]]:
     """One row a layer under HEAD, nats per token."""
     tried = {(trial.layer, trial.kind): (trial.predicted, trial.measured) for trial in scaling.trials}
     return [
-        [str(layer), *(f"{value:.3g}" for value in losses), *(c for kind in KINDS for c in _pair(tried, layer, kind))]
-        for layer, *losses in scaling.losses(matrices)
+        [str(layer), *(f"{value:.3g}" for value in both), *(c for kind in KINDS for c in _pair(tried, layer, kind))]
+        for layer, *both in losses
     ]
 
 
@@ -90,10 +92,9 @@ def _pair(tried: dict[tuple[int, str], tuple[float, float]], layer: int, kind: s
     return [f"{value:.3g}" for value in tried[layer, kind]] if (layer, kind) in tried else ["", ""]
 
 
-def sums(scaling: Scaling, matrices: Iterable[MatrixRecord]) -> str:
+def sums(scaling: Scaling, losses: Iterable[Loss]) -> str:
     """One sentence on the whole model."""
-    losses = scaling.losses(matrices)
-    predicted, scaled = (sum(column) for column in list(zip(*losses, strict=True))[1:])
+    _, predicted, scaled = (sum(column) for column in zip(*losses, strict=True))
     return (
         f"losses of all layers: predicted {predicted:.3g}, scaled {scaled:.3g} nats per token, by what each layer "
         f"changed alone costs on {scaling.tokens} tokens of {scaling.text}"

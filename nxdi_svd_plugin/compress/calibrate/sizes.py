@@ -4,3 +4,6 @@ from __future__ import annotations
 
 SLICE = 512
 """Tokens whose logits are computed together."""
+
+AT_ONCE = 1024
+"""Tokens of a trial that go through a layer together."""

@@ -16,9 +16,7 @@ from torch import Tensor, nn
 
 from nxdi_svd_plugin.compress.calibrate.gradient import Head
 from nxdi_svd_plugin.compress.calibrate.layer import decode_together
-
-AT_ONCE = 1024
-"""Tokens that go through a layer together."""
+from nxdi_svd_plugin.compress.calibrate.sizes import AT_ONCE
 
 
 def copies(layer: int) -> str:

@@ -6,15 +6,17 @@ sizes are modelled, not measured; benchmarks/compress.py compares them with meas
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
 from nxdi_svd_plugin.checkpoint.source import SourceConfig, projections
 from nxdi_svd_plugin.checkpoint.tensors import expected_tensors, layer_tensors
 from nxdi_svd_plugin.compress.calibrate.groups import Groups
-from nxdi_svd_plugin.compress.calibrate.sizes import SLICE
+from nxdi_svd_plugin.compress.calibrate.sizes import AT_ONCE, SLICE
 from nxdi_svd_plugin.compress.calibrate.statistics import kept_names, statistics_shapes
 from nxdi_svd_plugin.compress.plan.ranks import fixed_projection
+from nxdi_svd_plugin.compress.plan.scaling import SAMPLES, changes, window_length
 from nxdi_svd_plugin.compress.plan.widths import LEAST, layer_widths
 from nxdi_svd_plugin.factorize.itemsize import itemsize
 from nxdi_svd_plugin.recipe import Recipe
@@ -43,7 +45,8 @@ class Memory:
 class Disk:
     """Modelled bytes of the working files at their largest.
 
-    states: hidden states and loss gradients. spectra: statistics and what is kept of them for the factors.
+    states: hidden states and loss gradients, or those of the trials that scale losses. spectra: statistics and what is
+    kept of them for the factors.
     """
 
     states: int
@@ -57,7 +60,8 @@ def peak_memory(config: SourceConfig, recipe: Recipe) -> Memory:
     tensor, its float64 sums, the activations of one sample; with gradients the head or what autograd keeps of a sample.
     factor: the sums and a decomposition with its workspace, or what is kept of a layer, one decomposition, the
     truncated projections, their coefficients and the solution of one, in float64; where neurons may be dropped, their
-    covariance and its root.
+    covariance and its root. The trials that scale losses hold a layer, the weights of its changes and what goes through
+    it together, or the head and the logits of two windows and their odds; their weights are made as factors are.
     """
     sizes = {name: math.prod(shape) for name, shape in expected_tensors(config).items()}
     square, wide = 8 * config.hidden**2, 8 * config.hidden * config.intermediate
@@ -67,9 +71,10 @@ def peak_memory(config: SourceConfig, recipe: Recipe) -> Memory:
     factors = kept_bytes(groups, recipe) + 6 * square + len(PROJECTIONS) * 2 * wide + 3 * wide
     neurons = neurons_bytes(groups, recipe)
     narrow = max(sums + neurons.eliminated, neurons.fitted)
+    layer = _layer(config, recipe, layer_numbers(config)) + sums + neurons.summed
     return Memory(
         load=8 * max(sizes.values()),
-        calibrate=max(_head(config, recipe), _layer(config, recipe, layer_numbers(config)) + sums + neurons.summed),
+        calibrate=max(_head(config, recipe), layer, _trials(config, recipe)),
         factor=max(decompose, factors, narrow),
     )
 
@@ -140,10 +145,37 @@ def _layer(config: SourceConfig, recipe: Recipe, layer: int) -> int:
     return weights + 4 * length * (8 * config.intermediate + 24 * config.hidden) + 2 * 4 * heads * length * length
 
 
+def _trials(config: SourceConfig, recipe: Recipe) -> int:
+    """Bytes of the trials that scale losses, in a layer or at the head."""
+    if recipe.scale is None:
+        return 0
+    vocab, most = int(config.raw["vocab_size"]), max(len(changes(config, recipe, i)) for i in range(config.layers))
+    weights = 4 * layer_numbers(config) + (1 + most * len(PROJECTIONS)) * 4 * config.hidden * config.intermediate
+    layer = weights + 4 * AT_ONCE * (4 * config.intermediate + 10 * config.hidden)
+    return max(layer, 8 * vocab * config.hidden + 3 * 4 * window_length(recipe) * vocab)
+
+
+def copies(config: SourceConfig, recipe: Recipe) -> list[int]:
+    """How many copies of the text that losses are measured on go through each layer, and last through the head: the
+    dense one and one for every change of this layer and those before it; 0 where the recipe does not scale."""
+    if recipe.scale is None:
+        return [0] * (config.layers + 1)
+    counted = itertools.accumulate((len(changes(config, recipe, i)) for i in range(config.layers)), initial=1)
+    return [*list(counted)[1:], 1 + sum(len(changes(config, recipe, i)) for i in range(config.layers))]
+
+
+def scaling_work(config: SourceConfig, recipe: Recipe) -> int:
+    """Floating-point operations of the trials: 2 a weight and token of every copy."""
+    *through, last = copies(config, recipe)
+    tokens = SAMPLES * window_length(recipe)
+    return 2 * tokens * (sum(through) * layer_numbers(config) + last * config.hidden * int(config.raw["vocab_size"]))
+
+
 def disk_needs(config: SourceConfig, recipe: Recipe, tokens: int, processes: int = 1) -> Disk:
     """Working files at their largest: hidden states of one boundary or, with gradients, of all; statistics of the
     layers that are decomposed together; what is kept of those that wait for their factors."""
     boundaries = config.layers + 3 if recipe.differentiates else 2
+    tried = 4 * SAMPLES * window_length(recipe) * config.hidden * sum(copies(config, recipe)[-2:])
     groups, together = Groups.of(config, recipe), min(processes, config.layers)
     waiting = together if recipe.is_paper else config.layers
     sums = statistics_bytes(groups, recipe)
@@ -151,7 +183,7 @@ def disk_needs(config: SourceConfig, recipe: Recipe, tokens: int, processes: int
         spectra = waiting * (sums + neurons_bytes(groups, recipe).stored)
     else:
         spectra = together * sums + waiting * kept_bytes(groups, recipe)
-    return Disk(4 * tokens * config.hidden * boundaries, spectra)
+    return Disk(max(4 * tokens * config.hidden * boundaries, tried), spectra)
 
 
 def calibration_work(config: SourceConfig, recipe: Recipe, tokens: int) -> int:
@@ -169,10 +201,11 @@ def calibration_work(config: SourceConfig, recipe: Recipe, tokens: int) -> int:
 
 def eigendecompositions(config: SourceConfig, recipe: Recipe, layers: Layers) -> tuple[int, int]:
     """How many symmetric matrices are decomposed at most, one a group of every projection that is not fixed dense, and
-    their side. Where neurons may be dropped it is done again for what stays."""
+    their side. Where neurons may be dropped it is done again for what stays, and for the trials that scale losses."""
     groups = Groups.of(config, recipe)
     if recipe.drops:
-        low = 2 * sum(fixed_projection(config, recipe, *key) != DENSE for key in projections(config))
+        times = 2 if recipe.scale is None else 3
+        low = times * sum(fixed_projection(config, recipe, *key) != DENSE for key in projections(config))
     else:
         low = sum(isinstance(p, LowRank) for mlp in layers.values() for _, p in mlp.items())
     return groups.count * low, groups.side

@@ -18,6 +18,7 @@ from nxdi_svd_plugin.compress.plan.cost import (
     elimination_work,
     neurons_bytes,
     peak_memory,
+    scaling_work,
 )
 from nxdi_svd_plugin.compress.plan.ranks import decide_ranks, larger, reached, stored_parameters
 from nxdi_svd_plugin.compress.plan.widths import check_budget
@@ -92,6 +93,7 @@ def _calibration(config: SourceConfig, recipe: Recipe, layers: Layers) -> dict[s
         "disk_statistics": disk.spectra,
         "neurons_memory": neurons_bytes(Groups.of(config, recipe), recipe).eliminated,
         "elimination_flop": elimination_work(config, recipe),
+        **({"scaling_flop": scaling_work(config, recipe)} if recipe.scale else {}),
         "flop": calibration_work(config, recipe, tokens),
         "flop_paper": calibration_work(config, Recipe(), tokens),
     }
@@ -137,6 +139,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"{work['eigendecompositions']} eigendecompositions of {work['eigendecomposition_side']} x "
         f"{work['eigendecomposition_side']} matrices",
         *_elimination_lines(work),
+        *_scaling_lines(plan),
         "the output error of each layer is known once the calibration text has run: report.json, `nxdi-svd inspect`",
         *plan["notes"],
     ]
@@ -150,6 +153,13 @@ def _elimination_lines(work: dict[str, int]) -> list[str]:
         f"dropping neurons: {work['elimination_flop'] / 1e12:.1f} TFLOP in float32 or float64, "
         f"{work['neurons_memory'] / 2**30:.2f} GiB for the covariance of a layer's neurons and its root"
     ]
+
+
+def _scaling_lines(plan: dict[str, Any]) -> list[str]:
+    flop = plan["calibration"].get("scaling_flop")
+    if flop is None:
+        return []
+    return [f"scaling losses on {plan['recipe']['scale']}: {flop / 1e12:.1f} TFLOP, every layer changed alone"]
 
 
 def _layer_lines(plan: dict[str, Any]) -> list[str]:
