@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nxdi_svd_plugin.texts import BUILTIN, read_text
+from nxdi_svd_plugin.texts import BUILTIN, MIXED, read_text
 
 UNWANTED = set(
     """
@@ -54,7 +54,7 @@ def unwanted(text):
     return sorted(w for w in words if hashlib.sha256(w.encode()).hexdigest()[:8] in UNWANTED)
 
 
-@pytest.mark.parametrize("source", [BUILTIN, str(HELDOUT)])
+@pytest.mark.parametrize("source", [BUILTIN, MIXED, str(HELDOUT)])
 def test_no_unwanted_word_and_no_address_ships(source):
     text = read_text(source).content
     assert unwanted(text) == []

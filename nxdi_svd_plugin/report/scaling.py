@@ -21,7 +21,7 @@ class Trial:
 
     rank: of all groups, of the projections that the recipe leaves free; width: neurons that stay. predicted, measured:
     nats per token that the change was expected to cost, and KL(dense || changed) on the text. scale: what the expected
-    losses of this kind of change in this layer were multiplied by.
+    losses of this kind of change in this layer were multiplied by (compress/plan/scaling.py).
     Raises:
         CheckpointError: a kind of change that nobody knows, or without what it is changed to.
     """

@@ -49,7 +49,7 @@ def test_killed_before_a_change_of_every_kind(tiny_llama, folder, recipe):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["pair", "input", "drop"])
+@pytest.mark.parametrize("recipe", ["pair", "input", "drop", "scale"])
 def test_the_other_kinds_of_recipes_are_killed_too(tiny_llama, folder, recipe):
     kills, kinds = run(tiny_llama, folder, "changes", 1, 3, recipe)
     assert kills >= kinds >= 25

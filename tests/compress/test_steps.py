@@ -10,6 +10,7 @@ RECIPES = {
     "default": {},
     "two-sided uniform": {"allocation": "uniform"},
     "interpolative input": {"objective": "input", "allocation": "uniform"},
+    "scaled": {"scale": "builtin-mixed"},
 }
 
 
@@ -33,6 +34,12 @@ def test_the_default_goes_forward_back_and_forward_again():
     ]
 
 
+def test_losses_are_measured_between_the_spectra_and_the_ranks():
+    before, after = names("default", 2, 1)[:8], names("default", 2, 1)[8:]
+    measured = ["scale-embed", "scale-layer 0", "scale-layer 1", "scale-head"]
+    assert names("scaled", 2, 1) == [*before, *measured, *after] and after[0] == "ranks"
+
+
 def test_uniform_ranks_need_no_step_and_the_input_objective_no_gradient():
     assert "ranks" not in names("two-sided uniform", 3, 1)
     assert not {"head", "backward 0"} & set(names("interpolative input", 3, 1))
@@ -50,7 +57,7 @@ def test_processes_factor_a_layer_each():
 @pytest.mark.parametrize(("layers", "processes"), [(1, 1), (3, 1), (5, 2), (2, 4)])
 def test_every_layer_goes_through_every_kind_once_and_in_order(recipe, layers, processes):
     steps = schedule(from_dict(RECIPES[recipe]), layers, processes)
-    for kind in {step.kind for step in steps} - {"embed", "head", "ranks", "copy"}:
+    for kind in {step.kind for step in steps} - {"embed", "head", "ranks", "copy", "scale-embed", "scale-head"}:
         met = [layer for step in steps if step.kind == kind for layer in step.layers]
         assert sorted(met) == list(range(layers))
     place = {(step.kind, layer): i for i, step in enumerate(steps) for layer in step.layers}

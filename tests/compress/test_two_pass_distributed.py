@@ -25,13 +25,14 @@ RECIPES = {
         "dense": ["1.up_proj"],
         "ranks": {"0.gate_proj": 20},
     },
+    "scaled": {"drop": True, "tp_degree": 1, "ratio": 0.25, "block": 4, "scale": "builtin-mixed"},
 }
 
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=["groups", "dropped"])
+@pytest.fixture(scope="module", params=list(RECIPES))
 def both(request, tiny_llama, tmp_path_factory):
     folder, recipe = tmp_path_factory.mktemp("worlds"), repr(RECIPES[request.param])
     assert launch(1, CHILD, tiny_llama, folder / "one", recipe)[0] == [0]
@@ -43,6 +44,20 @@ def test_the_same_decisions(both):
     one, two = (json.loads((both / name / "config.json").read_text())["svd_config"] for name in ("one", "two"))
     assert one["layers"] == two["layers"] and one["ratio"] == two["ratio"]
     assert (both / "one" / "mlp_order.npy").read_bytes() == (both / "two" / "mlp_order.npy").read_bytes()
+
+
+def test_the_same_losses_are_measured(both):
+    one, two = (json.loads((both / name / "report.json").read_text()).get("scaling") for name in ("one", "two"))
+    if one is None:
+        assert two is None
+        return
+    assert len(one["trials"]) == 6
+    for a, b in zip(one.pop("trials"), two.pop("trials"), strict=True):
+        # of weights that are the same to 1e-6, as the statistics are
+        assert (a["layer"], a["kind"]) == (b["layer"], b["kind"])
+        assert b["measured"] == pytest.approx(a["measured"], rel=1e-4)
+        assert b["scale"] == pytest.approx(a["scale"], rel=1e-4)
+    assert one == two
 
 
 def test_the_same_tensors(both):

@@ -2,6 +2,8 @@
 
 Every process carries the dense states and the copies of the changes in its own layers, those that it decomposes, so
 nothing but three numbers a change is communicated and the result does not depend on how many processes there are.
+Products are float32: rounded to bfloat16, the copies differ from the dense states by roundings that cost SmolLM2 0.0005
+to 0.001 nats per token, as much as a small change does.
 """
 
 from __future__ import annotations
@@ -11,16 +13,16 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nxdi_svd_plugin.checkpoint.names import EMBEDDING
 from nxdi_svd_plugin.compress.calibrate import gradient, layer, states
-from nxdi_svd_plugin.compress.calibrate.products import quick_products
 from nxdi_svd_plugin.compress.calibrate.trials import changed, copies, divergences, through
 from nxdi_svd_plugin.compress.factor.narrow import ORDER, narrowed
 from nxdi_svd_plugin.compress.factor.spectra import decompose
 from nxdi_svd_plugin.compress.factor.trial import Changed, truncated_weights
-from nxdi_svd_plugin.compress.plan.scaling import Change, changes, scale_of
+from nxdi_svd_plugin.compress.plan.scaling import Change, changes, scales
 from nxdi_svd_plugin.compress.run.calibration import INNER, load, neurons
 from nxdi_svd_plugin.compress.run.job import Scale
 from nxdi_svd_plugin.compress.run.session import Session
@@ -52,9 +54,7 @@ def one_layer(run: Session, index: int) -> str:
     own = index % run.world.size == run.world.rank
     tried = changes(run.job.config, run.job.recipe, index) if own else []
     made = [_made(run, index, change) for change in tried]
-    with quick_products():
-        model = load(run, index)
-        states.write_samples(run.files, copies(index + 1), _outputs(run, index, model, made))
+    states.write_samples(run.files, copies(index + 1), _outputs(run, index, load(run, index), made))
     mine = [_began(run, index, *one) for one in zip(tried, made, strict=True)]
     run.state.trials += [trial for part in run.world.all(mine) for trial in part]
     return "every change so far"
@@ -86,17 +86,18 @@ def head(run: Session) -> str:
     text, last = text_of(run).samples, run.job.config.layers
     mine = [trial for trial in run.state.trials if trial["layer"] % run.world.size == run.world.rank]
     totals = [0.0] * len(mine)
-    with quick_products():
-        top = gradient.Head(run.job.reader, run.job.config, run.device)
-        for number in range(len(text)):
-            dense, *others = _windows(run, last, number, len(text))
-            found = divergences(top, dense.to(run.device), others)
-            totals = [total + loss for total, loss in zip(totals, found, strict=True)]
+    top = gradient.Head(run.job.reader, run.job.config, run.device)
+    for number in range(len(text)):
+        dense, *others = _windows(run, last, number, len(text))
+        found = divergences(top, dense.to(run.device), others)
+        totals = [total + loss for total, loss in zip(totals, found, strict=True)]
     measured = [total / text.numel() for total in totals]
-    done = [{**t, "measured": m, "scale": scale_of(t["predicted"], m)} for t, m in zip(mine, measured, strict=True)]
-    run.state.trials = sorted((t for part in run.world.all(done) for t in part), key=lambda t: t["layer"])
-    scales = [trial["scale"] for trial in run.state.trials]
-    return f"losses times {min(scales):.2f} to {max(scales):.2f}" if scales else "nothing to scale"
+    states.check_finite(copies(last), torch.tensor(measured))
+    done = [{**trial, "measured": loss} for trial, loss in zip(mine, measured, strict=True)]
+    every = sorted((t for part in run.world.all(done) for t in part), key=lambda t: t["layer"])
+    found = scales([(trial["predicted"], trial["measured"]) for trial in every])
+    run.state.trials = [{**trial, "scale": scale} for trial, scale in zip(every, found, strict=True)]
+    return f"losses times {min(found):.2f} to {max(found):.2f}" if found else "nothing to scale"
 
 
 def trials_of(run: Session) -> list[Trial]:
