@@ -17,6 +17,7 @@ from nxdi_svd_plugin.report.measured import (
     TrainingText,
 )
 from nxdi_svd_plugin.report.record import Calibration, Cost, Parameters, Ratio, Report, Source
+from nxdi_svd_plugin.report.scaling import Scaling, Trial
 from nxdi_svd_plugin.stored.layers import parse_layers
 from nxdi_svd_plugin.stored.projection import DENSE, PROJECTIONS, LowRank
 
@@ -113,4 +114,12 @@ RECOVERY = Recovery(
     seconds=61.0,
     device="cpu",
 )
-EVERYTHING = {"evaluation": EVALUATION, "tasks": TASKS, "layer_losses": LOSSES, "recovery": RECOVERY}
+TRIALS = (Trial(0, "low_rank", 0.01, 0.013, 1.3, rank=384), Trial(0, "drop", 0.02, 0.05, 2.5, width=512))
+SCALING = Scaling("mixed.txt", "e" * 64, 2, 128, 256, TRIALS)
+EVERYTHING = {
+    "scaling": SCALING,
+    "evaluation": EVALUATION,
+    "tasks": TASKS,
+    "layer_losses": LOSSES,
+    "recovery": RECOVERY,
+}

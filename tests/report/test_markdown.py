@@ -5,7 +5,7 @@ import json
 import struct
 
 import pytest
-from reports import EVALUATION, LOSSES, RECOVERY, TASKS, a_report, matrices
+from reports import EVALUATION, LOSSES, RECOVERY, SCALING, TASKS, a_report, matrices
 
 from nxdi_svd_plugin.errors import CheckpointError, MissingExtraError
 from nxdi_svd_plugin.report import figures
@@ -168,6 +168,14 @@ def test_losses_of_layers_are_told():
     text = markdown([Entry("m", report(), (), LOSSES)])
     assert "predicted and measured loss 1.000; sums of all layers: predicted 0.3, measured 0.36 nats" in text
     assert "on 2048 tokens of held.txt in windows of 512, float32." in text
+
+
+def test_scaled_losses_are_told():
+    records = tuple(dataclasses.replace(m, predicted_loss=0.002) for m in report().matrices)
+    text = markdown([Entry("m", a_report(matrices=records, scaling=SCALING))])
+    assert "predicted 0.024, scaled 0.0258 nats per token, by what each layer changed alone costs on 256 tokens" in text
+    assert "| 0 | 0.006 | 0.0078 | 0.01 | 0.013 | 0.02 | 0.05 |" in text and "| 3 | 0.006 | 0.006 |  |  |  |  |" in text
+    assert "scaled" not in markdown([Entry("m", report())])
 
 
 def test_a_row_without_recovery_has_a_dash():

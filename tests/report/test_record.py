@@ -99,6 +99,17 @@ def damage(path):
         (["evaluation", "base", "nll"], ..., "evaluation.base has no key 'nll'"),
         (["tasks", "rows", 1, "base"], "x", "tasks.rows[1].base is 'x'; expected a number"),
         (["layer_losses", "predicted", 0], None, "layer_losses.predicted[0] is None; expected a number"),
+        (["scaling", "trials", 0, "scale"], "x", "scaling.trials[0].scale is 'x'; expected a number"),
+        (
+            ["scaling", "trials", 0, "kind"],
+            "lost",
+            "a trial of layer 0 is of kind 'lost', rank 384, width None",
+        ),
+        (
+            ["scaling", "trials", 1, "width"],
+            ...,
+            "a trial of layer 0 is of kind 'drop', rank None, width None",
+        ),
         (["recovery", "history"], [], "recovery has no history"),
         (["recovery", "settings"], {"method": "lora"}, "recovery has no steps"),
         (["recovery", "kept_input"], 0, "recovery.kept_input is 0; expected true or false"),
