@@ -35,6 +35,7 @@ COMMANDS = (
     "recover",
     "evaluate",
     "generate",
+    "sample",
     "inspect",
     "verify",
     "report",
