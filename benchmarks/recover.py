@@ -1,10 +1,12 @@
 """Recovery of compressed SmolLM2 directories, measured on texts that it never sees: rows with provenance.
 
-    python benchmarks/recover.py --dense SMOLLM2 --models OUT05 OUT10 OUT20 --work DIR --news FILE --sources DIR
+    nxdi-svd sample --model SMOLLM2 --output own.jsonl --start "<|endoftext|>" --tokens 131072
+    python benchmarks/recover.py --dense SMOLLM2 --models OUT20 --work DIR --news FILE --sources DIR --own own.jsonl
 
-Training text: the calibration text that the package ships (written by SmolLM2 itself) and the docstrings of Python's
-standard library, in pieces of 4,000 characters, shuffled. The best step is chosen by the texts of
-benchmarks/calibration.py; the texts that are scored, those of benchmarks/accuracy.py in its way, were seen by neither
+Training text: the calibration text that the package ships (written by SmolLM2 itself), the docstrings of Python's
+standard library, in pieces of 4,000 characters, and with `--own` what SmolLM2 wrote for this, shuffled. The best step
+is chosen by the texts of benchmarks/calibration.py; the texts that are scored, those of benchmarks/accuracy.py in its
+way, were seen by neither
 (`pydoc` is a neighbour of the docstrings). One row a model and text goes to benchmarks/data/recover.jsonl.
 """
 
@@ -49,13 +51,15 @@ def docstrings() -> str:
     return "\n\n".join(ordered)[:MOST]
 
 
-def corpus(path: Path) -> Path:
+def corpus(path: Path, own: Path | None) -> Path:
     """The training file."""
     from nxdi_svd_plugin import texts
 
     pieces = []
     for text in (texts.read_text(texts.BUILTIN).content, docstrings()):
         pieces += [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
+    if own:
+        pieces += [json.loads(line)["text"] for line in own.read_text().splitlines()]
     random.Random(0).shuffle(pieces)
     path.write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces))
     return path
@@ -78,7 +82,7 @@ def recovered(args: argparse.Namespace, model: Path) -> Path:
     output = args.work / f"{model.name}-recovered"
     if not (output / "config.json").exists():
         command = [sys.executable, "-m", "nxdi_svd_plugin.cli.main", "recover", "--model", str(model)]
-        command += ["--data", str(corpus(args.work / "corpus.jsonl")), "--output", str(output)]
+        command += ["--data", str(corpus(args.work / "corpus.jsonl", args.own)), "--output", str(output)]
         command += ["--validation", str(validation(args.work / "validation.jsonl", args.sources, args.dense))]
         command += ["--teacher", str(args.dense), *args.options.split()]
         command += ["--resume"] if (output / ".unfinished").exists() else []
@@ -93,7 +97,11 @@ def rows(args: argparse.Namespace, model: Path, contents: dict[str, str], dense:
     before, after = accuracy.measured(model, contents), accuracy.measured(output, contents)
     base = {"model": "SmolLM2-135M-Instruct", "ratio": report["ratio"]["mlp"], "recipe": report["recipe"]}
     base |= {key: report["recovery"][key] for key in KEPT} | {"machine": platform.machine()}
-    base |= {"optimizer": "Muon", "measured": "CPU, one thread, shared 2-core machine"}
+    base |= {
+        "optimizer": "Muon",
+        "own_text": args.own is not None,
+        "measured": "CPU, one thread, shared 2-core machine",
+    }
     found = []
     for name in contents:
         row = base | {key: dense[name][key] for key in ("text", "text_sha256", "window", "dtype")}
@@ -109,6 +117,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--news", type=Path, required=True)
     parser.add_argument("--sources", type=Path, required=True, help="as benchmarks/calibration.py has them")
+    parser.add_argument("--own", type=Path, help="JSON lines of `nxdi-svd sample`")
     parser.add_argument("--options", default="--method full", help="further options of `nxdi-svd recover`")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))

@@ -8,7 +8,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nxdi_svd_plugin"
 FLOORS = [
-    {"errors", "version", "hardware", "import_hook", "lfs", "processor", "strict_yaml", "texts", "versions"},
+    {
+        "allocator",
+        "errors",
+        "version",
+        "hardware",
+        "import_hook",
+        "lfs",
+        "processor",
+        "strict_yaml",
+        "texts",
+        "versions",
+    },
     {"stored"},
     {"recipe", "factorize", "simulator"},
     {"checkpoint", "kernels"},

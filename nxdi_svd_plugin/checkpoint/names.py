@@ -25,6 +25,8 @@ NOBODY = -1
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 FINAL_NORM = "model.norm.weight"
+LAYERS = "layers"
+"""The method of recovery that trains every matrix of the layers, not the factors alone."""
 ROTARY_BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 """Buffers that old Llama checkpoints saved; every transformers version computes them anew."""
 
@@ -62,6 +64,11 @@ def layer_prefix(layer: int) -> str:
 def projection_prefix(layer: int, projection: str) -> str:
     """Prefix of the tensors of one MLP projection, ending in a dot."""
     return f"{layer_prefix(layer)}mlp.{projection}."
+
+
+def in_a_layer(name: str) -> bool:
+    """Whether a tensor is a matrix of a decoder layer that is stored as the dense model has it."""
+    return re.fullmatch(r"model\.layers\.\d+\.(mlp|self_attn)\.\w+_proj\.weight", name) is not None
 
 
 def mlp_weights(layer: int) -> Iterator[tuple[str, str]]:

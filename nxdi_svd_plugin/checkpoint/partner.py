@@ -9,8 +9,7 @@ import torch
 
 from nxdi_svd_plugin.checkpoint.reader import Reader
 from nxdi_svd_plugin.checkpoint.source import read_compressed, read_raw
-from nxdi_svd_plugin.checkpoint.tensors import stored_tensors
-from nxdi_svd_plugin.checkpoint.verify import differing, neuron_order
+from nxdi_svd_plugin.checkpoint.verify import changed, differing, neuron_order
 from nxdi_svd_plugin.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -63,9 +62,9 @@ def source(directory: Path) -> tuple[str, str] | None:
 def other_tensors(directory: Path, base: Path) -> list[str]:
     """The names that `differing` gives for two directories; where `base` is compressed too, of what both left alone."""
     config = read_compressed(directory)
-    expected = stored_tensors(config.dense, config.layers)
     order = neuron_order(directory) if source(base) is None else None
-    names = differing(Reader(directory), Reader(base), expected, order, same_values)
+    other = Reader(base)
+    names = differing(Reader(directory), other, changed(config, other), order, same_values)
     return names if source(base) is None else [name for name in names if ".mlp." not in name]
 
 

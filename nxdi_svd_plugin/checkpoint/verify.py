@@ -14,9 +14,9 @@ import torch
 
 from nxdi_svd_plugin.checkpoint.carried import carried
 from nxdi_svd_plugin.checkpoint.layout import tensor_bytes
-from nxdi_svd_plugin.checkpoint.names import HEAD, NOBODY, ORDER, REPORT, ROTARY_BUFFER
+from nxdi_svd_plugin.checkpoint.names import HEAD, LAYERS, NOBODY, ORDER, REPORT, ROTARY_BUFFER, in_a_layer
 from nxdi_svd_plugin.checkpoint.reader import Reader, file_sha256
-from nxdi_svd_plugin.checkpoint.source import check_buildable, read_compressed, read_config
+from nxdi_svd_plugin.checkpoint.source import CompressedConfig, check_buildable, read_compressed, read_config
 from nxdi_svd_plugin.checkpoint.tensors import stored_tensors
 from nxdi_svd_plugin.errors import CheckpointError
 from nxdi_svd_plugin.lfs import refuse_pointer
@@ -62,7 +62,8 @@ def verify(directory: Path, recorded: Recorded, base: Path | None = None) -> lis
     if base is not None:
         whole = config.dense.intermediate
         moved = {i for i, mlp in config.layers.items() if any(pivot_runs(mlp)) or mlp.width < whole}
-        checks.append(check_base(reader, Reader(read_config(base).directory), expected, order, moved))
+        dense = Reader(read_config(base).directory)
+        checks.append(check_base(reader, dense, changed(config, dense), order, moved))
     return checks
 
 
@@ -167,24 +168,22 @@ def fitted_again(base: Reader, expected: Mapping[str, tuple[int, ...]]) -> list[
 def check_base(
     reader: Reader,
     base: Reader,
-    expected: Mapping[str, tuple[int, ...]],
+    new: Collection[str],
     order: torch.Tensor | None,
     moved: Collection[int],
 ) -> Check:
-    """Tensors that are neither factors nor fitted again are bit-equal to the base's, and the base has no other but the
-    factored weights.
+    """Tensors that are not `new` are bit-equal to the base's, and the base has no other but the factored weights.
 
-    moved: the layers whose intermediate neurons are in another order than the base's.
+    new: what `changed` names. moved: the layers whose intermediate neurons are in another order than the base's.
     """
     name = "untouched tensors equal the base's"
-    changed = factors(expected) | set(fitted_again(base, expected))
-    untouched = [n for n in reader.tensors if n not in changed]
+    untouched = [n for n in reader.tensors if n not in new]
     unknown = [n for n in untouched if order is None and ".mlp." in n and int(n.split(".")[2]) in moved]
     if unknown:
         return Check(
             name, False, f"{ORDER} is missing or wrong: the neurons of {unknown[0]} cannot be found in the base"
         )
-    return answer(name, differing(reader, base, expected, order, same_bits), f"{len(untouched)} tensors")
+    return answer(name, differing(reader, base, new, order, same_bits), f"{len(untouched)} tensors")
 
 
 def factors(expected: Mapping[str, tuple[int, ...]]) -> set[str]:
@@ -192,22 +191,31 @@ def factors(expected: Mapping[str, tuple[int, ...]]) -> set[str]:
     return {name for name in expected if ".mlp." in name and not name.endswith(".weight")}
 
 
+def changed(config: CompressedConfig, base: Reader) -> set[str]:
+    """The names of what need not be the base's: factors, what was fitted again and, after a recovery that trained the
+    layers, their other matrices."""
+    expected = stored_tensors(config.dense, config.layers)
+    recovery = config.svd_config.get("recovery") or {}
+    trained = recovery.get("settings", {}).get("method") == LAYERS and not recovery.get("kept_input")
+    others = {name for name in expected if trained and in_a_layer(name)}
+    return factors(expected) | set(fitted_again(base, expected)) | others
+
+
 def differing(
     reader: Reader,
     base: Reader,
-    expected: Mapping[str, tuple[int, ...]],
+    new: Collection[str],
     order: torch.Tensor | None,
     same: Callable[[torch.Tensor, torch.Tensor], bool],
 ) -> list[str]:
-    """What is not a factor and not the `same` in the base, and what only the base has."""
-    low_rank = factors(expected) | set(fitted_again(base, expected))
+    """What is not `new` and not the `same` in the base, and what only the base has."""
     bad = [
         name
         for name in reader.tensors
-        if name not in low_rank
+        if name not in new
         and (name not in base.tensors or not same(reader.get(name), in_order(name, base.get(name), order)))
     ]
-    replaced = {name.rsplit(".", 1)[0] + ".weight" for name in low_rank}
+    replaced = {name.rsplit(".", 1)[0] + ".weight" for name in new}
     return bad + [f"{n} (base only)" for n in base.tensors if n not in reader.tensors and n not in replaced]
 
 

@@ -37,7 +37,7 @@ def add_parser(subparsers: Any) -> None:
     files.add_argument("--resume", action="store_true", help="continue a killed run with the same options")
     files.add_argument("--overwrite", action="store_true", help="replace what --output holds")
     training = parser.add_argument_group("training (defaults in brackets)")
-    training.add_argument("--method", help="lora, or full: every number of the factors [lora]")
+    training.add_argument("--method", help="lora; full: every number of the factors; or layers: attention too [lora]")
     training.add_argument("--precision", help="auto, float32 or bfloat16 (mixed) [auto: bfloat16 where it is quick]")
     for name, kind, text in NUMBERS:
         training.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)

@@ -57,6 +57,7 @@ def sample(args: argparse.Namespace) -> dict[str, Any]:
         RecipeError: a setting out of range, an output that is there, a length that the model cannot take.
         CheckpointError: a bad directory, a disk error. NotFiniteError: logits that are no numbers.
     """
+    from nxdi_svd_plugin.allocator import keep_freed_blocks
     from nxdi_svd_plugin.checkpoint.atomic import disk_errors
     from nxdi_svd_plugin.errors import RecipeError
     from nxdi_svd_plugin.modeling.load import load_model
@@ -70,6 +71,7 @@ def sample(args: argparse.Namespace) -> dict[str, Any]:
         raise RecipeError(f"{output} exists; give another --output or --overwrite")
     tokenizer = load_tokenizer(args.model)
     start = first_token(tokenizer, args.start)
+    keep_freed_blocks()
     model = on_device(load_model(args.model, args.dtype))
     check_length(model, settings)
     began, count, drawn = time.monotonic(), 0, 0

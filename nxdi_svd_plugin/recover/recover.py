@@ -16,7 +16,7 @@ import torch
 
 from nxdi_svd_plugin.checkpoint.carried import carried
 from nxdi_svd_plugin.checkpoint.lock import OutputLock
-from nxdi_svd_plugin.checkpoint.names import UNFINISHED, model_name
+from nxdi_svd_plugin.checkpoint.names import LAYERS, UNFINISHED, in_a_layer, model_name
 from nxdi_svd_plugin.checkpoint.partner import check_partner
 from nxdi_svd_plugin.checkpoint.reader import Reader
 from nxdi_svd_plugin.checkpoint.writer import check_output, prepare_output
@@ -69,7 +69,7 @@ def recover(
     if teacher_dir is not None:
         check_partner(model_dir, teacher_dir)
     reader, report = Reader(model_dir), Report.read(model_dir)
-    factors = lora.factor_parameters(model)
+    factors = lora.factor_parameters(model) | (layer_matrices(model) if settings.method == LAYERS else {})
     before = copies(factors)
     trained = trainable(model, factors, settings)
     lock = OutputLock(output)
@@ -149,6 +149,11 @@ def load_teacher(directory: Path, student: Any) -> Any:
     for parameter in teacher.parameters():
         parameter.requires_grad_(False)
     return teacher
+
+
+def layer_matrices(model: Any) -> dict[str, Any]:
+    """Name and parameter of every matrix of the layers that is stored as the dense model has it."""
+    return {name: parameter for name, parameter in model.named_parameters() if in_a_layer(name)}
 
 
 def trainable(model: Any, factors: Mapping[str, Any], settings: Settings) -> dict[str, Any]:

@@ -6,19 +6,21 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from nxdi_svd_plugin.checkpoint.names import LAYERS
 from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.processor import multiplies_bfloat16
 
-METHODS = ("lora", "full")
+METHODS = ("lora", "full", LAYERS)
 PRECISIONS = ("auto", "float32", "bfloat16")
-RATES = {"lora": 1e-3, "full": 3e-4}
+RATES = {"lora": 1e-3, "full": 3e-4, LAYERS: 3e-4}
 
 
 @dataclass(frozen=True)
 class Settings:
     """How to train.
 
-    method: "lora" (Eq. 9) or "full", every number of the factors. lora_rank, lora_alpha: of every adapter.
+    method: "lora" (Eq. 9); "full", every number of the factors; or "layers", every matrix of the layers, attention too,
+    whether or not the compression touched it. lora_rank, lora_alpha: of every adapter.
     steps, batch: optimizer steps and windows a step. micro_batch: windows at once; costs memory, changes nothing else.
     window: tokens a window. learning_rate: 0 for the default of the method. patience: evaluations without a better
     validation perplexity until the run stops. validation_windows: at most so many are measured.

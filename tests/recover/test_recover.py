@@ -16,6 +16,8 @@ from tiny_models import save_dense
 
 import nxdi_svd_plugin
 from nxdi_svd_plugin.checkpoint.lock import OutputLock
+from nxdi_svd_plugin.checkpoint.partner import check_partner
+from nxdi_svd_plugin.checkpoint.verify import verify
 from nxdi_svd_plugin.checkpoint.writer import Writer
 from nxdi_svd_plugin.cli.main import main
 from nxdi_svd_plugin.errors import CalibrationError, CheckpointError, RecipeError
@@ -25,7 +27,7 @@ from nxdi_svd_plugin.recover.recover import recover
 from nxdi_svd_plugin.recover.settings import Settings
 from nxdi_svd_plugin.recover.train import batch, schedule
 from nxdi_svd_plugin.report.keep import keep
-from nxdi_svd_plugin.report.record import Report
+from nxdi_svd_plugin.report.record import Report, recorded
 
 pytest.importorskip("peft")
 QUICK = {"steps": 30, "batch": 4, "window": 32, "evaluate_every": 10, "validation_windows": 4, "lora_rank": 8}
@@ -71,6 +73,30 @@ def test_recovery_helps_and_writes_a_normal_directory(compressed, data, tmp_path
     assert {report.evaluation, report.tasks, report.layer_losses} == {None}, "they were measured on the input"
     assert all(m.bf16_error is None for m in report.matrices) and report.matrices[0].relative_error == 0.125
     assert not (tmp_path / "out" / ".unfinished").exists()
+
+
+def test_every_matrix_of_the_layers_may_be_trained(tiny_llama, compressed, data, tmp_path):
+    """Attention moves too, embeddings and norms do not; verify knows it from the record, and from it alone."""
+    settings = Settings(method="layers", learning_rate=3e-3, **QUICK)
+    record = recover(compressed, data / "plain.txt", tmp_path / "out", settings)
+    old, new = load_file(compressed / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    projections = {n for n in old if n.endswith((".u", ".v", "_proj.weight"))}
+    assert {n for n in old if not torch.equal(old[n], new[n])} == projections and not record.kept_input
+    assert any("self_attn" in n for n in projections)
+    assert base_check(tmp_path / "out", tiny_llama).ok
+    check_partner(tmp_path / "out", tiny_llama)
+    path = tmp_path / "out" / "config.json"
+    config = json.loads(path.read_text())
+    config["svd_config"]["recovery"]["settings"]["method"] = "full"
+    path.write_text(json.dumps(config))
+    failed = base_check(tmp_path / "out", tiny_llama)
+    assert not failed.ok and "self_attn" in failed.detail
+
+
+def base_check(directory, base):
+    return next(
+        check for check in verify(directory, recorded, base) if check.name == "untouched tensors equal the base's"
+    )
 
 
 def test_distillation_brings_the_model_nearer_to_its_teacher(tiny_llama, compressed, data, tmp_path):

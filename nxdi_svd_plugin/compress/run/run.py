@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
+from nxdi_svd_plugin.allocator import keep_freed_blocks
 from nxdi_svd_plugin.checkpoint.lock import OutputLock
 from nxdi_svd_plugin.checkpoint.names import CONFIG, REPORT, UNFINISHED
 from nxdi_svd_plugin.checkpoint.working import WorkingFiles
 from nxdi_svd_plugin.checkpoint.writer import check_output, prepare_output, remove_unfinished
 from nxdi_svd_plugin.compress.calibrate import states, trials
 from nxdi_svd_plugin.compress.run import calibration, factoring, manifest, scaling, sources
-from nxdi_svd_plugin.compress.run.allocator import keep_freed_blocks
 from nxdi_svd_plugin.compress.run.finish import completed, finish
 from nxdi_svd_plugin.compress.run.job import Job, check_space, identity, prepare
 from nxdi_svd_plugin.compress.run.progress import Progress

@@ -1,4 +1,4 @@
-"""Freed memory kept for the next layer: the same blocks come and go with every sample."""
+"""Freed memory kept for the next layer or step: the same blocks come and go."""
 
 from __future__ import annotations
 
