@@ -208,10 +208,13 @@ def main() -> None:
     if args.only_compress:
         compress_here(args, args.methods[0], args.ratios[0])
     elif args.figures:
-        from accuracy_tables import write
+        import accuracy_figure
+        import accuracy_tables
 
         files = (ROOT / "benchmarks" / "data").glob("*.jsonl")
-        write({f.stem: [json.loads(line) for line in f.read_text().splitlines()] for f in files}, ROOT / "docs")
+        data = {f.stem: [json.loads(line) for line in f.read_text().splitlines()] for f in files}
+        accuracy_tables.write(data, ROOT / "docs")
+        accuracy_figure.figure(data["accuracy"], data["recover"], data["tasks"], ROOT / "docs" / "accuracy.png")
     else:
         args.work.mkdir(parents=True, exist_ok=True)
         run(args)

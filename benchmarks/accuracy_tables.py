@@ -1,8 +1,9 @@
-"""docs/accuracy.png and the generated parts of docs/accuracy.md: accuracy, cost, recover and calibration.jsonl."""
+"""The generated parts of docs/accuracy.md, out of the rows of benchmarks/data."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from nxdi_svd_plugin.recover.settings import RATES
@@ -24,6 +25,12 @@ NAMES = {
     "svd-llm": "SVD-LLM whitening (recipe: paper, block 1)",
     "svd-llm-own": "SVD-LLM whitening, its authors' code",
 }
+TASK_NAMES = {
+    "dense": "dense",
+    "default": "default recipe",
+    "recovered": "default recipe, after `recover`",
+    "svd-llm": "SVD-LLM whitening (recipe: paper, block 1)",
+}
 RIVALS = {  # whose code ran; benchmarks/rivals.py has the addresses
     "default": "this project, default recipe",
     "svd-llm": "SVD-LLM whitening, own implementation (recipe: paper, block 1)",
@@ -39,7 +46,7 @@ RIVALS = {  # whose code ran; benchmarks/rivals.py has the addresses
 
 
 def write(data: dict[str, list[dict]], docs: Path) -> None:
-    """Replace what is between the markers, and draw the figure; `data` has the rows of benchmarks/data/*.jsonl."""
+    """Replace what is between the markers; `data` has the rows of benchmarks/data/*.jsonl."""
     page, rows = docs / "accuracy.md", data["accuracy"]
     parts = [
         perplexities(rows),
@@ -50,11 +57,11 @@ def write(data: dict[str, list[dict]], docs: Path) -> None:
         correlations(rows),
         recovery(data["recover"]),
         steps(data["recover"]),
+        tasks(data["tasks"]),
     ]
     text = replaced(page.read_text(), BEGIN, "\n\n".join(parts))
     text = replaced(text, SECOND, second(data["second_model"]))
     page.write_text(replaced(text, TEXTS, calibration(data["calibration"])))
-    figure(rows, docs / "accuracy.png")
 
 
 def replaced(page: str, begin: str, part: str) -> str:
@@ -80,12 +87,13 @@ def perplexities(rows: list[dict]) -> str:
     lines = ["| ratio | recipe | " + " | ".join(f"{t} ({domain[t]})" for t in texts) + " | goal, out of domain |"]
     lines += ["|---|---|" + "---|" * (len(texts) + 1)]
     lines.append("| 0 | dense | " + " | ".join(f"{found['dense', 0.0, t][0]:.2f}" for t in texts) + " | |")
-    for ratio, target in GOALS.items():
+    for ratio in sorted({ratio for _, ratio, _ in found if ratio}):
         for method, name in NAMES.items():
             cells = [found[method, ratio, t] for t in texts if (method, ratio, t) in found]
             if len(cells) == len(texts):
                 shown = " | ".join(f"{p:.2f} = dense x {x:.3f}" for p, x in cells)
-                lines.append(f"| {ratio:.2f} | {name} | {shown} | {f'x {target}' if method == 'default' else ''} |")
+                goal = f"x {GOALS[ratio]}" if method == "default" and ratio in GOALS else ""
+                lines.append(f"| {ratio:.2f} | {name} | {shown} | {goal} |")
     return "\n".join(lines)
 
 
@@ -178,7 +186,7 @@ def recovery(rows: list[dict]) -> str:
     ]
     for row in sorted((r for r in rows if "recovered" in r), key=lambda r: (round(r["ratio"], 2), r["text"])):
         ratio, settings, dense = round(row["ratio"], 2), row["settings"], row["dense"]
-        goal = f"x {RECOVERED_GOALS[ratio]}" if row["text"] != "generated" else ""
+        goal = f"x {RECOVERED_GOALS[ratio]}" if row["text"] != "generated" and ratio in RECOVERED_GOALS else ""
         lines.append(
             f"| {ratio:.2f} | {row['text']} | {dense:.2f} | x {row['compressed'] / dense:.3f} | "
             f"x {row['recovered'] / dense:.3f} | {goal} | {settings['method']} | {rate(settings)} | {row['best_step']} "
@@ -237,26 +245,28 @@ def calibration(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def figure(rows: list[dict], path: Path) -> None:
-    """Perplexity over dense against ratio, one line a recipe and text."""
-    import matplotlib
+def tasks(rows: list[dict]) -> str:
+    """Zero-shot accuracy by model and task, and the mean of the tasks with its standard error."""
+    names = list(dict.fromkeys(row["task"] for row in rows))
+    lines = ["| ratio | model | " + " | ".join(names) + " | mean | standard error of the mean |"]
+    lines.append("|---|---|" + "---|" * (len(names) + 2))
+    for (ratio, method), found in scored(rows).items():
+        cells = " | ".join(f"{found[name][0]:.3f}" for name in names)
+        mean, error = average(found)
+        lines.append(f"| {ratio:.2f} | {TASK_NAMES[method]} | {cells} | {mean:.3f} | {error:.3f} |")
+    return "\n".join(lines)
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    found = relative(rows)
-    texts = list(dict.fromkeys(text for _, _, text in found))
-    fig, axes = plt.subplots(1, len(texts), figsize=(4 * len(texts), 3.2), sharey=True)
-    for axis, text in zip(axes, texts, strict=True):
-        for method in ("default", "pair", "svd-llm"):  # the others lie on lines of these
-            name = NAMES[method]
-            points = sorted((r, x) for (m, r, t), (_, x) in found.items() if m == method and t == text)
-            axis.plot([0, *(r for r, _ in points)], [1, *(x for _, x in points)], marker="o", label=name)
-        if text != "generated":
-            axis.plot(list(GOALS), list(GOALS.values()), "k_", markersize=14, label="goal, out of domain")
-        axis.set(title=text, xlabel="ratio (of the MLP)", yscale="log")
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("perplexity / dense")
-    axes[-1].legend(fontsize=7)
-    fig.tight_layout()
-    fig.savefig(path, dpi=90)
+def scored(rows: list[dict]) -> dict[tuple[float, str], dict[str, tuple[float, float]]]:
+    """(ratio, model) -> task -> score and standard error."""
+    found: dict[tuple[float, str], dict[str, tuple[float, float]]] = {}
+    for row in sorted(rows, key=lambda row: (round(row["ratio"], 2), list(TASK_NAMES).index(row["method"]))):
+        key = round(row["ratio"], 2), row["method"]
+        found.setdefault(key, {})[row["task"]] = row["score"], row["stderr"]
+    return found
+
+
+def average(found: dict[str, tuple[float, float]]) -> tuple[float, float]:
+    """Mean of the tasks' scores, and its standard error."""
+    count = len(found)
+    return sum(s for s, _ in found.values()) / count, math.sqrt(sum(e * e for _, e in found.values())) / count

@@ -22,7 +22,7 @@ from pathlib import Path
 import accuracy
 
 ROWS = accuracy.ROOT / "benchmarks" / "data" / "tasks.jsonl"
-DOCUMENTS, BATCH = 400, 16
+DOCUMENTS, BATCH = 200, 16
 
 
 def parts(instruction: str, word: str) -> tuple[str, list[str]]:
