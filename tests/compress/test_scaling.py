@@ -15,8 +15,6 @@ from test_widths import config_of, problem
 from nxdi_svd_plugin.cli.main import main
 from nxdi_svd_plugin.compress.plan.cost import disk_needs, scaling_work
 from nxdi_svd_plugin.compress.plan.scaling import (
-    LEAST,
-    MOST,
     SAMPLES,
     changes,
     scaled_curves,
@@ -149,7 +147,7 @@ def test_a_kind_that_costs_more_than_predicted_is_chosen_less(tiny_llama, tmp_pa
     for dear in (DROP, LOW_RANK):
 
         def trials_of(run, dear=dear):
-            return [Trial(**{**t, "scale": MOST if t["kind"] == dear else 1.0}) for t in run.state.trials]
+            return [Trial(**{**t, "scale": 4.0 if t["kind"] == dear else 1.0}) for t in run.state.trials]
 
         monkeypatch.setattr("nxdi_svd_plugin.compress.run.factoring.trials_of", trials_of)
         report = compress(tiny_llama, tmp_path / dear, from_dict(SCALED), progress=False)
@@ -170,11 +168,11 @@ def test_scales_multiply_the_curves_that_are_chosen_by():
     assert after[1].width <= before[1].width and after != before
 
 
-def test_a_scale_is_a_ratio_within_limits_around_the_median():
-    ratios = [0.01, 0.5, 0.8, 1.0, 50.0]
-    found = scales([(0.02, 0.02 * ratio) for ratio in ratios] + [(0.0, 0.3), (1e-9, 0.0)])
-    assert found == pytest.approx([0.8 * LEAST, 0.8 * LEAST, 0.8, 1.0, 0.8 * MOST, 0.8, 0.8])
-    assert scales([]) == [] and scales([(0.0, 0.0)]) == [1.0] == scales([(0.1, 0.0)])
+def test_a_scale_is_the_median_ratio_of_its_kind():
+    low = [(LOW_RANK, 0.02, 0.02 * ratio) for ratio in (0.01, 0.5, 0.8, 1.0, 50.0)]
+    drop = [(DROP, 0.1, 0.2), (DROP, 0.1, 0.1), (DROP, 0.0, 0.3), (DROP, 1e-9, 0.0)]
+    assert scales(low + drop) == pytest.approx([0.8] * 5 + [1.5] * 4)
+    assert scales([]) == [] and scales([(DROP, 0.0, 0.0)]) == [1.0] == scales([(LOW_RANK, 0.1, 0.0)])
 
 
 def test_what_is_tried_is_near_the_ratio():

@@ -1,9 +1,12 @@
 """Which changes of a layer are tried alone, at which rank or width, and what their measured losses do to the predicted.
 
-The prediction is of second order, on the calibration text: dropping neurons is off by another factor than low rank, and
-layers differ. What one layer changed alone costs on another text, over what was predicted for it there, multiplies the
-losses of this kind of change in this layer at every rank and width; LEMS (lems-svd/lems 9eaf262) scales the losses of
-every matrix by a measured one in the same way.
+The prediction is of second order, on the calibration text: dropping neurons is off by another factor than low rank.
+What one layer changed alone costs on another text, over what was predicted for it there, is taken for every layer, and
+the median over the layers multiplies the losses of this kind of change in all of them, at every rank and width. LEMS
+(lems-svd/lems 9eaf262) scales the losses of every matrix by its own measured one. Here a layer's own ratio says little:
+it is of one rank or width, and where few directions were predicted to cost most it is far from that of the rank that is
+chosen in the end (SmolLM2's layer 11: 0.05 where all is truncated, 1.1 at what is chosen); with a scale for each layer
+six of seven texts became worse (docs/accuracy.md).
 """
 
 from __future__ import annotations
@@ -24,11 +27,6 @@ from nxdi_svd_plugin.stored.projection import PROJECTIONS, LowRank
 
 SAMPLES, LENGTH = 2, 128
 """Windows of the text, and tokens in each, or the calibration's where those are shorter."""
-LEAST, MOST = 1.0, 4.0
-"""Limits of a scale over the median of all. The median is the text's, and changes no choice. A prediction that is much
-too large comes from a few directions that a better choice keeps, or from a loss that no longer grows with the square of
-the change: what was measured says nothing of other ranks and widths (SmolLM2's layer 11: 0.05 where all is truncated,
-1.1 and more at what is then chosen), so such a change counts as one of the median."""
 NARROW = 0.5
 """Share of the neurons that is tried: layers that lose any lose many, of SmolLM2 at 0.20 a sixth to two thirds."""
 NOTHING = 1e-6
@@ -79,16 +77,18 @@ def _kept(config: SourceConfig, recipe: Recipe) -> float:
     return budget(config, recipe) / config.mlp_parameters
 
 
-def scales(losses: Sequence[tuple[float, float]]) -> list[float]:
-    """What the losses of each change are multiplied by: measured / predicted, but at least LEAST and at most MOST times
-    the median of all, which is also the scale of what is predicted to cost nothing.
+def scales(losses: Sequence[tuple[str, float, float]]) -> list[float]:
+    """What the losses of each change are multiplied by: the median over all layers of measured / predicted for changes
+    of its kind; 1 where none of them was predicted to cost anything.
 
     Args:
-        losses: predicted and measured, of every change.
+        losses: kind, predicted and measured, of every change.
     """
-    ratios = [measured / predicted if predicted > NOTHING else None for predicted, measured in losses]
-    level = statistics.median([ratio for ratio in ratios if ratio is not None] or [1.0]) or 1.0
-    return [level * min(max((ratio or level) / level, LEAST), MOST) for ratio in ratios]
+    ratios: dict[str, list[float]] = {kind: [] for kind, _, _ in losses}
+    for kind, predicted, measured in losses:
+        if predicted > NOTHING:
+            ratios[kind].append(measured / predicted)
+    return [statistics.median(ratios[kind] or [1.0]) or 1.0 for kind, _, _ in losses]
 
 
 def scaled_energies(energies: Energies, trials: Iterable[Trial]) -> Energies:

@@ -95,7 +95,7 @@ def head(run: Session) -> str:
     states.check_finite(copies(last), torch.tensor(measured))
     done = [{**trial, "measured": loss} for trial, loss in zip(mine, measured, strict=True)]
     every = sorted((t for part in run.world.all(done) for t in part), key=lambda t: t["layer"])
-    found = scales([(trial["predicted"], trial["measured"]) for trial in every])
+    found = scales([(trial["kind"], trial["predicted"], trial["measured"]) for trial in every])
     run.state.trials = [{**trial, "scale": scale} for trial, scale in zip(every, found, strict=True)]
     return f"losses times {min(found):.2f} to {max(found):.2f}" if found else "nothing to scale"
 
