@@ -18,6 +18,8 @@ from nxdi_svd_plugin.compress.plan.cost import (
     elimination_work,
     neurons_bytes,
     peak_memory,
+    refit_bytes,
+    refit_work,
 )
 from nxdi_svd_plugin.compress.plan.ranks import decide_ranks, larger, reached, stored_parameters
 from nxdi_svd_plugin.compress.plan.widths import check_budget
@@ -92,6 +94,8 @@ def _calibration(config: SourceConfig, recipe: Recipe, layers: Layers) -> dict[s
         "disk_statistics": disk.spectra,
         "neurons_memory": neurons_bytes(Groups.of(config, recipe), recipe).eliminated,
         "elimination_flop": elimination_work(config, recipe),
+        "refit_memory": refit_bytes(config, recipe),
+        "refit_flop": refit_work(config, recipe, tokens) if recipe.refit else 0,
         "flop": calibration_work(config, recipe, tokens),
         "flop_paper": calibration_work(config, Recipe(), tokens),
     }
@@ -137,6 +141,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"{work['eigendecompositions']} eigendecompositions of {work['eigendecomposition_side']} x "
         f"{work['eigendecomposition_side']} matrices",
         *_elimination_lines(work),
+        *_refit_lines(work),
         "the output error of each layer is known once the calibration text has run: report.json, `nxdi-svd inspect`",
         *plan["notes"],
     ]
@@ -149,6 +154,15 @@ def _elimination_lines(work: dict[str, int]) -> list[str]:
     return [
         f"dropping neurons: {work['elimination_flop'] / 1e12:.1f} TFLOP in float32 or float64, "
         f"{work['neurons_memory'] / 2**30:.2f} GiB for the covariance of a layer's neurons and its root"
+    ]
+
+
+def _refit_lines(work: dict[str, int]) -> list[str]:
+    if not work["refit_memory"]:
+        return []
+    return [
+        f"refit: at most {work['refit_flop'] / 1e12:.1f} TFLOP, {work['refit_memory'] / 2**30:.2f} GiB for a layer; "
+        "hidden states and statistics stay on disk until it has passed them"
     ]
 
 
