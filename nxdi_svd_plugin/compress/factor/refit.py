@@ -126,16 +126,16 @@ def fit_reads(made: LayerFactors, sums: Drift, damping: float) -> LayerFactors:
     steps = torch.split(change, [near.shape[1] for near in nears.values()], dim=1)
     for name, step in zip(names, steps, strict=True):
         near, weigh = nears[name], far_gram(made, name)
-        size = _form(near, sums.dense, near, weigh)
-        before = _form(near, sums.moved, near, weigh)
-        after = before + _form(step, sums.read, step, weigh) + 2 * _form(step, sums.cross, near, weigh)
+        weighed = near @ weigh
+        size, before = _form(near, sums.dense, weighed), _form(near, sums.moved, weighed)
+        after = before + _form(step, sums.read, step @ weigh) + 2 * _form(step, sums.cross, weighed)
         made = with_near(made, name, near + step, _share(before, size), _share(after, size))
     return made
 
 
-def _form(a: Tensor, between: Tensor, b: Tensor, weigh: Tensor) -> float:
-    """tr(a^T between b weigh)."""
-    return float((a * (between @ b @ weigh)).sum())
+def _form(a: Tensor, between: Tensor, b: Tensor) -> float:
+    """tr(a^T between b)."""
+    return float((a * (between @ b)).sum())
 
 
 def _share(part: float, whole: float) -> float:
