@@ -21,7 +21,7 @@ examples:
 
 Reads config.json, report.json and the headers of the safetensors; no weight, which `nxdi-svd verify` does.
 """
-ERRORS = ("relative_error", "fit_before", "fit_after", "bf16_error", "growth")
+ERRORS = ("relative_error", "bf16_error", "growth")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -68,6 +68,7 @@ def inspect(directory: Path) -> dict[str, Any]:
         "model_bytes": sum(sizes.values()),
         "calibration": to_json(report.calibration) if report else None,
         "evaluation": report.evaluation.to_dict() if report and report.evaluation else None,
+        "refitted": bool(report and report.refitted),
         "recovered": not recovery.get("kept_input", True),
         "matrices": rows,
     }
@@ -130,7 +131,7 @@ def to_text(found: dict[str, Any]) -> str:
         )
     if found["groups"] > 1 and any(row["relative_error"] is not None for row in found["matrices"]):
         lines += ["", ADDED]
-    if any(row["fit_after"] is not None for row in found["matrices"]):
+    if found["refitted"]:
         lines += ["", "the output errors are those before the refit"]
     if found["recovered"]:
         lines += ["", "the output errors are those of the compression, before recovery"]
