@@ -35,6 +35,8 @@ from nxdi_svd_plugin.stored.projection import READS, LowRank, Side
 
 DOWN = "down_proj"
 BEFORE, AFTER = "fit_before", "fit_after"
+RIDGE = 10.0
+"""Ridge of a refit, in units of the recipe's damping: at 1 it fits the calibration text, and other texts may lose."""
 
 
 def refits(made: LayerFactors, neurons: int) -> list[str]:

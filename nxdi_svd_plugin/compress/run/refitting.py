@@ -19,7 +19,7 @@ from nxdi_svd_plugin.compress.calibrate import states
 from nxdi_svd_plugin.compress.calibrate.layer import UpToMlp
 from nxdi_svd_plugin.compress.calibrate.products import quick_products
 from nxdi_svd_plugin.compress.factor.layer import LayerFactors
-from nxdi_svd_plugin.compress.factor.refit import DOWN, Added, Drift, fit_down, fit_reads, parts, refits
+from nxdi_svd_plugin.compress.factor.refit import DOWN, RIDGE, Added, Drift, fit_down, fit_reads, parts, refits
 from nxdi_svd_plugin.compress.factor.running import RunningMlp, running_errors
 from nxdi_svd_plugin.compress.run import calibration
 from nxdi_svd_plugin.compress.run.job import stored_dtype
@@ -58,7 +58,7 @@ def _on(made: LayerFactors, device: torch.device) -> LayerFactors:
 
 
 def _refit(run: Session, index: int, made: LayerFactors) -> LayerFactors:
-    began, damping = time.monotonic(), run.job.recipe.damping
+    began, damping = time.monotonic(), RIDGE * run.job.recipe.damping
     names = refits(made, run.job.config.intermediate)
     with quick_products():
         model = UpToMlp(calibration.load(run, index))
