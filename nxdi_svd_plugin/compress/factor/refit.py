@@ -8,8 +8,9 @@ and o_d the dense model's after the layer, over the calibration tokens
     gate, up:  |x near far - x_d W'_0|^2 / n + damping m |W' - W'_0|^2        down:  |z W' - t|^2 / n + ..., t = o_d - h
 
 where z is what down reads behind the new gate and up, W'_0 is W' before, m the mean square of x or z, and damping RIDGE
-times the recipe's. Gate and up keep the error that they were given, which was weighed by the loss gradient, and undo what the drift of their inputs
-adds; down makes up, as well as it can, for everything before it in the residual stream. The solutions are
+times the recipe's. Gate and up keep the error that they were given, which was weighed by the loss gradient, and undo
+what the drift of their inputs adds; down makes up, as well as it can, for everything before it in the residual stream.
+The solutions are
 
     gate, up:  near = near_0 - (E[x x^T] + damping m)^-1 E[x (x - x_d)^T] near_0
     down:      near^T = near_0^T + (E[p p^T] + damping m far far^T)^-1 E[p (t - p near_0^T)^T],   p = z far^T
