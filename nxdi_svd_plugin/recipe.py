@@ -12,6 +12,7 @@
     objective: two_sided   # or input (the paper's whitening)
     allocation: global     # ranks by predicted loss within one budget, or uniform (Eq. 5)
     damping: 0.1           # relative ridge of objective two_sided
+    refit: false           # fit what was made again, layer by layer, on what the compressed layers before it put out
     max_patterns: 0        # at most so many different layers; 0 is no limit
     scale: null            # or a text, FILE or builtin-mixed, on which predicted losses are brought to one scale
     calibration: {text: builtin, samples: 56, length: 512, seed: 0}
@@ -90,6 +91,8 @@ class Recipe:
         MLP.
     scale: a text of another kind than the calibration's; on it the loss of changing one layer is measured, for every
         layer and kind of change, and scales what the allocation expects. None: expectations as they are.
+    refit: whether near of every low-rank projection, and a dense down that has fewer neurons, are fitted again
+        (compress/factor/refit.py).
     dtype: of the factors; "source" keeps the dtype of the weight they replace.
     shard_size: largest size of one output file in bytes; `from_dict` takes "5GB" too.
     Raises:
@@ -108,6 +111,7 @@ class Recipe:
     objective: str = "input"
     allocation: str = "uniform"
     damping: float = DEFAULT_DAMPING
+    refit: bool = False
     max_patterns: int = 0
     scale: str | None = None
     calibration: Calibration = field(default_factory=Calibration)
@@ -140,6 +144,8 @@ class Recipe:
         _one_of("allocation", self.allocation, ALLOCATIONS)
         if not isinstance(self.drop, bool | None):
             raise RecipeError(f"drop is {self.drop!r}; expected true, false or null")
+        if not isinstance(self.refit, bool):
+            raise RecipeError(f"refit is {self.refit!r}; expected true or false")
         _check("damping", self.damping, float)
         _check("max_patterns", self.max_patterns, int)
         if self.scale is not None:
@@ -171,6 +177,11 @@ class Recipe:
         if self.damping != DEFAULT_DAMPING and self.objective == "input":
             raise RecipeError(
                 f"damping is {self.damping}, which objective input does not use; remove it or use objective two_sided"
+            )
+        if self.refit and self.objective == "input":
+            raise RecipeError(
+                "refit needs the hidden states of all layers, which objective input (and the paper's recipe) does not "
+                "keep; remove it or use objective two_sided"
             )
         if self.max_patterns and self.allocation == "uniform":
             raise RecipeError("max_patterns limits what allocation global chooses; remove it, uniform has one pattern")

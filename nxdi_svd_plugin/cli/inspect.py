@@ -70,6 +70,7 @@ def inspect(directory: Path) -> dict[str, Any]:
         "calibration": to_json(report.calibration) if report else None,
         "scaling": scaling_of(report) if report else None,
         "evaluation": report.evaluation.to_dict() if report and report.evaluation else None,
+        "refitted": bool(report and report.refitted),
         "recovered": not recovery.get("kept_input", True),
         "matrices": rows,
     }
@@ -146,6 +147,8 @@ def to_text(found: dict[str, Any]) -> str:
         lines += ["", ADDED]
     if found["scaling"]:
         lines += ["", *scaling_text(found["scaling"])]
+    if found["refitted"]:
+        lines += ["", "the output errors are those before the refit"]
     if found["recovered"]:
         lines += ["", "the output errors are those of the compression, before recovery"]
     return "\n".join(lines)

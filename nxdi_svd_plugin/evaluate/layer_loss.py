@@ -30,12 +30,16 @@ def predicted_losses(directory: Path) -> list[float]:
 
     Raises:
         CheckpointError: it has none: another objective than two_sided, a directory from elsewhere, or factors that
-            were trained after the prediction.
+            were fitted again or trained after the prediction.
     """
     report = Report.read(directory)
     if report.trained:
         raise CheckpointError(
             f"the factors of {directory} were trained after their losses were predicted; give its input"
+        )
+    if report.refitted:
+        raise CheckpointError(
+            f"the factors of {directory} were fitted again after their losses were predicted; compress without refit"
         )
     losses = dict.fromkeys(sorted(report.layers), 0.0)
     for record in report.matrices:

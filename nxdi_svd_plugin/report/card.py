@@ -116,7 +116,7 @@ def model_card(report: Report, config: Mapping[str, Any], source_card: str = "")
         calibration=calibration,
         licence=licence(source),
         versions=", ".join(f"{name} {version}" for name, version in report.versions.items()),
-        recovery=recovery_text(report.recovery),
+        recovery=refit_text(report) + recovery_text(report.recovery),
         evaluation=evaluation_text(report.evaluation),
     )
     return f"---\n{yaml.safe_dump(meta, sort_keys=False)}---\n\n{body}"
@@ -147,6 +147,16 @@ def rank_summary(report: Report) -> str:
 def _span(numbers: set[int]) -> str:
     ends = sorted({min(numbers), max(numbers)}) if numbers else []
     return " to ".join(map(str, ends))
+
+
+def refit_text(report: Report) -> str:
+    """That factors were fitted again, "" when they were not."""
+    if not report.refitted:
+        return ""
+    return (
+        "\nThen they were fitted again by ridge least squares, layer by layer, to the inputs that the compressed "
+        "layers before them give. The output errors in `report.json` are those before.\n"
+    )
 
 
 def recovery_text(recovery: Recovery | None) -> str:

@@ -32,12 +32,12 @@ def layer_table(matrices: Iterable[MatrixRecord]) -> str:
 
 
 def error_lines(matrices: Iterable[MatrixRecord]) -> list[str]:
-    """What the errors of groups are; the worst rounding of the stored forms and the largest growth, and where. Nothing
-    of what was not measured."""
+    """What the errors of groups are; what a refit did; the worst rounding of the stored forms and the largest growth,
+    and where. Nothing of what was not measured."""
     records = list(matrices)
     rounding = [(r.bf16_error, r) for r in records if r.bf16_error is not None]
     growth = [(r.growth, r) for r in records if r.growth is not None]
-    lines = [ADDED] if any(map(_adds, records)) else []
+    lines = [*([ADDED] if any(map(_adds, records)) else []), *_fit_lines(records)]
     if rounding:
         error, worst = max(rounding, key=lambda found: found[0])
         lines.append(f"error that bfloat16 adds to an output: at most {percent(error, 2)} {_place(worst)}")
@@ -45,6 +45,18 @@ def error_lines(matrices: Iterable[MatrixRecord]) -> list[str]:
         largest, worst = max(growth, key=lambda found: found[0])
         lines.append(f"max abs C: at most {largest:.2f} {_place(worst)}")
     return lines
+
+
+def _fit_lines(records: list[MatrixRecord]) -> list[str]:
+    fits = [(r.fit_before, r.fit_after) for r in records if r.fit_before is not None and r.fit_after is not None]
+    if not fits:
+        return []
+    before, after = (sum(errors) / len(fits) for errors in zip(*fits, strict=True))
+    return [
+        "output errors are those before the refit, and so are predicted losses; it took the error behind the "
+        f"compressed layers, against its target, from {percent(before)} to {percent(after)} (mean of {len(fits)} "
+        "projections)"
+    ]
 
 
 def _adds(record: MatrixRecord) -> bool:

@@ -41,10 +41,11 @@ class Entry:
 
     @property
     def group(self) -> str:
-        """How it was made: form and objective, and whether the factors were trained."""
+        """How it was made: form and objective, and whether the factors were fitted again or trained."""
         recipe = self.report.recipe
         made = [str(recipe[key]) for key in ("form", "objective") if key in recipe]
-        return " ".join([*made, *(["recovered"] if self.report.trained else [])])
+        refitted, trained = self.report.refitted, self.report.trained
+        return " ".join([*made, *(["refitted"] if refitted else []), *(["recovered"] if trained else [])])
 
 
 def read_entry(directory: Path, evaluations: Iterable[Path] = ()) -> Entry:

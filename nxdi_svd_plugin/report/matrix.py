@@ -24,7 +24,9 @@ class MatrixRecord:
     diagonal; None too where that is zero.
     predicted_loss: nats per token that the two-sided objective expects. drop_loss: of down, those that dropping neurons
     of the layer is expected to cost. bf16_error: relative output error of the stored
-    factors in bfloat16 against the same factors in float32. growth: largest coefficient of an interpolative far matrix;
+    factors in bfloat16 against the same factors in float32. fit_before, fit_after: relative output error behind the
+    compressed layers against what the refit aims at (compress/factor/refit.py), before it and after; relative_error
+    and the losses are of the factors that it began with. growth: largest coefficient of an interpolative far matrix;
     limited: how far the limit of that has changed the matrix, 0 as a rule. seconds: of factoring. weight_rank: the
     largest rank of all groups, each alike, that zeros or repeated neurons of the dense weight leave, where that is less
     than full.
@@ -43,6 +45,8 @@ class MatrixRecord:
     predicted_loss: float | None = None
     drop_loss: float | None = None
     bf16_error: float | None = None
+    fit_before: float | None = None
+    fit_after: float | None = None
     growth: float | None = None
     limited: float | None = None
     seconds: float | None = None

@@ -134,6 +134,11 @@ class Report:
         """Whether the factors were trained after the compression."""
         return self.recovery is not None and not self.recovery.kept_input
 
+    @property
+    def refitted(self) -> bool:
+        """Whether factors were fitted again after their errors and losses were predicted."""
+        return any(record.fit_after is not None for record in self.matrices)
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON object; `groups` are those of every low-rank projection."""
         found = to_json(self)

@@ -35,11 +35,11 @@ RECIPES = {
     "default": dataclasses.replace(preset("default"), tp_degree=2),
     "pair": dataclasses.replace(preset("default"), form="pair", allocation="uniform", tp_degree=3),
     "input": dataclasses.replace(preset("paper"), form="interpolative"),
-    "drop": dataclasses.replace(preset("default"), drop=True),
+    "drop": dataclasses.replace(preset("default"), drop=True, refit=True),
     "scale": dataclasses.replace(preset("default"), drop=True, scale="builtin-mixed"),
 }
-"""One pass; forward, back and ranks; no ranks; no gradients; statistics that wait for the widths; losses that
-are measured before."""
+"""One pass; forward, back and ranks; no ranks; no gradients; statistics that wait for the widths, and a refit; losses
+that are measured before."""
 RECIPE = dataclasses.replace(RECIPES[sys.argv[6]], ratio=0.2, block=2, calibration=CALIBRATION, shard_size=100_000)
 OLDER = dataclasses.replace(RECIPE, ratio=0.3, shard_size=60_000)
 CHANGES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}

@@ -19,6 +19,7 @@ RECIPES = {
     "groups": {"tp_degree": 2, "block": 4, "dense": ["1.up_proj"]},
     "dropped": {
         "drop": True,
+        "refit": True,
         "tp_degree": 1,
         "ratio": 0.25,
         "block": 4,

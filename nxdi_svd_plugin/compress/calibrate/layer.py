@@ -91,3 +91,27 @@ def decode_together(model: Any, hidden: torch.Tensor) -> torch.Tensor:
 def run_sample(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     """`decode` without a graph."""
     return decode(model, hidden)
+
+
+class UpToMlp:
+    """A layer of `load_layer` up to its MLP, which it loses."""
+
+    def __init__(self, model: Any) -> None:
+        self._model, self._norm = model, model.layers[0].post_attention_layernorm
+        model.layers[0].mlp = _Nothing()
+
+    def middle(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the MLP's output is added to, of one sample [length, hidden]."""
+        return run_sample(self._model, hidden)
+
+    def read(self, middle: torch.Tensor) -> torch.Tensor:
+        """What gate and up read."""
+        x: torch.Tensor = self._norm(middle)
+        return x
+
+
+class _Nothing(torch.nn.Module):
+    """Zero, whatever comes in."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(x)

@@ -2,7 +2,8 @@
 calibration text, and a killed run goes on.
 
 One raw float32 file per layer boundary and process, read and written one sample at a time. `hidden-i` holds the inputs
-of layer i, `gradient-i` the loss gradient there.
+of layer i, `gradient-i` the loss gradient there; for a refit, `prefix-i` how far the compressed layers before it have
+moved them, and `middle-i` what the MLP of layer i is then added to.
 """
 
 from __future__ import annotations
@@ -24,6 +25,16 @@ def hidden(layer: int) -> str:
 def gradient(layer: int) -> str:
     """Name of the working file with the loss gradient at the inputs of a layer."""
     return f"gradient-{layer:05d}"
+
+
+def prefix(layer: int) -> str:
+    """Name of the working file with the inputs of a layer behind compressed ones, less the dense model's."""
+    return f"prefix-{layer:05d}"
+
+
+def middle(layer: int) -> str:
+    """Name of the working file with what a layer behind compressed ones adds the output of its MLP to."""
+    return f"middle-{layer:05d}"
 
 
 def write_samples(files: WorkingFiles, name: str, samples: Iterable[torch.Tensor]) -> None:

@@ -60,8 +60,9 @@ def peak_memory(config: SourceConfig, recipe: Recipe) -> Memory:
     tensor, its float64 sums, the activations of one sample; with gradients the head or what autograd keeps of a sample.
     factor: the sums and a decomposition with its workspace, or what is kept of a layer, one decomposition, the
     truncated projections, their coefficients and the solution of one, in float64; where neurons may be dropped, their
-    covariance and its root. The trials that scale losses hold a layer, the weights of its changes and what goes through
-    it together, or the head and the logits of two windows and their odds; their weights are made as factors are.
+    covariance and its root; the sums of a refit. The trials that scale losses hold a layer, the weights of its changes
+    and what goes through it together, or the head and the logits of two windows and their odds; their weights are made
+    as factors are.
     """
     sizes = {name: math.prod(shape) for name, shape in expected_tensors(config).items()}
     square, wide = 8 * config.hidden**2, 8 * config.hidden * config.intermediate
@@ -70,7 +71,7 @@ def peak_memory(config: SourceConfig, recipe: Recipe) -> Memory:
     decompose = sums + 3 * wide + 4 * square + spectra_bytes(groups)
     factors = kept_bytes(groups, recipe) + 6 * square + len(PROJECTIONS) * 2 * wide + 3 * wide
     neurons = neurons_bytes(groups, recipe)
-    narrow = max(sums + neurons.eliminated, neurons.fitted)
+    narrow = max(sums + neurons.eliminated, neurons.fitted, refit_bytes(config, recipe))
     layer = _layer(config, recipe, layer_numbers(config)) + sums + neurons.summed
     return Memory(
         load=8 * max(sizes.values()),
@@ -172,9 +173,10 @@ def scaling_work(config: SourceConfig, recipe: Recipe) -> int:
 
 
 def disk_needs(config: SourceConfig, recipe: Recipe, tokens: int, processes: int = 1) -> Disk:
-    """Working files at their largest: hidden states of one boundary or, with gradients, of all; statistics of the
-    layers that are decomposed together; what is kept of those that wait for their factors."""
-    boundaries = config.layers + 3 if recipe.differentiates else 2
+    """Working files at their largest: hidden states of one boundary or, with gradients, of all and two of gradients, or
+    three of a refit; statistics of the layers that are decomposed together; what is kept of those that wait for their
+    factors."""
+    boundaries = config.layers + 3 + recipe.refit if recipe.differentiates else 2
     tried = 4 * SAMPLES * window_length(recipe) * config.hidden * sum(copies(config, recipe)[-2:])
     groups, together = Groups.of(config, recipe), min(processes, config.layers)
     waiting = together if recipe.is_paper else config.layers
@@ -219,3 +221,30 @@ def elimination_work(config: SourceConfig, recipe: Recipe) -> int:
     neurons = config.intermediate
     inverses = neurons**3 / recipe.tp_degree**2 * (1 + (1 - LEAST**3) / 3)
     return int(layers * (inverses + neurons**2 * config.hidden / recipe.tp_degree * (1 - LEAST**2)))
+
+
+def _read_by_near(config: SourceConfig, recipe: Recipe) -> int:
+    """The most numbers that near of down reads, or down itself where a layer may be narrower and down dense."""
+    groups = Groups.of(config, recipe)
+    return config.intermediate if recipe.drops else groups.count * groups.side
+
+
+def refit_bytes(config: SourceConfig, recipe: Recipe) -> int:
+    """Of a layer's refit, at most, 0 without one: the layer in float32, its factors in float64 and as they run, three
+    H x H sums and one root, and of down's r inputs the sum, far's and a root, the other side and two solutions."""
+    if not recipe.refit:
+        return 0
+    hidden, read = config.hidden, _read_by_near(config, recipe)
+    factors = 12 * len(PROJECTIONS) * hidden * config.intermediate
+    squares = (2 if recipe.drops else 3) * read**2
+    return 4 * layer_numbers(config) + factors + 8 * (4 * hidden**2 + squares + 3 * hidden * read)
+
+
+def refit_work(config: SourceConfig, recipe: Recipe, tokens: int) -> int:
+    """Floating-point operations of the refit, at most: attention of two streams, the MLP twice, the sums of symmetric
+    matrices and their products with what is missing, and the equations."""
+    hidden, read = config.hidden, _read_by_near(config, recipe)
+    mlp = 3 * hidden * config.intermediate
+    passes = 2 * tokens * (2 * (layer_numbers(config) - mlp) + 2 * mlp)
+    sums = 2 * tokens * (2 * hidden**2 + read**2 // 2 + read * hidden)
+    return config.layers * (passes + sums + (hidden**3 + read**3) // 3 + 2 * hidden * (hidden * read + read**2))

@@ -18,6 +18,8 @@ from nxdi_svd_plugin.compress.plan.cost import (
     elimination_work,
     neurons_bytes,
     peak_memory,
+    refit_bytes,
+    refit_work,
     scaling_work,
 )
 from nxdi_svd_plugin.compress.plan.ranks import decide_ranks, larger, reached, stored_parameters
@@ -94,6 +96,8 @@ def _calibration(config: SourceConfig, recipe: Recipe, layers: Layers) -> dict[s
         "neurons_memory": neurons_bytes(Groups.of(config, recipe), recipe).eliminated,
         "elimination_flop": elimination_work(config, recipe),
         **({"scaling_flop": scaling_work(config, recipe)} if recipe.scale else {}),
+        "refit_memory": refit_bytes(config, recipe),
+        "refit_flop": refit_work(config, recipe, tokens) if recipe.refit else 0,
         "flop": calibration_work(config, recipe, tokens),
         "flop_paper": calibration_work(config, Recipe(), tokens),
     }
@@ -140,6 +144,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"{work['eigendecomposition_side']} matrices",
         *_elimination_lines(work),
         *_scaling_lines(plan),
+        *_refit_lines(work),
         "the output error of each layer is known once the calibration text has run: report.json, `nxdi-svd inspect`",
         *plan["notes"],
     ]
@@ -160,6 +165,15 @@ def _scaling_lines(plan: dict[str, Any]) -> list[str]:
     if flop is None:
         return []
     return [f"scaling losses on {plan['recipe']['scale']}: {flop / 1e12:.1f} TFLOP, every layer changed alone"]
+
+
+def _refit_lines(work: dict[str, int]) -> list[str]:
+    if not work["refit_memory"]:
+        return []
+    return [
+        f"refit: at most {work['refit_flop'] / 1e12:.1f} TFLOP, {work['refit_memory'] / 2**30:.2f} GiB for a layer; "
+        "hidden states and statistics stay on disk until it has passed them"
+    ]
 
 
 def _layer_lines(plan: dict[str, Any]) -> list[str]:

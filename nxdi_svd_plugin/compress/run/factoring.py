@@ -24,6 +24,7 @@ from nxdi_svd_plugin.compress.plan.scaling import scaled_curves, scaled_energies
 from nxdi_svd_plugin.compress.plan.widths import Curve, global_widths
 from nxdi_svd_plugin.compress.run.calibration import INNER, neurons
 from nxdi_svd_plugin.compress.run.job import stored_dtype
+from nxdi_svd_plugin.compress.run.refitting import refitted
 from nxdi_svd_plugin.compress.run.scaling import trials_of
 from nxdi_svd_plugin.compress.run.session import Session
 from nxdi_svd_plugin.compress.run.sources import (
@@ -128,8 +129,10 @@ def _rewritten(run: Session, index: int) -> dict[str, tuple[torch.dtype, tuple[i
 
 
 def factor(run: Session, layers: tuple[int, ...]) -> str:
-    """Factor this process's layer, and write all of them on process 0."""
+    """Factor this process's layer, fit all of them again where that is asked, and write them on process 0."""
     mine = next((_factor(run, index) for index in run.own(layers)), None)
+    if run.job.recipe.refit:
+        mine = refitted(run, layers, mine)
     found = run.world.all(mine and (_records(run.job.limits, run.own(layers)[0], mine), mine.order))
     for owner, index in enumerate(layers):
         _write(run, index, owner, mine)

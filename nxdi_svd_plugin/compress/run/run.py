@@ -17,7 +17,7 @@ from nxdi_svd_plugin.checkpoint.names import CONFIG, REPORT, UNFINISHED
 from nxdi_svd_plugin.checkpoint.working import WorkingFiles
 from nxdi_svd_plugin.checkpoint.writer import check_output, prepare_output, remove_unfinished
 from nxdi_svd_plugin.compress.calibrate import states, trials
-from nxdi_svd_plugin.compress.run import calibration, factoring, manifest, scaling, sources
+from nxdi_svd_plugin.compress.run import calibration, factoring, manifest, refitting, scaling, sources
 from nxdi_svd_plugin.compress.run.finish import completed, finish
 from nxdi_svd_plugin.compress.run.job import Job, check_space, identity, prepare
 from nxdi_svd_plugin.compress.run.progress import Progress
@@ -178,13 +178,19 @@ def reads(run: Session, step: Step) -> list[str]:
         every = range(run.world.rank, run.job.config.layers, run.world.size)
         return [name for i in every for name in sources.loss_files(run, i)]
     if step.kind == "factor":
-        return [name for i in run.own(step.layers) for name in sources.factor_files(run, i)]
+        return [*sources_of_factors(run, step), *(refitting.reads(step.layers) if run.job.recipe.refit else [])]
     return []
+
+
+def sources_of_factors(run: Session, step: Step) -> list[str]:
+    """Those of the layer that this process factors in a step."""
+    return [name for i in run.own(step.layers) for name in sources.factor_files(run, i)]
 
 
 def drops(run: Session, step: Step) -> list[str]:
     """Those of them that no later step reads: all, but for the inputs of a layer that a gradient will come back to, and
-    what the factors need once the width of a layer is known, which the measuring of scales reads too."""
+    what the factors need once the width of a layer is known, which the measuring of scales reads too. Where there is a
+    refit, it is the last to read inputs."""
     if step.kind == "scale-layer":
         return [trials.copies(*step.layers)]
     comes_back = step.kind == "forward" and run.job.recipe.differentiates
@@ -192,7 +198,12 @@ def drops(run: Session, step: Step) -> list[str]:
     if waits:
         again = {name for i in range(run.job.config.layers) for name in sources.factor_files(run, i)}
         return [name for name in reads(run, step) if name not in again]
-    return [] if comes_back else reads(run, step)
+    if not run.job.recipe.refit:
+        return [] if comes_back else reads(run, step)
+    if step.kind == "factor":
+        return [*sources_of_factors(run, step), *refitting.done_with(step.layers, run.job.config.layers)]
+    inputs = {states.hidden(i) for i in range(run.job.config.layers + 1)}
+    return [name for name in reads(run, step) if name not in inputs]
 
 
 def check_files(run: Session, names: list[str]) -> None:
