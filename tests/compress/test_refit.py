@@ -274,7 +274,7 @@ def test_what_goes_on_is_what_transformers_computes(tiny_llama, tmp_path, monkey
     assert np.abs(expected).max() > 0.1
 
 
-@pytest.mark.parametrize("stop", [*[(k, 1) for k in loop.WORK], ("factor", 2), ("factor", 3)])
+@pytest.mark.parametrize("stop", [*[(k, 1) for k in loop.WORK if "scale" not in k], ("factor", 2), ("factor", 3)])
 def test_a_stopped_run_resumes_to_the_same_bytes(stop, made, tiny_llama, tmp_path, monkeypatch):
     recipe = from_dict(RECIPES["dropped"])
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
