@@ -33,6 +33,7 @@ METHODS = {
     "drop": {"recipe": "default", "block": 128, "drop": True},  # from there on this is
     "drop-16": {"recipe": "default", "block": 16, "drop": True},
     "more-text": {"recipe": "default", "block": 128, "calibration": {"samples": 128}},  # 65,536 tokens
+    "refit": {"recipe": "default", "block": 128, "refit": True},
     "scaled": {"recipe": "default", "block": 128, "scale": "builtin-mixed"},
     "one-group": {"recipe": "default", "block": 128, "tp_degree": 1, "drop": False},
     "four-groups": {"recipe": "default", "block": 32, "tp_degree": 4, "drop": False},  # a group has 384 neurons

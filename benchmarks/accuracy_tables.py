@@ -19,6 +19,7 @@ NAMES = {
     "no-drop": "default recipe, drop: false",
     "drop": "default recipe, drop: true",
     "drop-16": "default recipe, drop: true, block: 16",
+    "refit": "default recipe, refit: true",
     "scaled": "default recipe, scale: builtin-mixed",
     "one-group": "default recipe, drop: false, tp_degree: 1",
     "four-groups": "default recipe, drop: false, tp_degree: 4, block: 32",

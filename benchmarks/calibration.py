@@ -23,7 +23,12 @@ ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "benchmarks" / "data" / "calibration.jsonl"
 WINDOW, WINDOWS, RATIO = 512, 8, 0.20
 WIKI = "gensim-4.3.3/gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
-METHODS = {"no-drop": {"block": 128, "drop": False}, "drop": {"block": 128, "drop": True}}
+METHODS = {
+    "no-drop": {"block": 128, "drop": False},
+    "drop": {"block": 128, "drop": True},  # the default recipe at RATIO
+    "refit": {"block": 128, "drop": True, "refit": True},
+    "scaled": {"block": 128, "drop": True, "scale": "builtin-mixed"},
+}
 
 
 def wiki(sources: Path) -> str:
@@ -96,6 +101,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="the calibration text")
     parser.add_argument("--samples", type=int, default=56)
     parser.add_argument("--method", choices=tuple(METHODS), default="no-drop")
+    parser.add_argument("--directory", type=Path, help="what this method, text and samples made, to score it alone")
     parser.add_argument("--work", type=Path, help="where the compressed directory goes")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
@@ -105,7 +111,7 @@ def main() -> None:
     if args.name != "dense":
         row |= {"method": args.method, "ratio": RATIO, "samples": args.samples, "tokens": WINDOW * args.samples}
         row["text_sha256"] = hashlib.sha256(args.text.read_bytes()).hexdigest()
-        directory = compress(args)
+        directory = args.directory or compress(args)
     with open(ROWS, "a") as file:
         file.writelines(json.dumps({**row, **found}) + "\n" for found in measured(directory, texts(args.sources)))
 
