@@ -191,7 +191,7 @@ def recovery(rows: list[dict]) -> str:
         goal = f"x {RECOVERED_GOALS[ratio]}" if row["text"] != "generated" and ratio in RECOVERED_GOALS else ""
         lines.append(
             f"| {ratio:.2f} | {row['text']} | {dense:.2f} | x {row['compressed'] / dense:.3f} | "
-            f"x {row['recovered'] / dense:.3f} | {goal} | {settings['method']} | {rate(settings)} | {row['best_step']} "
+            f"x {row['recovered'] / dense:.3f} | {goal} | {trained(row)} | {rate(settings)} | {row['best_step']} "
             f"| {settings['batch'] * row['best_step'] * settings['window']:,} | {row['seconds'] / 60:.0f} |"
         )
     return "\n".join(lines)
@@ -213,16 +213,24 @@ def second(rows: list[dict]) -> str:
 
 def steps(rows: list[dict]) -> str:
     """Validation perplexity over the steps of every run."""
-    runs = {json.dumps([round(r["ratio"], 2), r["optimizer"], rate(r["settings"]), r["settings"]]): r for r in rows}
+    runs = {
+        json.dumps([round(r["ratio"], 2), trained(r), r["optimizer"], rate(r["settings"]), r["settings"]]): r
+        for r in rows
+    }
     shown = sorted({each["step"] for row in rows for each in row["history"] if each["step"] % 20 == 0})
     lines = ["| ratio | method | optimizer | rate | " + " | ".join(f"step {step}" for step in shown) + " |"]
     lines.append("|" + "---|" * (4 + len(shown)))
     for _, row in sorted(runs.items()):
         found = {each["step"]: f"{each['validation_perplexity']:.2f}" for each in row["history"]}
         settings, cells = row["settings"], " | ".join(found.get(step, "") for step in shown)
-        name = f"{settings['method']} | {row['optimizer']} | {rate(settings)}"
+        name = f"{trained(row)} | {row['optimizer']} | {rate(settings)}"
         lines.append(f"| {round(row['ratio'], 2):.2f} | {name} | {cells} |")
     return "\n".join(lines)
+
+
+def trained(row: dict) -> str:
+    """The method of a training, and whether it saw the dense model's own text too."""
+    return row["settings"]["method"] + (", own text too" if row.get("own_text") else "")
 
 
 def rate(settings: dict) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from accuracy_figure import after  # noqa: E402
 from accuracy_tables import relative  # noqa: E402
 from groups import over_dense  # noqa: E402
 from kernel_tables import markdown, replaced  # noqa: E402
@@ -26,6 +27,7 @@ CHANGES = ROOT / "CHANGELOG.md"
 FIGURE = re.compile(r"(<!-- figure: (\w+) -->).*?(<!-- end -->)")
 MODEL, RATIO, TP = "llama-3.2-1b", 0.10, 2
 OUTSIDE = ("pydoc", "news")
+METHODS = ("default", "refit", "svd-llm")
 Row = dict[str, Any]
 
 
@@ -60,9 +62,16 @@ def accuracy() -> str:
     """Perplexity over dense by ratio, the worst of the texts that calibration has not seen."""
     found, body = relative(rows_of("accuracy")), []
     for ratio in sorted({ratio for _, ratio, _ in found if ratio}):
-        cells = [max(found[name, ratio, text][1] for text in OUTSIDE) for name in ("default", "svd-llm")]
-        body.append([f"{ratio:.2f}", *(f"{cell:.2f}" for cell in cells)])
-    return markdown(["share of MLP weights saved", "default recipe (2 groups)", "the paper's whitening"], body)
+        cells = [_worst({text: found.get((name, ratio, text), (0, 0))[1] for text in OUTSIDE}) for name in METHODS]
+        trained = _worst({text: after(rows_of("recover"), text).get(ratio, 0) for text in OUTSIDE})
+        body.append([f"{ratio:.2f}", *cells[:2], trained, cells[2]])
+    heads = ["default recipe (2 groups)", "with `refit: true`", "default, after `recover`", "the paper's whitening"]
+    return markdown(["share of MLP weights saved", *heads], body)
+
+
+def _worst(by_text: dict[str, float]) -> str:
+    """The largest, or that it was not measured."""
+    return f"{max(by_text.values()):.2f}" if all(by_text.values()) else "-"
 
 
 def costs() -> str:
@@ -100,9 +109,10 @@ def recovered() -> str:
     told = []
     for ratio in sorted({ratio for ratio, _ in runs})[-2:]:
         worst = [runs[ratio, text] for text in OUTSIDE]
-        before, after = (max(row[key] / row["dense"] for row in worst) for key in ("compressed", "recovered"))
+        before, trained = (max(row[key] / row["dense"] for row in worst) for key in ("compressed", "recovered"))
         steps, minutes = worst[0]["best_step"], worst[0]["seconds"] / 60
-        told.append(f"at {ratio:.2f} from {before:.2f} to {after:.2f} in {steps} steps, {minutes:.0f} minutes")
+        how = f"`{worst[0]['settings']['method']}`, {steps} steps, {minutes:.0f} minutes"
+        told.append(f"at {ratio:.2f} from {before:.2f} to {trained:.2f} ({how})")
     return f"{'; '.join(told)} (one thread of this CPU, distillation from the dense model)"
 
 
