@@ -52,7 +52,7 @@ NUMBERS = (
     ("window", int, "tokens a window [512]"),
     ("learning_rate", number, "peak rate [lora 1e-3, full 3e-4]"),
     ("evaluate_every", int, "steps between evaluations [25]"),
-    ("patience", int, "evaluations without progress until it stops [4]"),
+    ("patience", int, "evaluations without progress until it stops [8]"),
     ("validation_windows", int, "validation windows at most [16]"),
     ("seed", seed, "order of the windows and start of the adapters [0]"),
 )

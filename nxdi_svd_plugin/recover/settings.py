@@ -37,7 +37,7 @@ class Settings:
     window: int = 512
     learning_rate: float = 0.0
     evaluate_every: int = 25
-    patience: int = 4
+    patience: int = 8
     validation_windows: int = 16
     seed: int = 0
     precision: str = "auto"
