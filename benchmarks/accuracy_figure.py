@@ -8,14 +8,9 @@ from accuracy_tables import GOALS, NAMES, TASK_NAMES, average, relative, scored
 
 
 def after(rows: list[dict], text: str) -> dict[float, float]:
-    """Ratio -> perplexity over dense on a text after the best recovery by validation."""
-    best: dict[float, dict] = {}
-    for row in rows:
-        if row.get("text") == text and "recovered" in row:
-            ratio = round(row["ratio"], 2)
-            if ratio not in best or row["perplexity"]["output"] < best[ratio]["perplexity"]["output"]:
-                best[ratio] = row
-    return {ratio: row["recovered"] / row["dense"] for ratio, row in best.items()}
+    """Ratio -> perplexity over dense on a text after the latest recovery."""
+    found = [row for row in rows if row.get("text") == text and "recovered" in row]
+    return {round(row["ratio"], 2): row["recovered"] / row["dense"] for row in found}
 
 
 def figure(rows: list[dict], recovered: list[dict], answered: list[dict], path: Path) -> None:
@@ -42,7 +37,7 @@ def figure(rows: list[dict], recovered: list[dict], answered: list[dict], path: 
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("perplexity / dense")
     axes[-2].legend(fontsize=7)
-    for method, style in (("default", "o-"), ("svd-llm", "o-"), ("recovered", "s--")):
+    for method, style in (("default", "o-"), ("recovered", "s--")):
         points = [(r, *average(found)) for (r, m), found in scores.items() if m in (method, "dense")]
         points = points[1:] if method == "recovered" else points
         last.errorbar(*zip(*points, strict=True), fmt=style, capsize=2, label=TASK_NAMES[method])

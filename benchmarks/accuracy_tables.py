@@ -31,7 +31,6 @@ TASK_NAMES = {
     "dense": "dense",
     "default": "default recipe",
     "recovered": "default recipe, after `recover`",
-    "svd-llm": "SVD-LLM whitening (recipe: paper, block 1)",
 }
 RIVALS = {  # whose code ran; benchmarks/rivals.py has the addresses
     "default": "this project, default recipe",
@@ -217,7 +216,7 @@ def steps(rows: list[dict]) -> str:
         json.dumps([round(r["ratio"], 2), trained(r), r["optimizer"], rate(r["settings"]), r["settings"]]): r
         for r in rows
     }
-    shown = sorted({each["step"] for row in rows for each in row["history"] if each["step"] % 20 == 0})
+    shown = sorted({each["step"] for row in rows for each in row["history"]})
     lines = ["| ratio | method | optimizer | rate | " + " | ".join(f"step {step}" for step in shown) + " |"]
     lines.append("|" + "---|" * (4 + len(shown)))
     for _, row in sorted(runs.items()):
