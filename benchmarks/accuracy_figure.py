@@ -38,9 +38,9 @@ def figure(rows: list[dict], recovered: list[dict], answered: list[dict], path: 
     axes[0].set_ylabel("perplexity / dense")
     axes[-2].legend(fontsize=7)
     for method, style in (("default", "o-"), ("recovered", "s--")):
-        points = [(r, *average(found)) for (r, m), found in scores.items() if m in (method, "dense")]
-        points = points[1:] if method == "recovered" else points
-        last.errorbar(*zip(*points, strict=True), fmt=style, capsize=2, label=TASK_NAMES[method])
+        shown = ("dense", "default") if method == "default" else (method,)
+        means = [(r, *average(tasks)) for (r, m), tasks in scores.items() if m in shown]
+        last.errorbar(*zip(*means, strict=True), fmt=style, capsize=2, label=TASK_NAMES[method])
     last.set(title="five tasks, zero-shot", xlabel="ratio (of the MLP)", ylabel="mean accuracy")
     last.legend(fontsize=7)
     last.grid(alpha=0.3)

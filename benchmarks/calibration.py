@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "benchmarks" / "data" / "calibration.jsonl"
 WINDOW, WINDOWS, RATIO = 512, 8, 0.20
 WIKI = "gensim-4.3.3/gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
-METHODS = {
+METHODS: dict[str, dict] = {
     "no-drop": {"block": 128, "drop": False},
     "drop": {"block": 128, "drop": True},  # the default recipe at RATIO
     "refit": {"block": 128, "drop": True, "refit": True},

@@ -87,13 +87,18 @@ def rows(model: Path, method: str, folder: Path, hashes: dict[str, str]) -> list
     from nxdi_svd_plugin.checkpoint.names import REPORT
     from nxdi_svd_plugin.evaluate import harness
 
-    report = json.loads((model / REPORT).read_text()) if (model / REPORT).exists() else None
+    report = json.loads((model / REPORT).read_text()) if (model / REPORT).exists() else {}
     options = harness.Options(list(TASKS), DOCUMENTS, None, folder, 0, BATCH)
     with tempfile.TemporaryDirectory() as scratch:
         results = harness.run_tasks(model, harness.task_specs(options, Path(scratch)), options, "bfloat16")
-    base = {"method": method, "model": "SmolLM2-135M-Instruct", "dtype": "bfloat16", "machine": platform.machine()}
-    base |= {"ratio": report["ratio"]["mlp"] if report else 0.0, "recipe": report["recipe"] if report else None}
-    base |= {"recovery": (report or {}).get("recovery") and report["recovery"]["settings"]}
+    base: dict = {
+        "method": method,
+        "model": "SmolLM2-135M-Instruct",
+        "dtype": "bfloat16",
+        "machine": platform.machine(),
+    }
+    base |= {"ratio": report["ratio"]["mlp"] if report else 0.0, "recipe": report.get("recipe")}
+    base |= {"recovery": report["recovery"]["settings"] if report.get("recovery") else None}
     found = []
     for task, scores in results["results"].items():
         metric = METRICS.get(task, "acc_norm,none")
