@@ -4,7 +4,7 @@
 
 CHECKOUT is github.com/AGI-Edgerunners/LLM-Adapters at 8166572, whose dataset/ holds the test questions of five of the
 paper's tasks as instructions; `question` and its neighbours put them back into the columns that lm-eval reads. MathQA
-is left out (no model of this size is above chance), HellaSwag is not in the checkout. The first DOCUMENTS of each task
+is left out to save time, HellaSwag is not in the checkout. The first DOCUMENTS of each task
 are asked, which is no published number. One row a model and task goes to benchmarks/data/tasks.jsonl.
 """
 
