@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_two_pass import STEPS, stop_before, stored
+from test_two_pass import STEPS, stop_before, stopped_and_resumed, stored
 from tiny_models import save_dense
 
 from nxdi_svd_plugin.checkpoint.verify import verify
@@ -181,12 +181,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(stop, tiny_llama, tmp_path_fact
     made = tmp_path_factory.getbasetemp() / "dropped-once"
     if not made.exists():
         compress(tiny_llama, made, from_dict(MIXED), progress=False)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_before(patch, *stop)
-        compress(tiny_llama, tmp_path / "out", from_dict(MIXED), progress=False)
-    compress(tiny_llama, tmp_path / "out", from_dict(MIXED), resume=True, progress=False)
-    expected, found = stored(made), stored(tmp_path / "out")
-    assert set(found) == set(expected) and all(torch.equal(found[n], expected[n]) for n in found)
+    stopped_and_resumed(tiny_llama, from_dict(MIXED), stop, made, tmp_path / "out", monkeypatch)
     assert (tmp_path / "out" / "mlp_order.npy").read_bytes() == (made / "mlp_order.npy").read_bytes()
     assert not (tmp_path / "out" / ".unfinished").exists()
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_two_pass import stop_before, stored
+from test_two_pass import stop_before, stopped_and_resumed, stored
 
 from nxdi_svd_plugin.checkpoint.verify import verify
 from nxdi_svd_plugin.cli.main import main
@@ -277,12 +277,7 @@ def test_what_goes_on_is_what_transformers_computes(tiny_llama, tmp_path, monkey
 @pytest.mark.parametrize("stop", [*[(k, 1) for k in loop.WORK if "scale" not in k], ("factor", 2), ("factor", 3)])
 def test_a_stopped_run_resumes_to_the_same_bytes(stop, made, tiny_llama, tmp_path, monkeypatch):
     recipe = from_dict(RECIPES["dropped"])
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_before(patch, *stop)
-        compress(tiny_llama, tmp_path / "out", recipe, progress=False)
-    compress(tiny_llama, tmp_path / "out", recipe, resume=True, progress=False)
-    expected, found = stored(made[0]), stored(tmp_path / "out")
-    assert set(found) == set(expected) and all(torch.equal(found[n], expected[n]) for n in found)
+    stopped_and_resumed(tiny_llama, recipe, stop, made[0], tmp_path / "out", monkeypatch)
     assert not (tmp_path / "out" / ".unfinished").exists()
 
 

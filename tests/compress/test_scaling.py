@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_dropping_run import read_by_down
-from test_two_pass import stop_before, stored
+from test_two_pass import stop_before, stopped_and_resumed, stored
 from test_widths import config_of, problem
 
 from nxdi_svd_plugin.cli.main import main
@@ -194,12 +194,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(stop, tiny_llama, tmp_path_fact
     whole = tmp_path_factory.getbasetemp() / "scaled-once"
     if not whole.exists():
         compress(tiny_llama, whole, from_dict(FIXED), progress=False)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_before(patch, *stop)
-        compress(tiny_llama, tmp_path / "out", from_dict(FIXED), progress=False)
-    report = compress(tiny_llama, tmp_path / "out", from_dict(FIXED), resume=True, progress=False)
-    expected, found = stored(whole), stored(tmp_path / "out")
-    assert set(found) == set(expected) and all(torch.equal(found[n], expected[n]) for n in found)
+    report = stopped_and_resumed(tiny_llama, from_dict(FIXED), stop, whole, tmp_path / "out", monkeypatch)
     assert report.scaling == Report.read(whole).scaling
     assert not (tmp_path / "out" / ".unfinished").exists()
 

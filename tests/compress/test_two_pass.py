@@ -149,6 +149,18 @@ def watch(layer, name, seen):
     layer.register_forward_hook(hook)
 
 
+def stopped_and_resumed(dense, recipe, stop, whole, output, monkeypatch):
+    """The report of a run that was stopped before a step and resumed, whose tensors are those of the run in `whole`."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_before(patch, *stop)
+        compress(dense, output, recipe, progress=False)
+    assert not (output / "config.json").exists()
+    report = compress(dense, output, recipe, resume=True, progress=False)
+    expected, found = stored(whole), stored(output)
+    assert set(found) == set(expected) and all(torch.equal(found[n], expected[n]) for n in found)
+    return report
+
+
 def stop_before(monkeypatch, kind, number):
     """Stop a run just before its `number`-th step of a kind, as a power cut would."""
     original, count = loop.WORK[kind], iter(range(1, 10**6))
@@ -164,13 +176,7 @@ def stop_before(monkeypatch, kind, number):
 @pytest.mark.parametrize("stop", [*STEPS, ("forward", 2), ("backward", 3), ("factor", 3)])
 def test_a_stopped_run_resumes_to_the_same_bytes(stop, made, tiny_llama, tmp_path, monkeypatch):
     output, recipe = tmp_path / "out", from_dict({**SMALL, "dense": ["1.up_proj"]})
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_before(patch, *stop)
-        compress(tiny_llama, output, recipe, progress=False)
-    assert not (output / "config.json").exists()
-    compress(tiny_llama, output, recipe, resume=True, progress=False)
-    expected, found = stored(made[0]), stored(output)
-    assert set(found) == set(expected) and all(torch.equal(found[n], expected[n]) for n in found)
+    stopped_and_resumed(tiny_llama, recipe, stop, made[0], output, monkeypatch)
     assert (output / "mlp_order.npy").read_bytes() == (made[0] / "mlp_order.npy").read_bytes()
 
 
