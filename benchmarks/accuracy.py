@@ -27,13 +27,14 @@ ROWS = ROOT / "benchmarks" / "data" / "accuracy.jsonl"
 COST = ROOT / "benchmarks" / "data" / "cost.jsonl"
 SAME = ROOT / "benchmarks" / "data" / "generated_heldout.txt"
 WINDOW, WINDOWS = 512, 16
+WHERE = "CPU, torch, on a shared 2-core machine"
 METHODS = {
     "default": {"recipe": "default", "block": 128},
     "no-drop": {"recipe": "default", "block": 128, "drop": False},  # below ratio 0.15 this is the default
     "drop": {"recipe": "default", "block": 128, "drop": True},  # from there on this is
     "drop-16": {"recipe": "default", "block": 16, "drop": True},
     "more-text": {"recipe": "default", "block": 128, "calibration": {"samples": 128}},  # 65,536 tokens
-    "refit": {"recipe": "default", "block": 128, "refit": True},
+    "no-refit": {"recipe": "default", "block": 128, "refit": False},
     "scaled": {"recipe": "default", "block": 128, "scale": "builtin-mixed"},
     "one-group": {"recipe": "default", "block": 128, "tp_degree": 1, "drop": False},
     "four-groups": {"recipe": "default", "block": 32, "tp_degree": 4, "drop": False},  # a group has 384 neurons
@@ -175,7 +176,7 @@ def add(new: list[dict], path: Path = ROWS) -> None:
 
 def run(args: argparse.Namespace) -> None:
     contents, have = texts(args.news), {(row["method"], row["ratio"]) for row in rows()}
-    machine = {"machine": platform.machine(), "measured": "CPU, torch, on a shared 2-core machine"}
+    machine = {"machine": platform.machine(), "measured": args.where}
     if ("dense", 0.0) not in have:
         base = {"method": "dense", "ratio": 0.0, "model": "SmolLM2-135M-Instruct", **sizes(args.model), **machine}
         add([{**base, **result} for result in measured(args.model, contents).values()])
@@ -203,6 +204,7 @@ def main() -> None:
     parser.add_argument("--news", type=Path, help="lee_background.cor")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.05, 0.10, 0.20])
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS))
+    parser.add_argument("--where", default=WHERE, help="of the rows: what ran them")
     parser.add_argument("--figures", action="store_true", help="only make the figure and the tables")
     parser.add_argument("--only-compress", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()

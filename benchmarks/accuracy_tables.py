@@ -19,7 +19,8 @@ NAMES = {
     "no-drop": "default recipe, drop: false",
     "drop": "default recipe, drop: true",
     "drop-16": "default recipe, drop: true, block: 16",
-    "refit": "default recipe, refit: true",
+    "no-refit": "default recipe, refit: false",
+    "low-rank": "default recipe, drop: false, refit: false",
     "scaled": "default recipe, scale: builtin-mixed",
     "one-group": "default recipe, drop: false, tp_degree: 1",
     "four-groups": "default recipe, drop: false, tp_degree: 4, block: 32",
@@ -182,8 +183,8 @@ def recovery(rows: list[dict]) -> str:
     """Perplexities before and after `recover`, one row a run and text."""
     lines = [
         "| ratio | text | dense | compressed | after `recover` | goal | method | learning rate | best step | tokens | "
-        "minutes |",
-        "|" + "---|" * 11,
+        "minutes | trained on |",
+        "|" + "---|" * 12,
     ]
     for row in sorted((r for r in rows if "recovered" in r), key=lambda r: (round(r["ratio"], 2), r["text"])):
         ratio, settings, dense = round(row["ratio"], 2), row["settings"], row["dense"]
@@ -191,7 +192,8 @@ def recovery(rows: list[dict]) -> str:
         lines.append(
             f"| {ratio:.2f} | {row['text']} | {dense:.2f} | x {row['compressed'] / dense:.3f} | "
             f"x {row['recovered'] / dense:.3f} | {goal} | {trained(row)} | {rate(settings)} | {row['best_step']} "
-            f"| {settings['batch'] * row['best_step'] * settings['window']:,} | {row['seconds'] / 60:.0f} |"
+            f"| {settings['batch'] * row['best_step'] * settings['window']:,} | {row['seconds'] / 60:.0f} "
+            f"| {row.get('trained_on', row['measured'])} |"
         )
     return "\n".join(lines)
 

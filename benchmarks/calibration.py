@@ -24,10 +24,10 @@ ROWS = ROOT / "benchmarks" / "data" / "calibration.jsonl"
 WINDOW, WINDOWS, RATIO = 512, 8, 0.20
 WIKI = "gensim-4.3.3/gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 METHODS: dict[str, dict] = {
-    "no-drop": {"block": 128, "drop": False},
-    "drop": {"block": 128, "drop": True},  # the default recipe at RATIO
-    "refit": {"block": 128, "drop": True, "refit": True},
-    "scaled": {"block": 128, "drop": True, "scale": "builtin-mixed"},
+    "default": {"block": 128},
+    "no-refit": {"block": 128, "refit": False},
+    "low-rank": {"block": 128, "drop": False, "refit": False},
+    "scaled": {"block": 128, "scale": "builtin-mixed"},
 }
 
 
@@ -71,7 +71,7 @@ def compress(args: argparse.Namespace) -> Path:
     calibration = {"text": str(args.text), "samples": args.samples}
     method = {"recipe": "default", "ratio": RATIO, "dtype": "bfloat16", **METHODS[args.method]}
     recipe = from_dict({**method, "calibration": calibration})
-    nxdi_svd_plugin.compress(args.model, output, recipe, device="cpu", progress=False)
+    nxdi_svd_plugin.compress(args.model, output, recipe, device=args.device, progress=False)
     return output
 
 
@@ -100,9 +100,10 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="of the calibration text in the table; dense: no compression")
     parser.add_argument("--text", type=Path, help="the calibration text")
     parser.add_argument("--samples", type=int, default=56)
-    parser.add_argument("--method", choices=tuple(METHODS), default="no-drop")
+    parser.add_argument("--method", choices=tuple(METHODS), default="default")
     parser.add_argument("--directory", type=Path, help="what this method, text and samples made, to score it alone")
     parser.add_argument("--work", type=Path, help="where the compressed directory goes")
+    parser.add_argument("--device", default="cpu", help="that compresses; texts are measured on the CPU")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     row: dict = {"name": args.name, "model": "SmolLM2-135M-Instruct", "window": WINDOW, "dtype": "bfloat16"}
@@ -110,6 +111,7 @@ def main() -> None:
     directory = args.model
     if args.name != "dense":
         row |= {"method": args.method, "ratio": RATIO, "samples": args.samples, "tokens": WINDOW * args.samples}
+        row["compressed_on"] = torch.cuda.get_device_name() if args.device != "cpu" else "CPU"
         row["text_sha256"] = hashlib.sha256(args.text.read_bytes()).hexdigest()
         directory = args.directory or compress(args)
     with open(ROWS, "a") as file:

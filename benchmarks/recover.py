@@ -28,6 +28,7 @@ import calibration
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "benchmarks" / "data" / "recover.jsonl"
 WINDOW = accuracy.WINDOW
+CPU = "CPU, one thread, shared 2-core machine"
 PIECE, MOST = 4000, 700_000
 KEPT = ("settings", "loss", "data", "validation", "best_step", "history", "perplexity", "seconds")
 MODULES = (
@@ -90,6 +91,13 @@ def recovered(args: argparse.Namespace, model: Path) -> Path:
     return output
 
 
+def graphics_card() -> str:
+    """The name that its driver gives it."""
+    import torch
+
+    return torch.cuda.get_device_name()
+
+
 def rows(args: argparse.Namespace, model: Path, contents: dict[str, str], dense: dict[str, dict]) -> list[dict]:
     """One row a text."""
     output = recovered(args, model)
@@ -97,11 +105,8 @@ def rows(args: argparse.Namespace, model: Path, contents: dict[str, str], dense:
     before, after = accuracy.measured(model, contents), accuracy.measured(output, contents)
     base = {"model": "SmolLM2-135M-Instruct", "ratio": report["ratio"]["mlp"], "recipe": report["recipe"]}
     base |= {key: report["recovery"][key] for key in KEPT} | {"machine": platform.machine()}
-    base |= {
-        "optimizer": "Muon",
-        "own_text": args.own is not None,
-        "measured": "CPU, one thread, shared 2-core machine",
-    }
+    base |= {"optimizer": "Muon", "own_text": args.own is not None, "measured": "CPU"}
+    base["trained_on"] = graphics_card() if report["recovery"]["device"] == "cuda" else CPU
     found = []
     for name in contents:
         row = base | {key: dense[name][key] for key in ("text", "text_sha256", "window", "dtype")}

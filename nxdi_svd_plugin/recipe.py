@@ -12,12 +12,13 @@
     objective: two_sided   # or input (the paper's whitening)
     allocation: global     # ranks by predicted loss within one budget, or uniform (Eq. 5)
     damping: 0.1           # relative ridge of objective two_sided
-    refit: false           # fit what was made again, layer by layer, on what the compressed layers before it put out
+    refit: null            # fit down again, layer by layer, behind the compressed layers before it; null: see below
     max_patterns: 0        # at most so many different layers; 0 is no limit
     scale: null            # or a text, FILE or builtin-mixed, on which predicted losses are brought to one scale
     calibration: {text: builtin, samples: 56, length: 512, seed: 0}
 
 Without a word on `drop`, allocation global drops neurons too where the ratio is at least 0.15 and no rank is given.
+Without a word on `refit`, objective two_sided has it.
 What is not given comes from the default recipe, the best that was measured (docs/accuracy.md); `recipe: paper` starts
 from the paper's instead: pairs, input whitening, uniform ranks.
 
@@ -91,8 +92,8 @@ class Recipe:
         MLP.
     scale: a text of another kind than the calibration's; on it the loss of changing one layer is measured, for every
         layer and kind of change, and scales what the allocation expects. None: expectations as they are.
-    refit: whether near of every low-rank projection, and a dense down that has fewer neurons, are fitted again
-        (compress/factor/refit.py).
+    refit: whether near of a low-rank down, and a dense down that has fewer neurons, are fitted again behind the
+        compressed layers (compress/factor/refit.py); None: as `refits` says.
     dtype: of the factors; "source" keeps the dtype of the weight they replace.
     shard_size: largest size of one output file in bytes; `from_dict` takes "5GB" too.
     Raises:
@@ -111,7 +112,7 @@ class Recipe:
     objective: str = "input"
     allocation: str = "uniform"
     damping: float = DEFAULT_DAMPING
-    refit: bool = False
+    refit: bool | None = None
     max_patterns: int = 0
     scale: str | None = None
     calibration: Calibration = field(default_factory=Calibration)
@@ -144,8 +145,8 @@ class Recipe:
         _one_of("allocation", self.allocation, ALLOCATIONS)
         if not isinstance(self.drop, bool | None):
             raise RecipeError(f"drop is {self.drop!r}; expected true, false or null")
-        if not isinstance(self.refit, bool):
-            raise RecipeError(f"refit is {self.refit!r}; expected true or false")
+        if not isinstance(self.refit, bool | None):
+            raise RecipeError(f"refit is {self.refit!r}; expected true, false or null")
         _check("damping", self.damping, float)
         _check("max_patterns", self.max_patterns, int)
         if self.scale is not None:
@@ -224,6 +225,11 @@ class Recipe:
             return self.drop
         free = self.allocation == "global" and not self.ranks and not set(PROJECTIONS) <= set(self.dense)
         return free and self.asked >= DROP_FROM
+
+    @property
+    def refits(self) -> bool:
+        """Whether down is fitted again: what `refit` says or, if nothing, wherever all hidden states are kept."""
+        return self.differentiates if self.refit is None else self.refit
 
     @property
     def asked(self) -> float:

@@ -56,7 +56,7 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--objective", choices=OBJECTIVES, help="what changes least (default: two_sided)")
     group.add_argument("--allocation", choices=ALLOCATIONS, help="of the ranks (default: global)")
     group.add_argument("--damping", type=number, help="relative ridge of the two-sided objectives (default: 0.1)")
-    group.add_argument("--refit", action=switch, help="fit layer by layer to the compressed prefix (default: no)")
+    group.add_argument("--refit", action=switch, help="fit down again behind the compressed layers (default: yes)")
     group.add_argument("--max-patterns", type=int, help="most different layers, 0: no limit (default: 0)")
     group.add_argument(
         "--scale", type=expanded, metavar="FILE", help="measure losses on it, builtin-mixed (default: no)"

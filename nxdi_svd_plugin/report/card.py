@@ -150,12 +150,12 @@ def _span(numbers: set[int]) -> str:
 
 
 def refit_text(report: Report) -> str:
-    """That factors were fitted again, "" when they were not."""
+    """That down was fitted again, "" when it was not."""
     if not report.refitted:
         return ""
     return (
-        "\nThen they were fitted again by ridge least squares, layer by layer, to the inputs that the compressed "
-        "layers before them give. The output errors in `report.json` are those before.\n"
+        "\nThen down was fitted again by ridge least squares, layer by layer, behind the compressed layers before it. "
+        "Output errors and predicted losses in `report.json` are those before.\n"
     )
 
 

@@ -121,7 +121,7 @@ def test_every_working_file_in_every_way(stopped, tmp_path, capsys):
 def test_the_stops_leave_every_kind_of_file(tmp_path_factory):
     """All names that the steps give to working files were seen by the walk above, over all kinds of recipes."""
     left = {p.name.split("-")[0] for p in tmp_path_factory.getbasetemp().glob("damage*/*/.unfinished/*-0.bin")}
-    assert left == {"hidden", "gradient", "statistics", "spectra", "energies", "order", "neurons", "dropping"}
+    assert left == {"hidden", "gradient", "statistics", "spectra", "energies", "order", "neurons", "dropping", "prefix"}
 
 
 SLOW = """

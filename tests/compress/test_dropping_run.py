@@ -25,6 +25,7 @@ from nxdi_svd_plugin.report.record import Report, recorded
 from nxdi_svd_plugin.stored.projection import DENSE, PROJECTIONS
 
 SMALL = {"drop": True, "tp_degree": 1, "block": 4, "ratio": 0.2, "calibration": {"samples": 4, "length": 40}}
+SMALL["refit"] = False  # test_refit.py
 ONLY = {**SMALL, "dense": list(PROJECTIONS)}
 MIXED = {
     **SMALL,

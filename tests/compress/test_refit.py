@@ -1,4 +1,4 @@
-"""Factors fitted again behind compressed layers: against numpy's least squares and transformers' hidden states."""
+"""Down fitted again behind compressed layers: against numpy's least squares and transformers' hidden states."""
 
 import json
 from contextlib import nullcontext
@@ -12,7 +12,7 @@ from test_two_pass import stop_before, stopped_and_resumed, stored
 from nxdi_svd_plugin.checkpoint.verify import verify
 from nxdi_svd_plugin.cli.main import main
 from nxdi_svd_plugin.compress.factor.layer import LayerFactors
-from nxdi_svd_plugin.compress.factor.refit import Added, Drift, fit_down, fit_reads, parts
+from nxdi_svd_plugin.compress.factor.refit import Added, fit_down, parts
 from nxdi_svd_plugin.compress.factor.running import RunningMlp
 from nxdi_svd_plugin.compress.plan.summary import make_plan, plan_text
 from nxdi_svd_plugin.compress.run import run as loop
@@ -33,7 +33,7 @@ SMALL = {"tp_degree": 1, "block": 4, "ratio": 0.25, "calibration": {"samples": 4
 RECIPES = {
     "interpolative": {**SMALL, "drop": False},
     "groups": {**SMALL, "tp_degree": 2, "block": 3, "drop": False, "ranks": {"0.down_proj": 24, "1.gate_proj": 24}},
-    "pair": {**SMALL, "form": "pair", "drop": False},
+    "pair": {**SMALL, "form": "pair", "drop": False, "ranks": {"0.down_proj": 20}},
     "dropped": {**SMALL, "drop": True, "ranks": {"0.gate_proj": 20, "1.up_proj": 24, "1.down_proj": 28}},
     "dropped alone": {**SMALL, "drop": True, "dense": list(PROJECTIONS)},
 }
@@ -55,23 +55,8 @@ def whole_far(projection, far, width):
     return full
 
 
-def refitted_reads(x, target, near, far, damping):
-    """near [H, r] of min |x near far - target|^2 + damping m n |(near - near_0) far|^2, from either side."""
-    ridge = np.sqrt(damping * np.square(x).sum(0).mean())
-    rows, wanted = np.vstack([x, ridge * np.eye(x.shape[1])]), np.vstack([target, ridge * near @ far])
-    whole = np.linalg.lstsq(rows, wanted, rcond=None)[0]
-    return np.linalg.lstsq(far.T, whole.T, rcond=None)[0].T
-
-
-def one_by_one(x, target, near, far, damping):
-    """The same with every number of near an unknown of one problem."""
-    ridge = np.sqrt(damping * np.square(x).sum(0).mean())
-    rows, wanted = np.vstack([x, ridge * np.eye(x.shape[1])]), np.vstack([target, ridge * near @ far])
-    return np.linalg.lstsq(np.kron(rows, far.T), wanted.ravel(), rcond=None)[0].reshape(near.shape)
-
-
 def refitted_down(z, target, near, far, damping):
-    """The same for z far^T near^T."""
+    """near [H, r] of min |z far^T near^T - target|^2 + damping m n |(near - near_0) far|^2."""
     ridge = np.sqrt(damping * np.square(z).sum(0).mean())
     rows, wanted = np.vstack([z @ far.T, ridge * far.T]), np.vstack([target, ridge * far.T @ near.T])
     return np.linalg.lstsq(rows, wanted, rcond=None)[0].T
@@ -88,31 +73,6 @@ def a_layer(gate, up, down, seed=0):
 
 def inputs(*shape, seed=1):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def drifted(made, damping=DAMPING):
-    x, dense = inputs(TOKENS, HIDDEN), inputs(TOKENS, HIDDEN) + 0.3 * inputs(TOKENS, HIDDEN, seed=2)
-    sums = Drift.zero(HIDDEN, torch.device("cpu"))
-    for part, other in zip(x.split(13), dense.split(13), strict=True):
-        sums.add(part, part - other)
-    return fit_reads(made, sums.total(lambda t: t), damping), x.numpy(), dense.numpy()
-
-
-@pytest.mark.parametrize("gate", [PAIR, RUNS, GROUPS, LowRank(6, (), 3)])
-def test_gate_and_up_are_numpys_least_squares(gate):
-    made = a_layer(gate, DENSE, gate)
-    found, x, dense = drifted(made)
-    (near, far), new = parts(made, "gate_proj"), parts(found, "gate_proj")[0].numpy()
-    full, near = whole_far(gate, far, WIDTH), near.numpy()
-    target = dense @ near @ full
-    for reference in (refitted_reads, one_by_one):
-        np.testing.assert_allclose(new, reference(x, target, near, full, DAMPING), rtol=0, atol=1e-9)
-    before, after = (np.linalg.norm(x @ n @ full - target) / np.linalg.norm(target) for n in (near, new))
-    numbers = found.measured["gate_proj"]
-    assert numbers["fit_before"] == pytest.approx(before, rel=1e-9)
-    assert numbers["fit_after"] == pytest.approx(after, rel=1e-9) and after < before
-    changed = {name for name in made.tensors if not torch.equal(found.tensors[name], made.tensors[name])}
-    assert changed == {"gate_proj.u"} and found.mlp == made.mlp
 
 
 def added(made, damping=DAMPING):
@@ -146,17 +106,12 @@ def test_down_is_numpys_least_squares(down):
 @pytest.mark.parametrize("form", [PAIR, GROUPS])
 def test_an_infinite_ridge_changes_nothing(form):
     made = a_layer(form, form, form)
-    for found in (drifted(made, 1e30)[0], added(made, 1e30)[0]):
-        assert all(torch.equal(found.tensors[name].float(), made.tensors[name].float()) for name in made.tensors)
+    found = added(made, 1e30)[0]
+    assert all(torch.equal(found.tensors[name].float(), made.tensors[name].float()) for name in made.tensors)
 
 
-def test_inputs_that_did_not_move_and_neurons_that_are_dead_change_nothing():
+def test_neurons_that_are_dead_change_nothing():
     made = a_layer(GROUPS, GROUPS, GROUPS)
-    sums = Drift.zero(HIDDEN, torch.device("cpu"))
-    sums.add(inputs(TOKENS, HIDDEN), torch.zeros(TOKENS, HIDDEN, dtype=torch.float64))
-    found = fit_reads(made, sums.total(lambda t: t), DAMPING)
-    assert all(torch.equal(found.tensors[name], made.tensors[name]) for name in made.tensors)
-    assert found.measured["gate_proj"] == {"fit_before": 0.0, "fit_after": 0.0}
     silent = Added.zero(6, HIDDEN, torch.device("cpu"))
     found = fit_down(made, silent, DAMPING)
     assert all(torch.equal(found.tensors[name], made.tensors[name]) for name in made.tensors)
@@ -221,29 +176,24 @@ def test_every_layer_is_fitted_behind_the_layers_that_transformers_runs(pair_of_
     fitted = set()
     for (i, name), record in records.items():
         p, stem = record.projection, f"model.layers.{i}.mlp.{name}."
+        if name != "down_proj" or (p == DENSE and record.width == 90):
+            assert all(torch.equal(old[key], new[key]) for key in old if key.startswith(stem))
+            assert record.fit_after is None
+            continue
         near, far = near_and_far(old, i, name, p)
         changed, kept = near_and_far(new, i, name, p)
         full = whole_far(p, far, record.width)
         assert p == DENSE or np.array_equal(far, kept)
-        if p == DENSE and (name != "down_proj" or record.width == 90):
-            assert torch.equal(old[f"{stem}weight"], new[f"{stem}weight"]) and record.fit_after is None
-            continue
-        if name == "down_proj":
-            middle = now[i, "middle"]
-            target = dense[i, "middle"] + dense[i, "out"] - middle
-            read, expected = now[i, "z"], refitted_down(now[i, "z"], target, near, full, 10 * DAMPING)
-            outputs = [read @ full.T @ n.T for n in (near, changed)]
-        else:
-            read, target = now[i, "x"], dense[i, "x"] @ near @ full
-            expected = refitted_reads(read, target, near, full, 10 * DAMPING)
-            outputs = [read @ n @ full for n in (near, changed)]
+        read, target = now[i, "z"], dense[i, "middle"] + dense[i, "out"] - now[i, "middle"]
+        expected = refitted_down(read, target, near, full, 10 * DAMPING)
+        outputs = [read @ full.T @ n.T for n in (near, changed)]
         # states are float32 (1e-6 of the largest), over the ridge's share of the largest eigenvalue (at most 90 / 0.1)
         np.testing.assert_allclose(changed, expected, rtol=0, atol=2e-4 * np.abs(expected).max())
         errors = [np.linalg.norm(y - target) / np.linalg.norm(target) for y in outputs]
         assert (record.fit_before, record.fit_after) == pytest.approx(errors, abs=1e-4)
         assert errors[1] <= errors[0] + 1e-6 and record.fit_after <= record.fit_before
-        fitted.add((i, name))
-    assert len(fitted) >= 2 and {i for i, _ in fitted} - {0}
+        fitted.add(i)
+    assert len(fitted) >= 2
     assert report.refitted and not first.refitted
     assert all(check.ok for check in verify(folder / "after", recorded, source))
 
@@ -255,23 +205,25 @@ def made(tiny_llama, tmp_path_factory):
 
 
 def test_what_goes_on_is_what_transformers_computes(tiny_llama, tmp_path, monkeypatch):
-    """The difference of the streams before the last layer, on disk."""
+    """The inputs of the last layer, on disk."""
     for module in ("calibration", "refitting"):
         monkeypatch.setattr(f"nxdi_svd_plugin.compress.run.{module}.quick_products", nullcontext)
     recipe, output = from_dict(RECIPES["dropped"]), tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_before(patch, "factor", 3)
         compress(tiny_llama, output, recipe, progress=False)
-    moved = np.frombuffer((output / ".unfinished" / "prefix-00002-0.bin").read_bytes(), dtype=np.float32)
+    behind = np.frombuffer((output / ".unfinished" / "prefix-00002-0.bin").read_bytes(), dtype=np.float32)
     left = {path.name for path in (output / ".unfinished").glob("*-0.bin")}
-    assert {"hidden-00002-0.bin", "hidden-00003-0.bin"} <= left
-    assert not {"hidden-00001-0.bin", "middle-00001-0.bin", "prefix-00001-0.bin"} & left
+    assert left & {f"{kind}-{i:05d}-0.bin" for kind in ("hidden", "middle", "prefix") for i in range(4)} == {
+        "hidden-00003-0.bin",
+        "prefix-00002-0.bin",
+    }
     compress(tiny_llama, output, recipe, resume=True, progress=False)
     samples = prepare(tiny_llama, recipe).samples
     dense, now = seen(tiny_llama, samples), seen(output, samples)
-    expected = (now[1, "middle"] + now[1, "out"]) - (dense[1, "middle"] + dense[1, "out"])
-    np.testing.assert_allclose(moved.reshape(expected.shape), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
-    assert np.abs(expected).max() > 0.1
+    expected = now[1, "middle"] + now[1, "out"]
+    np.testing.assert_allclose(behind.reshape(expected.shape), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert np.abs(expected - dense[1, "middle"] - dense[1, "out"]).max() > 0.1
 
 
 @pytest.mark.parametrize("stop", [*[(k, 1) for k in loop.WORK if "scale" not in k], ("factor", 2), ("factor", 3)])
@@ -306,10 +258,9 @@ def test_commands_say_what_the_numbers_are_of(made, tiny_llama, tmp_path, capsys
     assert main(["verify", str(output), "--base", str(tiny_llama)]) == 0
     assert main(["inspect", "--model", str(output)]) == 0
     assert "the output errors are those before the refit" in capsys.readouterr().out
-    assert "Then they were fitted again by ridge least squares" in (output / "README.md").read_text()
+    assert "Then down was fitted again by ridge least squares" in (output / "README.md").read_text()
     assert "output errors are those before the refit, and so are predicted losses" in report.to_text()
-    with pytest.raises(CheckpointError, match="fitted again after their losses were predicted; compress without refit"):
-        predicted_losses(output)
+    assert len(predicted_losses(output)) == 3
 
 
 def test_the_plan_says_what_it_takes(tmp_path):
@@ -318,9 +269,9 @@ def test_the_plan_says_what_it_takes(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with_it, without = (make_plan(tmp_path, from_dict({"refit": refit})) for refit in (True, False))
     disk = [plan["calibration"]["disk_hidden_states"] for plan in (with_it, without)]
-    assert disk == [4 * 28672 * 4096 * boundaries for boundaries in (36, 35)]
+    assert disk == [4 * 28672 * 4096 * boundaries for boundaries in (37, 35)]  # near of down reads at most 2 x 4,096
     assert without["calibration"]["refit_flop"] == without["calibration"]["refit_memory"] == 0
-    assert with_it["calibration"]["refit_flop"] > 4 * 28672 * 32 * 3 * 4096 * 14336
+    assert with_it["calibration"]["refit_flop"] > 2 * 28672 * 32 * 3 * 4096 * 14336
     assert "refit: at most" in plan_text(with_it) and "refit:" not in plan_text(without)
 
 
@@ -329,7 +280,7 @@ def test_the_plan_says_what_it_takes(tmp_path):
     [
         ({"recipe": "paper", "refit": True}, "refit needs the hidden states of all layers, which objective input"),
         ({"objective": "input", "allocation": "uniform", "refit": True}, "use objective two_sided"),
-        ({"refit": 1}, "refit is 1; expected true or false"),
+        ({"refit": 1}, "refit is 1; expected true, false or null"),
     ],
 )
 def test_what_cannot_be_refitted_is_refused(changes, said):
@@ -338,6 +289,10 @@ def test_what_cannot_be_refitted_is_refused(changes, said):
 
 
 def test_the_flag_is_the_key(tiny_llama, capsys):
-    assert main(["plan", "--model", str(tiny_llama), "--block", "4", "--refit", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["recipe"]["refit"] is True
-    assert from_dict({}).refit is False
+    assert main(["plan", "--model", str(tiny_llama), "--block", "4", "--no-refit", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["recipe"]["refit"] is False
+
+
+def test_without_a_word_it_is_on_wherever_it_can_be():
+    assert from_dict({}).refits and from_dict({"form": "pair", "allocation": "uniform", "max_patterns": 0}).refits
+    assert not from_dict({"recipe": "paper"}).refits and not from_dict({"refit": False}).refits

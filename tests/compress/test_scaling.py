@@ -102,6 +102,7 @@ def test_truncating_alone_costs_what_a_compressed_model_shows(made, tiny_llama, 
         ranks = {f"{trial.layer}.{name}": own for name, own in tried[trial.layer].items()}
         free = {f"{i}.{name}" for i in range(3) for name in PROJECTIONS} - set(ranks)
         alone = {**SMALL, "ratio": None, "form": "pair", "allocation": "uniform", "dense": sorted(free), "ranks": ranks}
+        alone["refit"] = False
         one = compress(tiny_llama, tmp_path / str(trial.layer), from_dict(alone), progress=False)
         other = load_model(tmp_path / str(trial.layer), torch.float64)
         # as above; the factors are float32

@@ -2,8 +2,8 @@
 calibration text, and a killed run goes on.
 
 One raw float32 file per layer boundary and process, read and written one sample at a time. `hidden-i` holds the inputs
-of layer i, `gradient-i` the loss gradient there; for a refit, `prefix-i` how far the compressed layers before it have
-moved them, and `middle-i` what the MLP of layer i is then added to.
+of layer i, `gradient-i` the loss gradient there; for a refit, `prefix-i` its inputs behind compressed layers, and
+`middle-i` what its MLP is then added to, with what near of down reads.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ def gradient(layer: int) -> str:
 
 
 def prefix(layer: int) -> str:
-    """Name of the working file with the inputs of a layer behind compressed ones, less the dense model's."""
+    """Name of the working file with the inputs of a layer behind compressed ones."""
     return f"prefix-{layer:05d}"
 
 
 def middle(layer: int) -> str:
-    """Name of the working file with what a layer behind compressed ones adds the output of its MLP to."""
+    """Name of the working file with what a layer behind compressed ones adds the output of its MLP to, and what near of
+    down reads."""
     return f"middle-{layer:05d}"
 
 

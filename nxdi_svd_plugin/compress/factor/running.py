@@ -1,4 +1,7 @@
-"""The MLP of a layer as its file will hold it, run in float32, with what is inside it: what a refit is fitted on."""
+"""The MLP of a layer as its file will hold it, run on float32 inputs, with what is inside it, for a refit.
+
+Inside `quick_products` weights are kept, and products made, as the calibration's are.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nxdi_svd_plugin.compress.calibrate.products import operand_dtype, product
 from nxdi_svd_plugin.compress.factor.layer import LayerFactors
-from nxdi_svd_plugin.compress.factor.refit import parts
-from nxdi_svd_plugin.compress.factor.rounding import bf16_error, probes, stored_layer
+from nxdi_svd_plugin.compress.factor.refit import DOWN, parts
 from nxdi_svd_plugin.modeling.low_rank_linear import gather, spread
-from nxdi_svd_plugin.stored.projection import PROJECTIONS, READS, LowRank, Side
-
-DOWN = "down_proj"
+from nxdi_svd_plugin.stored.projection import PROJECTIONS, READS, LowRank
 
 
 class RunningMlp:
@@ -35,8 +36,8 @@ class RunningMlp:
             near, far = parts(made, name)
         else:
             near, far = READS[name].hidden_first(self._weights(name)), None
-        dtype = self._dtypes[name]
-        return near.to(dtype).to(torch.float32), None if far is None else far.to(dtype).to(torch.float32)
+        stored, operands = self._dtypes[name], operand_dtype(near.device)
+        return near.to(stored).to(operands), None if far is None else far.to(stored).to(operands)
 
     def neurons(self, x: Tensor) -> Tensor:
         """z [n, w], what down reads, of x [n, H]."""
@@ -45,31 +46,21 @@ class RunningMlp:
     def _out(self, name: str, x: Tensor) -> Tensor:
         (near, far), p = self._parts[name], self._made.mlp[name]
         if far is None or not isinstance(p, LowRank):
-            return x @ near
-        return spread(x @ near, far, p, self._made.mlp.width)
+            return product(x, near)
+        return spread(x.to(near.dtype) @ near, far, p, self._made.mlp.width).to(x.dtype)
 
     def gathered(self, z: Tensor) -> Tensor:
         """What near of down reads: z itself where down is dense."""
         far, p = self._parts[DOWN][1], self._made.mlp[DOWN]
-        return gather(z, far, p, self._made.mlp.width) if far is not None and isinstance(p, LowRank) else z
+        if far is None or not isinstance(p, LowRank):
+            return z
+        return gather(z.to(far.dtype), far, p, self._made.mlp.width).to(z.dtype)
 
     def down(self, gathered: Tensor) -> Tensor:
         """The output [n, H]."""
-        y: Tensor = gathered @ self._parts[DOWN][0].T
-        return y
+        return product(gathered, self._parts[DOWN][0].T)
 
-
-def running_errors(made: LayerFactors, mlp: RunningMlp, inputs: Tensor) -> dict[str, float]:
-    """What bfloat16 adds to the outputs of the low-rank projections, as in rounding.py, on what they read behind each
-    other.
-
-    Args:
-        inputs: E[x x^T] [H, H] of what gate and up read.
-    """
-    x = probes(inputs).to(torch.float32)
-    read = {Side.HIDDEN: x, Side.INTERMEDIATE: mlp.neurons(x)}
-    low = {name: p for name, p in made.mlp.items() if isinstance(p, LowRank)}
-    return {
-        name: bf16_error(stored_layer(made, name, p, x.shape[1]).to(torch.float32), read[READS[name]])
-        for name, p in low.items()
-    }
+    @property
+    def read_by_near(self) -> int:
+        """How many numbers near of down reads of a token."""
+        return self._parts[DOWN][0].shape[1]

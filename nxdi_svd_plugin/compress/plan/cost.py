@@ -174,9 +174,11 @@ def scaling_work(config: SourceConfig, recipe: Recipe) -> int:
 
 def disk_needs(config: SourceConfig, recipe: Recipe, tokens: int, processes: int = 1) -> Disk:
     """Working files at their largest: hidden states of one boundary or, with gradients, of all and two of gradients, or
-    three of a refit; statistics of the layers that are decomposed together; what is kept of those that wait for their
-    factors."""
-    boundaries = config.layers + 3 + recipe.refit if recipe.differentiates else 2
+    what a refit has of a layer and between those that are decomposed together; statistics of these; what is kept of
+    those that wait for their factors."""
+    boundaries = config.layers + 3 if recipe.differentiates else 2
+    if recipe.refits:
+        boundaries += min(processes, config.layers) - 1 + math.ceil(_read_by_near(config, recipe) / config.hidden)
     tried = 4 * SAMPLES * window_length(recipe) * config.hidden * sum(copies(config, recipe)[-2:])
     groups, together = Groups.of(config, recipe), min(processes, config.layers)
     waiting = together if recipe.is_paper else config.layers
@@ -230,21 +232,22 @@ def _read_by_near(config: SourceConfig, recipe: Recipe) -> int:
 
 
 def refit_bytes(config: SourceConfig, recipe: Recipe) -> int:
-    """Of a layer's refit, at most, 0 without one: the layer in float32, its factors in float64 and as they run, three
-    H x H sums and one root, and of down's r inputs the sum, far's and a root, the other side and two solutions."""
-    if not recipe.refit:
+    """Of a layer's refit, at most, 0 without one: its factors in float64 and, with the r inputs of near of down, the
+    layer in float32, its factors as they run and the sums, or the sums, a root and two solutions, and far's square
+    where it is low rank."""
+    if not recipe.refits:
         return 0
-    hidden, read = config.hidden, _read_by_near(config, recipe)
-    factors = 12 * len(PROJECTIONS) * hidden * config.intermediate
-    squares = (2 if recipe.drops else 3) * read**2
-    return 4 * layer_numbers(config) + factors + 8 * (4 * hidden**2 + squares + 3 * hidden * read)
+    hidden, mlp = config.hidden, len(PROJECTIONS) * config.hidden * config.intermediate
+    read, low = _read_by_near(config, recipe), min(config.intermediate, recipe.tp_degree * hidden)
+    summed = 4 * (layer_numbers(config) + mlp) + 8 * (read**2 + hidden * read)
+    solved = 8 * (max(2 * read**2, 3 * low**2) + 3 * hidden * read)
+    return 8 * mlp + max(summed, solved)
 
 
 def refit_work(config: SourceConfig, recipe: Recipe, tokens: int) -> int:
-    """Floating-point operations of the refit, at most: attention of two streams, the MLP twice, the sums of symmetric
-    matrices and their products with what is missing, and the equations."""
+    """Floating-point operations of the refit, at most: a pass of every layer, near of down once more, the sum of what
+    it reads and its product with what is missing, and the equations."""
     hidden, read = config.hidden, _read_by_near(config, recipe)
-    mlp = 3 * hidden * config.intermediate
-    passes = 2 * tokens * (2 * (layer_numbers(config) - mlp) + 2 * mlp)
-    sums = 2 * tokens * (2 * hidden**2 + read**2 // 2 + read * hidden)
-    return config.layers * (passes + sums + (hidden**3 + read**3) // 3 + 2 * hidden * (hidden * read + read**2))
+    passes = 2 * tokens * (layer_numbers(config) + hidden * read)
+    sums = 2 * tokens * (read**2 // 2 + read * hidden)
+    return config.layers * (passes + sums + read**3 // 3 + 2 * hidden * read**2)

@@ -97,7 +97,7 @@ def _calibration(config: SourceConfig, recipe: Recipe, layers: Layers) -> dict[s
         "elimination_flop": elimination_work(config, recipe),
         **({"scaling_flop": scaling_work(config, recipe)} if recipe.scale else {}),
         "refit_memory": refit_bytes(config, recipe),
-        "refit_flop": refit_work(config, recipe, tokens) if recipe.refit else 0,
+        "refit_flop": refit_work(config, recipe, tokens) if recipe.refits else 0,
         "flop": calibration_work(config, recipe, tokens),
         "flop_paper": calibration_work(config, Recipe(), tokens),
     }

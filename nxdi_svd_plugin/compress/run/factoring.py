@@ -131,7 +131,7 @@ def _rewritten(run: Session, index: int) -> dict[str, tuple[torch.dtype, tuple[i
 def factor(run: Session, layers: tuple[int, ...]) -> str:
     """Factor this process's layer, fit all of them again where that is asked, and write them on process 0."""
     mine = next((_factor(run, index) for index in run.own(layers)), None)
-    if run.job.recipe.refit:
+    if run.job.recipe.refits:
         mine = refitted(run, layers, mine)
     found = run.world.all(mine and (_records(run.job.limits, run.own(layers)[0], mine), mine.order))
     for owner, index in enumerate(layers):

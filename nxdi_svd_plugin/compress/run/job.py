@@ -160,7 +160,7 @@ def check_space(job: Job, output: Path, processes: int) -> None:
     disk = disk_needs(job.config, job.recipe, job.samples.numel(), processes)
     weights = sum(tensor_bytes(*entry) for entry in entries(job, job.layers).values())
     # the paper's one pass and a refit write the result while states are there; the others when these are gone
-    together = job.recipe.is_paper or job.recipe.refit
+    together = job.recipe.is_paper or job.recipe.refits
     needs = disk.spectra + (disk.states + weights if together else max(disk.states, weights))
     existing = output.absolute()
     while not existing.exists():

@@ -1,8 +1,8 @@
-"""The refit of a layer's factors, over two streams of hidden states on disk: the dense model's, which the calibration
-has left, and that behind the compressed layers, as its difference from the other.
+"""The refit of a layer's down projection, over two streams of hidden states on disk: the dense model's, which the
+calibration has left, and that behind the compressed layers.
 
-A layer is passed twice: once for what gate and up read and once for the neurons; a third time for what goes on to the
-next layer. The hidden state that its MLP is added to waits on disk in between. Every process passes its own samples.
+A layer is passed once, for the sums; what its MLP is added to and what near of down reads wait on disk, and with the
+new near they make what goes on to the next layer. Every process passes its own samples.
 """
 
 from __future__ import annotations
@@ -19,27 +19,29 @@ from nxdi_svd_plugin.compress.calibrate import states
 from nxdi_svd_plugin.compress.calibrate.layer import UpToMlp
 from nxdi_svd_plugin.compress.calibrate.products import quick_products
 from nxdi_svd_plugin.compress.factor.layer import LayerFactors
-from nxdi_svd_plugin.compress.factor.refit import DOWN, RIDGE, Added, Drift, fit_down, fit_reads, parts, refits
-from nxdi_svd_plugin.compress.factor.running import RunningMlp, running_errors
+from nxdi_svd_plugin.compress.factor.refit import DOWN, RIDGE, Added, fit_down, refits
+from nxdi_svd_plugin.compress.factor.rounding import bf16_error, stored_layer
+from nxdi_svd_plugin.compress.factor.running import RunningMlp
 from nxdi_svd_plugin.compress.run import calibration
 from nxdi_svd_plugin.compress.run.job import stored_dtype
 from nxdi_svd_plugin.compress.run.session import Session
 from nxdi_svd_plugin.compress.run.sources import weight_of
-from nxdi_svd_plugin.stored.projection import PROJECTIONS
+from nxdi_svd_plugin.stored.projection import PROJECTIONS, LowRank
 
 
 def reads(layers: tuple[int, ...]) -> list[str]:
-    """The working files that the refit of these layers reads: what goes in and out of them in the dense model, and what
-    comes out of the compressed ones before them."""
-    behind = [states.prefix(layers[0])] if layers[0] else []
-    return [*map(states.hidden, (*layers, layers[-1] + 1)), *behind]
+    """The working files that the refit of these layers reads: what comes out of the compressed layers before them, and
+    what comes out of each in the dense model."""
+    return [_inputs(layers[0]), *(states.hidden(i + 1) for i in layers)]
 
 
-def done_with(layers: tuple[int, ...], count: int) -> list[str]:
-    """Those, and those that it wrote, that no later layer of a model of `count` layers reads."""
-    last = [states.hidden(count)] if layers[-1] + 1 == count else []
-    behind = [states.prefix(i) for i in layers if i]
-    return [*map(states.hidden, layers), *last, *behind, *map(states.middle, layers)]
+def done_with(layers: tuple[int, ...]) -> list[str]:
+    """Those, and those between these layers, which no later layer reads."""
+    return [*map(_inputs, layers), *(states.hidden(i + 1) for i in layers)]
+
+
+def _inputs(layer: int) -> str:
+    return states.prefix(layer) if layer else states.hidden(0)
 
 
 def refitted(run: Session, layers: tuple[int, ...], mine: LayerFactors | None) -> LayerFactors | None:
@@ -58,24 +60,20 @@ def _on(made: LayerFactors, device: torch.device) -> LayerFactors:
 
 
 def _refit(run: Session, index: int, made: LayerFactors) -> LayerFactors:
-    began, damping = time.monotonic(), RIDGE * run.job.recipe.damping
-    names = refits(made, run.job.config.intermediate)
+    began = time.monotonic()
     with quick_products():
-        model = UpToMlp(calibration.load(run, index))
-        drift = _drift(run, index, model)
-        made = fit_reads(made, drift, damping)
-        mlp = _running(run, index, made)
-        if DOWN in names:
-            made = fit_down(made, _added(run, index, model, mlp, parts(made, DOWN)[0].shape[1]), damping)
+        if not refits(made, run.job.config.intermediate):
             mlp = _running(run, index, made)
-        if index + 1 < run.job.config.layers:
-            states.write_samples(run.files, states.prefix(index + 1), _behind(run, index, model, mlp))
-    inputs = drift.read / run.job.samples.numel()
-    for name, error in running_errors(made, mlp, inputs).items():
-        made.measured[name]["bf16_error"] = error
-    for name in names:
-        spent = (time.monotonic() - began) / len(names)
-        made.measured[name]["seconds"] = (made.measured[name].get("seconds") or 0.0) + spent
+            _hand_on(run, index, (middle + mlp.down(read) for middle, _, read in _inside(run, index, mlp)))
+            return made
+        sums = _sums(run, index, _running(run, index, made))
+        made = fit_down(made, sums, RIDGE * run.job.recipe.damping)
+        _hand_on(run, index, _behind(run, index, _running(run, index, made)))
+    run.files.drop(states.middle(index))
+    numbers = made.measured[DOWN]
+    if isinstance(down := made.mlp[DOWN], LowRank) and sums.first is not None:
+        numbers["bf16_error"] = bf16_error(stored_layer(made, DOWN, down, run.job.config.hidden).float(), sums.first)
+    numbers["seconds"] = (numbers.get("seconds") or 0.0) + time.monotonic() - began
     return made
 
 
@@ -84,48 +82,43 @@ def _running(run: Session, index: int, made: LayerFactors) -> RunningMlp:
     return RunningMlp(made, partial(weight_of, run, index), dtypes)
 
 
-def _drift(run: Session, index: int, model: UpToMlp) -> Drift:
-    """What gate and up read; what the MLP is added to goes to the disk."""
-    sums = Drift.zero(run.job.config.hidden, run.device)
-    states.write_samples(run.files, states.middle(index), _middles(run, index, model, sums))
-    return sums.total(run.world.total)
-
-
-def _middles(run: Session, index: int, model: UpToMlp, sums: Drift) -> Iterator[Tensor]:
-    for dense, moved in zip(_samples(run, states.hidden(index)), _moved(run, index), strict=True):
-        middle = model.middle(dense + moved)
-        x = model.read(middle)
-        sums.add(x, x - model.read(model.middle(dense)))
-        yield middle
-
-
 def _samples(run: Session, name: str) -> Iterator[Tensor]:
     return (sample.to(run.device) for sample in states.read_samples(run.files, name, run.shape))
 
 
-def _moved(run: Session, index: int) -> Iterator[Tensor]:
-    """How far the inputs of a layer have moved: nowhere before the first."""
-    if index:
-        return _samples(run, states.prefix(index))
-    return (torch.zeros(run.shape, device=run.device) for _ in run.mine)
-
-
-def _added(run: Session, index: int, model: UpToMlp, mlp: RunningMlp, rank: int) -> Added:
-    """What near of down reads, and what is missing from its output."""
-    sums = Added.zero(rank, run.job.config.hidden, run.device)
-    for middle, after in _both(run, index):
+def _inside(run: Session, index: int, mlp: RunningMlp) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Of every sample: what the MLP is added to, what down reads, what near of down reads."""
+    model = UpToMlp(calibration.load(run, index))
+    for hidden in _samples(run, _inputs(index)):
+        middle = model.middle(hidden)
         z = mlp.neurons(model.read(middle))
-        read = mlp.gathered(z)
-        sums.add(z, read, mlp.down(read), after - middle)
+        yield middle, z, mlp.gathered(z)
+
+
+def _sums(run: Session, index: int, mlp: RunningMlp) -> Added:
+    """Over all processes; what waits for the new near goes to the disk."""
+    sums = Added.zero(mlp.read_by_near, run.job.config.hidden, run.device)
+    states.write_samples(run.files, states.middle(index), _summed(run, index, mlp, sums))
     return sums.total(run.world.total)
 
 
-def _behind(run: Session, index: int, model: UpToMlp, mlp: RunningMlp) -> Iterator[Tensor]:
-    """How far the outputs of the layer have moved, in differences of the size of what is added to the middle."""
-    for middle, after in _both(run, index):
-        yield mlp.down(mlp.gathered(mlp.neurons(model.read(middle)))) - (after - middle)
+def _summed(run: Session, index: int, mlp: RunningMlp, sums: Added) -> Iterator[Tensor]:
+    """What waits for the new near, once it is in the sums."""
+    wanted = _samples(run, states.hidden(index + 1))
+    for (middle, z, read), after in zip(_inside(run, index, mlp), wanted, strict=True):
+        sums.add(z, read, mlp.down(read), after - middle)
+        yield torch.cat([middle, read], 1)
 
 
-def _both(run: Session, index: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """What the MLP is added to behind compressed layers, and what the dense model has after the layer."""
-    return zip(_samples(run, states.middle(index)), _samples(run, states.hidden(index + 1)), strict=True)
+def _behind(run: Session, index: int, mlp: RunningMlp) -> Iterator[Tensor]:
+    """The outputs of the layer."""
+    (length, hidden), n = run.shape, mlp.read_by_near
+    for sample in states.read_samples(run.files, states.middle(index), (length, hidden + n)):
+        middle, read = sample.to(run.device).tensor_split([hidden], 1)
+        yield middle + mlp.down(read)
+
+
+def _hand_on(run: Session, index: int, outputs: Iterator[Tensor]) -> None:
+    """To the next layer, if there is one."""
+    if index + 1 < run.job.config.layers:
+        states.write_samples(run.files, states.prefix(index + 1), outputs)

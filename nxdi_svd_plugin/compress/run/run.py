@@ -178,7 +178,7 @@ def reads(run: Session, step: Step) -> list[str]:
         every = range(run.world.rank, run.job.config.layers, run.world.size)
         return [name for i in every for name in sources.loss_files(run, i)]
     if step.kind == "factor":
-        return [*sources_of_factors(run, step), *(refitting.reads(step.layers) if run.job.recipe.refit else [])]
+        return [*sources_of_factors(run, step), *(refitting.reads(step.layers) if run.job.recipe.refits else [])]
     return []
 
 
@@ -198,10 +198,10 @@ def drops(run: Session, step: Step) -> list[str]:
     if waits:
         again = {name for i in range(run.job.config.layers) for name in sources.factor_files(run, i)}
         return [name for name in reads(run, step) if name not in again]
-    if not run.job.recipe.refit:
+    if not run.job.recipe.refits:
         return [] if comes_back else reads(run, step)
     if step.kind == "factor":
-        return [*sources_of_factors(run, step), *refitting.done_with(step.layers, run.job.config.layers)]
+        return [*sources_of_factors(run, step), *refitting.done_with(step.layers)]
     inputs = {states.hidden(i) for i in range(run.job.config.layers + 1)}
     return [name for name in reads(run, step) if name not in inputs]
 
