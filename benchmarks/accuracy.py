@@ -28,17 +28,19 @@ COST = ROOT / "benchmarks" / "data" / "cost.jsonl"
 SAME = ROOT / "benchmarks" / "data" / "generated_heldout.txt"
 WINDOW, WINDOWS = 512, 16
 WHERE = "CPU, torch, on a shared 2-core machine"
+LOW_RANK = {"recipe": "default", "block": 128, "drop": False, "refit": False}
 METHODS = {
     "default": {"recipe": "default", "block": 128},
-    "no-drop": {"recipe": "default", "block": 128, "drop": False},  # below ratio 0.15 this is the default
-    "drop": {"recipe": "default", "block": 128, "drop": True},  # from there on this is
-    "drop-16": {"recipe": "default", "block": 16, "drop": True},
-    "more-text": {"recipe": "default", "block": 128, "calibration": {"samples": 128}},  # 65,536 tokens
+    # what the parts of it do, each without a refit
     "no-refit": {"recipe": "default", "block": 128, "refit": False},
-    "scaled": {"recipe": "default", "block": 128, "scale": "builtin-mixed"},
-    "one-group": {"recipe": "default", "block": 128, "tp_degree": 1, "drop": False},
-    "four-groups": {"recipe": "default", "block": 32, "tp_degree": 4, "drop": False},  # a group has 384 neurons
-    "pair": {"recipe": "default", "form": "pair", "block": 128, "tp_degree": 1, "drop": False},  # the paper's form
+    "no-drop": LOW_RANK,  # below ratio 0.15 this is no-refit
+    "drop": {**LOW_RANK, "drop": True},  # from there on this is
+    "drop-16": {**LOW_RANK, "block": 16, "drop": True},
+    "more-text": {"recipe": "default", "block": 128, "refit": False, "calibration": {"samples": 128}},  # 65,536 tokens
+    "scaled": {"recipe": "default", "block": 128, "refit": False, "scale": "builtin-mixed"},
+    "one-group": {**LOW_RANK, "tp_degree": 1},
+    "four-groups": {**LOW_RANK, "block": 32, "tp_degree": 4},  # a group has 384 neurons
+    "pair": {**LOW_RANK, "form": "pair", "tp_degree": 1},  # the paper's form
     "svd-llm": {"recipe": "paper", "block": 1},  # uniform pairs, input whitening, exact rank
 }
 DOMAINS = {"generated": "in domain", "pydoc": "out of domain", "news": "out of domain"}

@@ -15,16 +15,16 @@ GOALS = {0.05: 1.035, 0.10: 1.10, 0.20: 1.30, 0.30: 1.60}
 RECOVERED_GOALS = {0.05: 1.03, 0.10: 1.07, 0.20: 1.17, 0.30: 1.35}
 NAMES = {
     "default": "default recipe (2 groups)",
-    "more-text": "default recipe, 65,536 tokens of calibration",
-    "no-drop": "default recipe, drop: false",
-    "drop": "default recipe, drop: true",
-    "drop-16": "default recipe, drop: true, block: 16",
-    "no-refit": "default recipe, refit: false",
-    "low-rank": "default recipe, drop: false, refit: false",
-    "scaled": "default recipe, scale: builtin-mixed",
-    "one-group": "default recipe, drop: false, tp_degree: 1",
-    "four-groups": "default recipe, drop: false, tp_degree: 4, block: 32",
-    "pair": "default recipe, drop: false, tp_degree: 1, form: pair",
+    "no-refit": "refit: false",
+    "more-text": "refit: false, 65,536 tokens of calibration",
+    "low-rank": "refit: false, drop: false",
+    "no-drop": "refit: false, drop: false",
+    "drop": "refit: false, drop: true",
+    "drop-16": "refit: false, drop: true, block: 16",
+    "scaled": "refit: false, scale: builtin-mixed",
+    "one-group": "refit: false, drop: false, tp_degree: 1",
+    "four-groups": "refit: false, drop: false, tp_degree: 4, block: 32",
+    "pair": "refit: false, drop: false, tp_degree: 1, form: pair",
     "svd-llm": "SVD-LLM whitening (recipe: paper, block 1)",
     "svd-llm-own": "SVD-LLM whitening, its authors' code",
 }
@@ -168,13 +168,13 @@ def speed(rows: list[dict]) -> str:
 
 
 def correlations(rows: list[dict]) -> str:
-    lines = ["| ratio | rank correlation (Spearman) over layers | predicted sum, nats a token | measured sum |"]
-    lines.append("|---|---|---|---|")
+    head = "rank correlation (Spearman) over layers | predicted sum, nats a token | measured sum"
+    lines = [f"| ratio | recipe | {head} |", "|---|---|---|---|---|"]
     for row in sorted((r for r in rows if "layer_losses" in r), key=lambda r: r["ratio"]):
         losses = row["layer_losses"]
         lines.append(
-            f"| {row['ratio']:.2f} | {losses['rank_correlation']:.3f} | {sum(losses['predicted']):.3f} | "
-            f"{sum(losses['measured']):.3f} |"
+            f"| {row['ratio']:.2f} | {NAMES[row['method']]} | {losses['rank_correlation']:.3f} | "
+            f"{sum(losses['predicted']):.3f} | {sum(losses['measured']):.3f} |"
         )
     return "\n".join(lines)
 
@@ -230,8 +230,10 @@ def steps(rows: list[dict]) -> str:
 
 
 def trained(row: dict) -> str:
-    """The method of a training, and whether it saw the dense model's own text too."""
-    return row["settings"]["method"] + (", own text too" if row.get("own_text") else "")
+    """The method of a training, whether it saw the dense model's own text too, and of what it began with."""
+    refitted = row["recipe"].get("refit", False) is not False  # rows from before there was a refit have no such key
+    own = ", own text too" if row.get("own_text") else ""
+    return f"{row['settings']['method']}{own}{', of a refitted model' if refitted else ''}"
 
 
 def rate(settings: dict) -> str:

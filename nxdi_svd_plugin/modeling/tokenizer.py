@@ -10,6 +10,7 @@ from types import NoneType
 from typing import Any
 
 import transformers
+from tokenizers import Tokenizer  # type: ignore[import-untyped]
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from nxdi_svd_plugin.checkpoint.names import TOKENIZER_CONFIG, TOKENIZER_FILES, read_json
@@ -22,6 +23,7 @@ from nxdi_svd_plugin.modeling.load import transformers_errors_only
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 READERS = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
 """What transformers reads a tokenizer.model with, if there is no tokenizer.json: package and module."""
+PROBE = "It's 3 o'clock,  said Zoë (née Müller):\n\tx = [1.5, 20]\n東京"
 READS_5 = int(transformers.__version__.split(".")[0]) >= 5
 
 logger = logging.getLogger(__name__)
@@ -80,7 +82,28 @@ def _load(directory: Path, config: dict[str, Any]) -> PreTrainedTokenizerBase:
     renamed = not READS_5 and readable.get("tokenizer_class") == GENERIC != config.get("tokenizer_class")
     kind: Any = PreTrainedTokenizerFast if renamed else AutoTokenizer
     tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(directory, **options)
-    return tokenizer
+    return _as_its_file(directory, tokenizer, options) if READS_5 else tokenizer
+
+
+def _as_its_file(directory: Path, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> Any:
+    """The same or, where its class makes other tokens than its tokenizer.json does, what the file alone says.
+
+    Some releases of transformers 5 (5.17 and 5.20; not 5.23) build what tokenizer_config.json calls a LlamaTokenizer
+    out of the vocabulary alone, with SentencePiece's rules, also where the file has byte-level ones.
+    """
+    file = directory / VOCABULARIES[0]
+    if not file.is_file() or not tokenizer.is_fast:
+        return tokenizer
+    expected = Tokenizer.from_file(str(file)).encode(PROBE, add_special_tokens=False).ids
+    if tokenizer.encode(PROBE, add_special_tokens=False) == expected:
+        return tokenizer
+    kind: Any = PreTrainedTokenizerFast
+    plain = kind.from_pretrained(directory, **options)
+    if plain.encode(PROBE, add_special_tokens=False) != expected:
+        logger.warning("%s: transformers makes other tokens than tokenizer.json; compare perplexities", directory)
+        return tokenizer
+    logger.warning("%s: %s makes other tokens than tokenizer.json, which is used", directory, type(tokenizer).__name__)
+    return plain
 
 
 def _check_readers(directory: Path, error: Exception) -> None:

@@ -54,7 +54,7 @@ def _fit_lines(records: list[MatrixRecord]) -> list[str]:
     before, after = (sum(errors) / len(fits) for errors in zip(*fits, strict=True))
     return [
         "output errors are those before the refit, and so are predicted losses; it took the error behind the "
-        f"compressed layers, against its target, from {percent(before)} to {percent(after)} (mean of {len(fits)} "
+        f"compressed layers, against its target, from {percent(before)} to {percent(after)} (mean of {len(fits)} down "
         "projections)"
     ]
 

@@ -6,9 +6,12 @@ import shutil
 
 import pytest
 from tiny_models import SHAPE
+from tokenizers import Tokenizer, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nxdi_svd_plugin.checkpoint.carried import carried
 from nxdi_svd_plugin.errors import CheckpointError, MissingExtraError
+from nxdi_svd_plugin.modeling import tokenizer as module
 from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
 
 LIBRARIES = ("sentencepiece", "google.protobuf")
@@ -60,3 +63,33 @@ def test_a_sentencepiece_model_is_read_and_carried(tiny_llama, tmp_path):
     assert load_tokenizer(directory)(said, add_special_tokens=False)["input_ids"] == own.encode(said)
     assert carried(directory)["tokenizer.model"] == (directory / "tokenizer.model").read_bytes()
     assert own.vocab_size() < SHAPE["vocab_size"]
+
+
+TEXT = "one  two\nthree, it's 4"
+
+
+@pytest.fixture
+def rebuilt(tiny_llama, monkeypatch):
+    """Every tokenizer that AutoTokenizer reads splits text as SentencePiece does, whatever its file says."""
+
+    def other(directory, **options):
+        made = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        made.pre_tokenizer = pre_tokenizers.Metaspace()
+        return PreTrainedTokenizerFast(tokenizer_object=made)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", other)
+    monkeypatch.setattr(module, "READS_5", True)
+    return Tokenizer.from_file(str(tiny_llama / "tokenizer.json")).encode(TEXT, add_special_tokens=False).ids
+
+
+def test_a_class_that_makes_other_tokens_than_the_file_is_not_used(rebuilt, tiny_llama, caplog):
+    """As transformers 5.20 does with a byte-level file whose class is called LlamaTokenizer: see load_tokenizer."""
+    assert AutoTokenizer.from_pretrained(tiny_llama).encode(TEXT, add_special_tokens=False) != rebuilt
+    assert load_tokenizer(tiny_llama).encode(TEXT, add_special_tokens=False) == rebuilt
+    assert "makes other tokens than tokenizer.json, which is used" in caplog.text
+
+
+def test_where_the_file_alone_is_not_it_either_the_user_is_told(rebuilt, tiny_llama, caplog, monkeypatch):
+    monkeypatch.setattr(PreTrainedTokenizerFast, "from_pretrained", AutoTokenizer.from_pretrained)
+    load_tokenizer(tiny_llama)
+    assert "transformers makes other tokens than tokenizer.json; compare perplexities" in caplog.text

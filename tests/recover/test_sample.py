@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nxdi_svd_plugin.cli.main import main
+from nxdi_svd_plugin.cli.sample import on_device
 from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.modeling.load import load_model
 from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
@@ -44,7 +45,7 @@ def test_the_command_writes_what_the_seeds_say(tiny_llama, tmp_path, capsys):
     assert code == 0 and result["tokens"] == 72 and result["documents"] == len(short.read_text().splitlines())
     run(capsys, "--model", tiny_llama, "--output", long, "--tokens", 73, *sizes)
     assert long.read_text().startswith(short.read_text()) and len(long.read_text()) > len(short.read_text())
-    tokenizer, model = load_tokenizer(tiny_llama), load_model(tiny_llama)
+    tokenizer, model = load_tokenizer(tiny_llama), on_device(load_model(tiny_llama))
     settings = sample.Settings(tokens=70, length=24, batch=3, seed=5)
     batches = list(sample.documents(model, tokenizer, sample.first_token(tokenizer, None), settings))
     assert [json.loads(line)["text"] for line in short.read_text().splitlines()] == [d for b in batches for d in b]
