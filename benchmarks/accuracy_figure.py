@@ -37,9 +37,9 @@ def figure(rows: list[dict], recovered: list[dict], answered: list[dict], path: 
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("perplexity / dense")
     axes[-2].legend(fontsize=7)
-    for method, style in (("default", "o-"), ("recovered", "s--")):
-        shown = ("dense", "default") if method == "default" else (method,)
-        means = [(r, *average(tasks)) for (r, m), tasks in scores.items() if m in shown]
+    for method in (name for name in TASK_NAMES if name != "dense"):
+        style = "s--" if "recovered" in method else "o-"
+        means = [(r, *average(tasks)) for (r, m), tasks in scores.items() if m in ("dense", method)]
         last.errorbar(*zip(*means, strict=True), fmt=style, capsize=2, label=TASK_NAMES[method])
     last.set(title="five tasks, zero-shot", xlabel="ratio (of the MLP)", ylabel="mean accuracy")
     last.legend(fontsize=7)

@@ -32,6 +32,8 @@ TASK_NAMES = {
     "dense": "dense",
     "default": "default recipe",
     "recovered": "default recipe, after `recover`",
+    "no-refit": "refit: false",
+    "no-refit-recovered": "refit: false, after `recover`",
 }
 RIVALS = {  # whose code ran; benchmarks/rivals.py has the addresses
     "default": "this project, default recipe",
@@ -148,7 +150,8 @@ def seconds(runs: list[dict]) -> str:
     lines.append("|---|---|---|---|" + "---|" * len(parts))
     spent = [f"{run['default_cpu_seconds'][name]:.0f}" for name in ("all", *parts)]
     cells = [spent[0], f"{run['svd_llm_cpu_seconds']:.0f}", f"{run['ratio_to_svd_llm']:.2f}", *spent[1:]]
-    of = f"default recipe, tp_degree: {run.get('tp_degree', 1)}, ratio {run['ratio']:.2f}, {run['tokens']:,} tokens"
+    name = NAMES["default" if "refit" in parts else "no-refit"].split(" (")[0]
+    of = f"{name}, tp_degree: {run.get('tp_degree', 1)}, ratio {run['ratio']:.2f}, {run['tokens']:,} tokens"
     lines.append(f"| {of} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

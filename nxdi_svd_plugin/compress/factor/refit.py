@@ -11,10 +11,9 @@ z and damping RIDGE times the recipe's: down makes up for what it can of everyth
 
     near^T = near_0^T + (E[p p^T] + damping m far far^T)^-1 E[p (t - p near_0^T)^T],   p = z far^T
 
-Fitting near of gate and up too, to what they gave of the dense model's inputs, was tried: it takes a third more time
-and moves no text by more than 0.4 % (docs/accuracy.md). The idea of fitting each layer to what the compressed ones
-before it put out: SparseGPT, arXiv:2301.00774, section 3; PIFA, biomedical-cybernetics/pivoting-factorization 595a80f,
-which fits both factors in turn.
+Fitting near of gate and up too was tried and left out (docs/accuracy.md). The idea of fitting each layer to what the
+compressed ones before it put out: SparseGPT, arXiv:2301.00774, section 3; PIFA, 595a80f of
+biomedical-cybernetics/pivoting-factorization, which fits both factors in turn.
 """
 
 from __future__ import annotations
