@@ -210,8 +210,8 @@ def second(rows: list[dict]) -> str:
         first = next(iter(found.values()))
         cells = [f"x {row['perplexity'] / dense[t]:.3f}" if ratio else f"{dense[t]:.2f}" for t, row in found.items()]
         seconds = f"{first['cpu_seconds']:.0f}" if ratio else ""
-        name = f"{first['model']}{'' if ratio else ', dense: perplexity'}"
-        lines.append(f"| {name} | {ratio:.2f} | " + " | ".join(cells) + f" | {seconds} |")
+        kind = "default recipe" if refitted(first) else "refit: false" if ratio else "dense: perplexity"
+        lines.append(f"| {first['model']}, {kind} | {ratio:.2f} | " + " | ".join(cells) + f" | {seconds} |")
     return "\n".join(lines)
 
 
@@ -234,9 +234,13 @@ def steps(rows: list[dict]) -> str:
 
 def trained(row: dict) -> str:
     """The method of a training, whether it saw the dense model's own text too, and of what it began with."""
-    refitted = row["recipe"].get("refit", False) is not False  # rows from before there was a refit have no such key
     own = ", own text too" if row.get("own_text") else ""
-    return f"{row['settings']['method']}{own}{', of a refitted model' if refitted else ''}"
+    return f"{row['settings']['method']}{own}{', of a refitted model' if refitted(row) else ''}"
+
+
+def refitted(row: dict) -> bool:
+    """Whether the recipe of a row has a refit; rows from before there was one have no such key."""
+    return row.get("recipe", {}).get("refit", False) is not False
 
 
 def rate(settings: dict) -> str:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from accuracy_figure import after  # noqa: E402
-from accuracy_tables import relative  # noqa: E402
+from accuracy_tables import refitted, relative  # noqa: E402
 from groups import over_dense  # noqa: E402
 from kernel_tables import markdown, replaced  # noqa: E402
 from nkibench_tables import difference, fit  # noqa: E402
@@ -122,7 +122,8 @@ def second() -> str:
     dense = {row["text"]: row["perplexity"] for row in rows if not row["ratio"]}
     last = [row for row in rows if row["ratio"]][-len(dense) :]
     found = " and ".join(f"{row['perplexity'] / dense[row['text']]:.2f} on {row['text']}" for row in last)
-    return f"{last[0]['model']} at {last[0]['ratio']:.2f}: x {found}"
+    kind = "" if refitted(last[0]) else ", without a refit"
+    return f"{last[0]['model']} at {last[0]['ratio']:.2f}{kind}: x {found}"
 
 
 def minutes() -> str:
