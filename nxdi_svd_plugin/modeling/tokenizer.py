@@ -10,7 +10,6 @@ from types import NoneType
 from typing import Any
 
 import transformers
-from tokenizers import Tokenizer  # type: ignore[import-untyped]
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from nxdi_svd_plugin.checkpoint.names import TOKENIZER_CONFIG, TOKENIZER_FILES, read_json
@@ -91,6 +90,8 @@ def _as_its_file(directory: Path, tokenizer: PreTrainedTokenizerBase, options: d
     Some releases of transformers 5 (5.17 and 5.20; not 5.23) build what tokenizer_config.json calls a LlamaTokenizer
     out of the vocabulary alone, with SentencePiece's rules, also where the file has byte-level ones.
     """
+    from tokenizers import Tokenizer  # type: ignore[import-untyped]  # transformers requires it
+
     file = directory / VOCABULARIES[0]
     if not file.is_file() or not tokenizer.is_fast:
         return tokenizer
