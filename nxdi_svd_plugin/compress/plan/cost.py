@@ -59,8 +59,8 @@ def peak_memory(config: SourceConfig, recipe: Recipe) -> Memory:
     load: the largest tensor (an embedding) as stored and its copy. calibrate: one layer in float32 with one stored
     tensor, its float64 sums, the activations of one sample; with gradients the head or what autograd keeps of a sample.
     factor: the sums and a decomposition with its workspace, or what is kept of a layer, one decomposition, the
-    truncated projections, their coefficients and the solution of one, in float64; where neurons may be dropped, their
-    covariance and its root; the sums of a refit. The trials that scale losses hold a layer, the weights of its changes
+    truncated projections, their coefficients and the solution of one, in float64, beside weights of the neurons that
+    stay where some may be dropped; the covariance of these and its root; the sums of a refit. The trials that scale losses hold a layer, the weights of its changes
     and what goes through it together, or the head and the logits of two windows and their odds; their weights are made
     as factors are.
     """
@@ -70,13 +70,13 @@ def peak_memory(config: SourceConfig, recipe: Recipe) -> Memory:
     sums = statistics_bytes(groups, recipe)
     decompose = sums + 3 * wide + 4 * square + spectra_bytes(groups)
     factors = kept_bytes(groups, recipe) + 6 * square + len(PROJECTIONS) * 2 * wide + 3 * wide
-    neurons = neurons_bytes(groups, recipe)
+    neurons, weights = neurons_bytes(groups, recipe), 4 * len(PROJECTIONS) * config.hidden * config.intermediate
     narrow = max(sums + neurons.eliminated, neurons.fitted, refit_bytes(config, recipe))
     layer = _layer(config, recipe, layer_numbers(config)) + sums + neurons.summed
     return Memory(
         load=8 * max(sizes.values()),
         calibrate=max(_head(config, recipe), layer, _trials(config, recipe)),
-        factor=max(decompose, factors, narrow),
+        factor=max(max(decompose, factors) + recipe.drops * weights, narrow),
     )
 
 
