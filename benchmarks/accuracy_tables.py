@@ -17,7 +17,6 @@ NAMES = {
     "default": "default recipe (2 groups)",
     "no-refit": "refit: false",
     "more-text": "refit: false, 65,536 tokens of calibration",
-    "low-rank": "refit: false, drop: false",
     "no-drop": "refit: false, drop: false",
     "drop": "refit: false, drop: true",
     "drop-16": "refit: false, drop: true, block: 16",
@@ -150,7 +149,7 @@ def seconds(runs: list[dict]) -> str:
     lines.append("|---|---|---|---|" + "---|" * len(parts))
     spent = [f"{run['default_cpu_seconds'][name]:.0f}" for name in ("all", *parts)]
     cells = [spent[0], f"{run['svd_llm_cpu_seconds']:.0f}", f"{run['ratio_to_svd_llm']:.2f}", *spent[1:]]
-    name = NAMES["default" if "refit" in parts else "no-refit"].split(" (")[0]
+    name = NAMES["default" if "refit" in parts else "no-refit"]
     of = f"{name}, tp_degree: {run.get('tp_degree', 1)}, ratio {run['ratio']:.2f}, {run['tokens']:,} tokens"
     lines.append(f"| {of} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

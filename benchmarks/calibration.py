@@ -26,7 +26,7 @@ WIKI = "gensim-4.3.3/gensim/test/test_data/enwiki-latest-pages-articles1.xml-p00
 METHODS: dict[str, dict] = {
     "default": {"block": 128},
     "no-refit": {"block": 128, "refit": False},
-    "low-rank": {"block": 128, "drop": False, "refit": False},
+    "no-drop": {"block": 128, "drop": False, "refit": False},
     "scaled": {"block": 128, "scale": "builtin-mixed"},
 }
 

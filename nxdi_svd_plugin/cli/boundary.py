@@ -18,8 +18,10 @@ def sentence(error: Exception) -> str:
     """What to tell the user; "" for a bug of ours."""
     said = shortened(error)
     if isinstance(error, MemoryError) or any(words in said for words in MEMORY):
-        least = "smaller batches or windows need less; `nxdi-svd plan` says what a compression needs"
-        return f"not enough memory ({said}): {least}"
+        return (
+            f"not enough memory ({said}): smaller batches or windows need less; `nxdi-svd plan` says what a "
+            "compression needs"
+        )
     if isinstance(error, ImportError):
         return f"a Python package is missing or does not fit ({said}); `nxdi-svd doctor` says what is installed"
     if isinstance(error, OSError):

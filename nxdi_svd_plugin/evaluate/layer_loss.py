@@ -28,10 +28,11 @@ TOKENS, WINDOW = 2048, 512  # without other numbers; every window runs once for 
 def predicted_losses(directory: Path) -> list[float]:
     """Sum of the predicted losses of each layer's projections and dropped neurons, from report.json.
 
+    A down that was fitted again since makes up for other layers too, so what is measured of it alone may be more.
+
     Raises:
         CheckpointError: it has none: another objective than two_sided, a directory from elsewhere, or factors that
-            were trained after the prediction. A down that was fitted again after it makes up for other layers too:
-            measured alone, it may lose a little more than it would have.
+            were trained after the prediction.
     """
     report = Report.read(directory)
     if report.trained:

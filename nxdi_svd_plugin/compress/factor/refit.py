@@ -28,7 +28,7 @@ from nxdi_svd_plugin.compress.factor.layer import LayerFactors
 from nxdi_svd_plugin.factorize.least_squares import solve
 from nxdi_svd_plugin.factorize.panels import add_lower, mirror
 from nxdi_svd_plugin.factorize.spectrum import PRECISION
-from nxdi_svd_plugin.stored.projection import READS, LowRank, Projection
+from nxdi_svd_plugin.stored.projection import READS, LowRank
 
 DOWN = "down_proj"
 BEFORE, AFTER = "fit_before", "fit_after"
@@ -92,10 +92,10 @@ def fit_down(made: LayerFactors, sums: Added, damping: float) -> LayerFactors:
     Raises:
         SvdError: sums that are not finite.
     """
-    near, far = parts(made, DOWN)
+    (near, far), down = parts(made, DOWN), made.mlp[DOWN]
     missing, wanted, neurons = sums.totals.tolist()
     ridge = damping * neurons / made.mlp.width
-    gram = None if far is None else far_gram(made.mlp[DOWN], far)
+    gram = far_gram(down, far) if isinstance(down, LowRank) and far is not None else None
     if gram is None:
         sums.read.diagonal().add_(ridge)
     else:
@@ -106,12 +106,11 @@ def fit_down(made: LayerFactors, sums: Added, damping: float) -> LayerFactors:
     return _with_near(made, near.to(PRECISION) + step.T, far, (_share(missing, wanted), _share(after, wanted)))
 
 
-def far_gram(down: Projection, far: Tensor) -> Tensor:
+def far_gram(down: LowRank, far: Tensor) -> Tensor:
     """far far^T [r, r], with the identity at the pivots; groups share no neurons."""
-    groups, pivots = (down.groups, down.pivots) if isinstance(down, LowRank) else (1, ())
-    blocks = [part @ part.T for part in far.to(PRECISION).chunk(groups, 1)]
+    blocks = [part @ part.T for part in far.to(PRECISION).chunk(down.groups, 1)]
     gram: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
-    if pivots:
+    if down.pivots:
         gram.diagonal().add_(1.0)
     return gram
 
@@ -124,7 +123,7 @@ def _with_near(made: LayerFactors, near: Tensor, far: Tensor | None, errors: tup
     else:
         changed = p.to_disk(reads, near, far)
     tensors = {**made.tensors, **{f"{DOWN}.{key}": tensor for key, tensor in changed.items()}}
-    numbers = {**made.measured.get(DOWN, {}), **dict(zip((BEFORE, AFTER), errors, strict=True))}
+    numbers = {**made.measured.get(DOWN, {}), BEFORE: errors[0], AFTER: errors[1]}
     return replace(made, tensors=tensors, measured={**made.measured, DOWN: numbers})
 
 
