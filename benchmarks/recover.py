@@ -34,7 +34,7 @@ KEPT = ("settings", "loss", "data", "validation", "best_step", "history", "perpl
 MODULES = (
     "argparse asyncio collections ctypes datetime decimal difflib email fractions functools heapq http.client imaplib "
     "inspect itertools json logging mailbox math multiprocessing optparse os pathlib pickle random re shutil socket "
-    "sqlite3 statistics string subprocess tarfile tempfile threading turtle typing unittest urllib.request zipfile"
+    "sqlite3 statistics string subprocess tarfile tempfile threading typing unittest urllib.request zipfile"
 ).split()
 
 
