@@ -1,13 +1,16 @@
 """Recovery of compressed SmolLM2 directories, measured on texts that it never sees: rows with provenance.
 
-    nxdi-svd sample --model SMOLLM2 --output own.jsonl --start "<|endoftext|>" --tokens 131072
+    nxdi-svd sample --model SMOLLM2 --output own.jsonl --start "<|endoftext|>" --prompts prompts.txt --temperature 0.8
     python benchmarks/recover.py --dense SMOLLM2 --models OUT20 --work DIR --news FILE --sources DIR --own own.jsonl
 
-Training text: the calibration text that the package ships (written by SmolLM2 itself), the docstrings of Python's
-standard library, in pieces of 4,000 characters, and with `--own` what SmolLM2 wrote for this, shuffled. The best step
-is chosen by the texts of benchmarks/calibration.py; the texts that are scored, those of benchmarks/accuracy.py in its
-way, were seen by neither
-(`pydoc` is a neighbour of the docstrings). One row a model and text goes to benchmarks/data/recover.jsonl.
+prompts.txt: the lines of data/calibration_openings.txt and data/calibration_beginnings.txt.
+
+Training text, shuffled: the calibration text that the package ships (written by SmolLM2 itself) in pieces of 4,000
+characters, and either the docstrings of Python's standard library or, with `--own`, what SmolLM2 wrote for this. Rows
+whose `own_text` is true were made with both, and with own text drawn without prompts at temperature 1. The best step is
+chosen by the texts of benchmarks/calibration.py; the texts that are scored, those of benchmarks/accuracy.py in its way,
+were seen by neither (`pydoc` is a neighbour of the docstrings). One row a model and text goes to
+benchmarks/data/recover.jsonl.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ ROWS = ROOT / "benchmarks" / "data" / "recover.jsonl"
 WINDOW = accuracy.WINDOW
 CPU = "CPU, one thread, shared 2-core machine"
 PIECE, MOST = 4000, 700_000
+PROMPTED = "prompted"
 KEPT = ("settings", "loss", "data", "validation", "best_step", "history", "perplexity", "seconds")
 MODULES = (
     "argparse asyncio collections ctypes datetime decimal difflib email fractions functools heapq http.client imaplib "
@@ -57,7 +61,7 @@ def corpus(path: Path, own: Path | None) -> Path:
     from nxdi_svd_plugin import texts
 
     pieces = []
-    for text in (texts.read_text(texts.BUILTIN).content, docstrings()):
+    for text in (texts.read_text(texts.BUILTIN).content, *([] if own else [docstrings()])):
         pieces += [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
     if own:
         pieces += [json.loads(line)["text"] for line in own.read_text().splitlines()]
@@ -105,7 +109,7 @@ def rows(args: argparse.Namespace, model: Path, contents: dict[str, str], dense:
     before, after = accuracy.measured(model, contents), accuracy.measured(output, contents)
     base = {"model": "SmolLM2-135M-Instruct", "ratio": report["ratio"]["mlp"], "recipe": report["recipe"]}
     base |= {key: report["recovery"][key] for key in KEPT} | {"machine": platform.machine()}
-    base |= {"optimizer": "Muon", "own_text": args.own is not None, "measured": "CPU"}
+    base |= {"optimizer": "Muon", "own_text": PROMPTED if args.own else False, "measured": "CPU"}
     base["trained_on"] = graphics_card() if report["recovery"]["device"] == "cuda" else CPU
     found = []
     for name in contents:

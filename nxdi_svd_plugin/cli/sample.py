@@ -14,7 +14,7 @@ from nxdi_svd_plugin.cli.output import emit
 EPILOG = """\
 examples:
   nxdi-svd sample --model DENSE --output own.jsonl --tokens 200000
-  nxdi-svd sample --model smollm2 --output own.jsonl --start "<|endoftext|>"
+  nxdi-svd sample --model smollm2 --output own.jsonl --start "<|endoftext|>" --prompts prompts.txt --temperature 0.8
   nxdi-svd recover --model OUT --data own.jsonl --teacher DENSE --output OUT2
 
 One JSON line a document, written as they come: what a killed run has written is good, and shorter.
@@ -38,6 +38,7 @@ def add_parser(subparsers: Any) -> None:
     add_dtype_option(files)
     drawing = parser.add_argument_group("drawing (defaults in brackets)")
     drawing.add_argument("--start", metavar="TOKEN", help="what a document begins after [the BOS, else the EOS token]")
+    drawing.add_argument("--prompts", metavar="FILE", help="beginnings to go on from: a text's lines or records")
     for name, kind, text in NUMBERS:
         drawing.add_argument(f"--{name}", type=kind, metavar="N", help=text)
 
@@ -54,7 +55,7 @@ def sample(args: argparse.Namespace) -> dict[str, Any]:
     """Write the file; what was drawn, as one JSON object.
 
     Raises:
-        RecipeError: a setting out of range, an output that is there, a length that the model cannot take.
+        RecipeError: a setting out of range, an output that is there, a length that the model cannot take, no prompt.
         CheckpointError: a bad directory, a disk error. NotFiniteError: logits that are no numbers.
     """
     from nxdi_svd_plugin.allocator import keep_freed_blocks
@@ -62,7 +63,8 @@ def sample(args: argparse.Namespace) -> dict[str, Any]:
     from nxdi_svd_plugin.errors import RecipeError
     from nxdi_svd_plugin.modeling.load import load_model
     from nxdi_svd_plugin.modeling.tokenizer import load_tokenizer
-    from nxdi_svd_plugin.recover.sample import Settings, check_length, documents, first_token
+    from nxdi_svd_plugin.recover.sample import Settings, beginnings, check_length, documents, first_token
+    from nxdi_svd_plugin.texts import read_text
 
     given = {name: getattr(args, name) for name, _, _ in NUMBERS}
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
@@ -71,12 +73,13 @@ def sample(args: argparse.Namespace) -> dict[str, Any]:
         raise RecipeError(f"{output} exists; give another --output or --overwrite")
     tokenizer = load_tokenizer(args.model)
     start = first_token(tokenizer, args.start)
+    begun = beginnings(tokenizer, start, None if args.prompts is None else read_text(args.prompts))
     keep_freed_blocks()
     model = on_device(load_model(args.model, args.dtype))
-    check_length(model, settings)
+    check_length(model, begun, settings)
     began, count, drawn = time.monotonic(), 0, 0
     with disk_errors(output), open(output, "w", encoding="utf-8") as file:
-        for found in documents(model, tokenizer, start, settings):
+        for found in documents(model, tokenizer, begun, settings):
             file.writelines(json.dumps({"text": text}) + "\n" for text in found)
             file.flush()
             count, drawn = count + len(found), drawn + settings.length * settings.batch

@@ -16,6 +16,7 @@ import torch
 
 from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.modeling.finite import finite_logits
+from nxdi_svd_plugin.texts import Text
 
 LEAST = 16
 """Tokens of the shortest document that is kept: what a window's end cuts off is often less."""
@@ -41,6 +42,20 @@ class Settings:
             raise RecipeError(f"temperature is {self.temperature}; expected more than 0, as greedy text repeats itself")
 
 
+def beginnings(tokenizer: Any, start: int, prompts: Text | None) -> list[list[int]]:
+    """Token ids that sequences begin with: `start` alone, or before each line or record of `prompts`.
+
+    Raises:
+        RecipeError: there is none but blank ones. CalibrationError: as `Text.documents`.
+    """
+    if prompts is None:
+        return [[start]]
+    texts = list(prompts.beginnings(tokenizer))
+    if not texts:
+        raise RecipeError(f"{prompts.name} holds no beginnings; give one on each line, half a sentence or a paragraph")
+    return [[start, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in texts]
+
+
 def first_token(tokenizer: Any, text: str | None) -> int:
     """The token that documents begin after: `text`, or else the tokenizer's BOS or EOS.
 
@@ -58,46 +73,52 @@ def first_token(tokenizer: Any, text: str | None) -> int:
     return int(start)
 
 
-def check_length(model: Any, settings: Settings) -> None:
+def check_length(model: Any, begun: list[list[int]], settings: Settings) -> None:
     """Refuse sequences that the model has no positions for.
 
     Raises:
         RecipeError: says how many it has.
     """
-    longest = model.config.max_position_embeddings
-    if settings.length + 1 > longest:
-        raise RecipeError(f"length {settings.length} exceeds the model's {longest} positions less one; give a smaller")
+    positions, longest = model.config.max_position_embeddings, max(map(len, begun))
+    if settings.length + longest > positions:
+        raise RecipeError(
+            f"length {settings.length} and {longest} tokens to begin with exceed the model's {positions} positions; "
+            "give a smaller length, or shorter prompts"
+        )
 
 
-def documents(model: Any, tokenizer: Any, start: int, settings: Settings) -> Iterator[list[str]]:
+def documents(model: Any, tokenizer: Any, begun: list[list[int]], settings: Settings) -> Iterator[list[str]]:
     """The documents of one batch after the other, until `settings.tokens` are drawn.
 
-    Sequences are drawn to their full length: behind the end of a document the next one begins.
+    Batches take `begun` in order and start again at its end. `settings.length` tokens are drawn after each: behind the
+    end of a document the next one begins.
 
     Raises:
         NotFiniteError: logits that are no numbers.
     """
-    ends = {start, *(i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None)}
+    ends = {begun[0][0], *(i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None)}
     rounds = -(-settings.tokens // (settings.length * settings.batch))
     for number in range(rounds):
         torch.manual_seed(settings.seed + number)
-        rows = draw(model, start, settings).tolist()
+        places = range(number * settings.batch, (number + 1) * settings.batch)
+        rows = draw(model, [begun[place % len(begun)] for place in places], settings)
         yield [tokenizer.decode(piece) for row in rows for piece in split(row, ends)]
 
 
 @torch.no_grad()
-def draw(model: Any, start: int, settings: Settings) -> torch.Tensor:
-    """Token ids [batch, length] after `start`, from the whole distribution at a temperature."""
+def draw(model: Any, begun: list[list[int]], settings: Settings) -> list[list[int]]:
+    """Each of `begun` and `settings.length` token ids after it, from the whole distribution at a temperature."""
     from transformers import GenerationConfig
 
     config: Any = GenerationConfig
     model.generation_config = config(do_sample=True, temperature=settings.temperature, top_k=0, top_p=1.0)
-    begin = torch.full((settings.batch, 1), start, device=model.device)
+    longest = max(map(len, begun))
+    padded = [[0] * (longest - len(ids)) + ids for ids in begun]
+    mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in begun]
+    tokens, attended = (torch.tensor(rows, device=model.device) for rows in (padded, mask))
     with finite_logits(model):
-        drawn: torch.Tensor = model.generate(
-            begin, attention_mask=torch.ones_like(begin), max_new_tokens=settings.length
-        )
-    return drawn[:, 1:]
+        drawn = model.generate(tokens, attention_mask=attended, max_new_tokens=settings.length)
+    return [row[longest - len(ids) :] for row, ids in zip(drawn.tolist(), begun, strict=True)]
 
 
 def split(row: list[int], ends: set[int]) -> list[list[int]]:

@@ -111,6 +111,15 @@ class Text:
             self._warned.add(kind)
             logger.warning("text %s: %s", self.name, what)
 
+    def beginnings(self, tokenizer: Any = None) -> Iterator[str]:
+        """Each record, or each line of a plain text, that is not blank.
+
+        Raises:
+            CalibrationError: as `documents`.
+        """
+        for text in self.documents(tokenizer):
+            yield from (line for line in ([text] if self._records else text.splitlines()) if line.strip())
+
     def pieces(self, tokenizer: Any = None) -> Iterator[str]:
         """All of it in pieces of about CHUNK characters: documents joined by blank lines, those without text left out.
 
