@@ -261,16 +261,19 @@ def calibration(rows: list[dict]) -> str:
     """Perplexity over dense by calibration text and number of tokens, on the texts that served the choice."""
     dense = {row["on"]: row["perplexity"] for row in rows if row["name"] == "dense"}
     runs: dict[tuple[str, str, int], dict[str, float]] = {}
+    seconds = {}
     for row in rows:
         if row["name"] != "dense":
-            run = runs.setdefault((row["name"], row["method"], row["tokens"]), {})
-            run[row["on"]] = row["perplexity"] / dense[row["on"]]
-    lines = ["| calibration text | tokens | recipe, ratio 0.20 | " + " | ".join(dense) + " | worst |"]
-    lines += ["|---|---|---|" + "---|" * (len(dense) + 1)]
-    lines.append("| none: dense, perplexity | | | " + " | ".join(f"{value:.2f}" for value in dense.values()) + " | |")
-    for (name, method, tokens), found in sorted(runs.items()):
+            key = row["name"], row["method"], row["tokens"]
+            runs.setdefault(key, {})[row["on"]] = row["perplexity"] / dense[row["on"]]
+            seconds[key] = f"{row['cpu_seconds']:.0f}" if "cpu_seconds" in row else ""
+    lines = ["| calibration text | tokens | recipe, ratio 0.20 | " + " | ".join(dense) + " | worst | CPU seconds |"]
+    lines += ["|---|---|---|" + "---|" * (len(dense) + 2)]
+    lines.append("| none: dense, perplexity | | | " + " | ".join(f"{value:.2f}" for value in dense.values()) + " | | |")
+    for key, found in sorted(runs.items()):
+        (name, method, tokens), worst = key, max(found.values())
         cells = " | ".join(f"x {found[on]:.3f}" for on in dense)
-        lines.append(f"| {name} | {tokens:,} | {NAMES[method]} | {cells} | x {max(found.values()):.3f} |")
+        lines.append(f"| {name} | {tokens:,} | {NAMES[method]} | {cells} | x {worst:.3f} | {seconds[key]} |")
     return "\n".join(lines)
 
 

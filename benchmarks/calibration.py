@@ -114,6 +114,7 @@ def main() -> None:
         row["compressed_on"] = torch.cuda.get_device_name() if args.device != "cpu" else "CPU"
         row["text_sha256"] = hashlib.sha256(args.text.read_bytes()).hexdigest()
         directory = args.directory or compress(args)
+        row["cpu_seconds"] = json.loads((directory / "report.json").read_text())["cost"]["cpu_seconds"]
     with open(ROWS, "a") as file:
         file.writelines(json.dumps({**row, **found}) + "\n" for found in measured(directory, texts(args.sources)))
 
