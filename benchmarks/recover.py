@@ -6,11 +6,11 @@
 prompts.txt: the lines of data/calibration_openings.txt and data/calibration_beginnings.txt.
 
 Training text, shuffled: the calibration text that the package ships (written by SmolLM2 itself) in pieces of 4,000
-characters, and either the docstrings of Python's standard library or, with `--own`, what SmolLM2 wrote for this. Rows
-whose `own_text` is true were made with both, and with own text drawn without prompts at temperature 1. The best step is
-chosen by the texts of benchmarks/calibration.py; the texts that are scored, those of benchmarks/accuracy.py in its way,
-were seen by neither (`pydoc` is a neighbour of the docstrings). One row a model and text goes to
-benchmarks/data/recover.jsonl.
+characters, the docstrings of Python's standard library, and with `--own` what SmolLM2 wrote for this: at temperature 1
+without prompts (`--own-text free`), at 0.8 from prompts and then without the docstrings (`prompted`), or of both kinds
+(`both`). The best step is chosen by the texts of benchmarks/calibration.py; the texts that are scored, those of
+benchmarks/accuracy.py in its way, were seen by neither (`pydoc` is a neighbour of the docstrings). One row a model and
+text goes to benchmarks/data/recover.jsonl.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ ROWS = ROOT / "benchmarks" / "data" / "recover.jsonl"
 WINDOW = accuracy.WINDOW
 CPU = "CPU, one thread, shared 2-core machine"
 PIECE, MOST = 4000, 700_000
-PROMPTED = "prompted"
 KEPT = ("settings", "loss", "data", "validation", "best_step", "history", "perplexity", "seconds")
 MODULES = (
     "argparse asyncio collections ctypes datetime decimal difflib email fractions functools heapq http.client imaplib "
@@ -56,15 +55,15 @@ def docstrings() -> str:
     return "\n\n".join(ordered)[:MOST]
 
 
-def corpus(path: Path, own: Path | None) -> Path:
+def corpus(path: Path, own: list[Path], own_text: str) -> Path:
     """The training file."""
     from nxdi_svd_plugin import texts
 
     pieces = []
-    for text in (texts.read_text(texts.BUILTIN).content, *([] if own else [docstrings()])):
+    for text in (texts.read_text(texts.BUILTIN).content, *([] if own_text == "prompted" else [docstrings()])):
         pieces += [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
-    if own:
-        pieces += [json.loads(line)["text"] for line in own.read_text().splitlines()]
+    for file in own:
+        pieces += [json.loads(line)["text"] for line in file.read_text().splitlines()]
     random.Random(0).shuffle(pieces)
     path.write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces))
     return path
@@ -87,7 +86,7 @@ def recovered(args: argparse.Namespace, model: Path) -> Path:
     output = args.work / f"{model.name}-recovered"
     if not (output / "config.json").exists():
         command = [sys.executable, "-m", "nxdi_svd_plugin.cli.main", "recover", "--model", str(model)]
-        command += ["--data", str(corpus(args.work / "corpus.jsonl", args.own)), "--output", str(output)]
+        command += ["--data", str(corpus(args.work / "corpus.jsonl", args.own, args.own_text)), "--output", str(output)]
         command += ["--validation", str(validation(args.work / "validation.jsonl", args.sources, args.dense))]
         command += ["--teacher", str(args.dense), *args.options.split()]
         command += ["--resume"] if (output / ".unfinished").exists() else []
@@ -109,7 +108,7 @@ def rows(args: argparse.Namespace, model: Path, contents: dict[str, str], dense:
     before, after = accuracy.measured(model, contents), accuracy.measured(output, contents)
     base = {"model": "SmolLM2-135M-Instruct", "ratio": report["ratio"]["mlp"], "recipe": report["recipe"]}
     base |= {key: report["recovery"][key] for key in KEPT} | {"machine": platform.machine()}
-    base |= {"optimizer": "Muon", "own_text": PROMPTED if args.own else False, "measured": "CPU"}
+    base |= {"optimizer": "Muon", "own_text": args.own_text if args.own else "none", "measured": "CPU"}
     base["trained_on"] = graphics_card() if report["recovery"]["device"] == "cuda" else CPU
     found = []
     for name in contents:
@@ -126,7 +125,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--news", type=Path, required=True)
     parser.add_argument("--sources", type=Path, required=True, help="as benchmarks/calibration.py has them")
-    parser.add_argument("--own", type=Path, help="JSON lines of `nxdi-svd sample`")
+    parser.add_argument("--own", type=Path, nargs="*", default=[], help="JSON lines of `nxdi-svd sample`")
+    parser.add_argument("--own-text", choices=("free", "prompted", "both"), default="free", help="how it was drawn")
     parser.add_argument("--options", default="--method full", help="further options of `nxdi-svd recover`")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
