@@ -241,15 +241,14 @@ def steps(rows: list[dict]) -> str:
 def trained(row: dict) -> str:
     """The method of a training, what it saw of the dense model's own text, and of what it began with."""
     own = OWN_TEXT[row.get("own_text", "none")]
-    tokens = text_of_calibration(row)
-    more = "" if tokens == DEFAULT_SAMPLES * 512 else f" of {tokens:,} tokens"
-    return f"{row['settings']['method']}{own}{f', of a refitted model{more}' if refitted(row) else ''}"
+    start = ", of a refitted model" if refitted(row) else ""
+    more = "" if usual(row) else f" calibrated with {row['recipe']['calibration']['samples'] * 512:,} tokens"
+    return f"{row['settings']['method']}{own}{start}{more}"
 
 
-def text_of_calibration(row: dict) -> int:
-    """Tokens that a row's recipe calibrated with."""
-    calibration = row.get("recipe", {}).get("calibration", {})
-    return calibration.get("samples", DEFAULT_SAMPLES) * calibration.get("length", 512)
+def usual(row: dict) -> bool:
+    """Whether a row's recipe calibrates with as many windows as the default; rows without a recipe do."""
+    return row.get("recipe", {}).get("calibration", {}).get("samples", DEFAULT_SAMPLES) == DEFAULT_SAMPLES
 
 
 def refitted(row: dict) -> bool:

@@ -17,12 +17,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from accuracy_figure import after  # noqa: E402
-from accuracy_tables import refitted, relative, text_of_calibration  # noqa: E402
+from accuracy_tables import refitted, relative, usual  # noqa: E402
 from groups import over_dense  # noqa: E402
 from kernel_tables import markdown, replaced  # noqa: E402
 from nkibench_tables import difference, fit  # noqa: E402
-
-from nxdi_svd_plugin.recipe import DEFAULT_SAMPLES  # noqa: E402
 
 DATA, PAGE, DOCS = ROOT / "benchmarks" / "data", ROOT / "README.md", ROOT / "docs"
 CHANGES = ROOT / "CHANGELOG.md"
@@ -106,7 +104,7 @@ def recovered() -> str:
     """What the last training at each of the two largest ratios gave on the worse of the texts that it has not seen."""
     runs: dict[tuple[float, str], Row] = {}
     for row in rows_of("recover"):
-        if row.get("text") in OUTSIDE:
+        if row.get("text") in OUTSIDE and usual(row):
             runs[round(row["ratio"], 2), row["text"]] = row
     told = []
     for ratio in sorted({ratio for ratio, _ in runs})[-2:]:
@@ -114,8 +112,6 @@ def recovered() -> str:
         before, trained = (max(row[key] / row["dense"] for row in worst) for key in ("compressed", "recovered"))
         steps, minutes = worst[0]["best_step"], worst[0]["seconds"] / 60
         how = f"`{worst[0]['settings']['method']}`, {steps} steps, {minutes:.0f} minutes"
-        if (tokens := text_of_calibration(worst[0])) != DEFAULT_SAMPLES * 512:
-            how += f"; compressed with {tokens:,} tokens"
         told.append(f"at {ratio:.2f} from {before:.2f} to {trained:.2f} ({how})")
     return f"{'; '.join(told)} (one thread of this CPU, distillation from the dense model)"
 
