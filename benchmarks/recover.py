@@ -1,16 +1,14 @@
 """Recovery of compressed SmolLM2 directories, measured on texts that it never sees: rows with provenance.
 
-    nxdi-svd sample --model SMOLLM2 --output own.jsonl --start "<|endoftext|>" --prompts prompts.txt --temperature 0.8
+    nxdi-svd sample --model SMOLLM2 --output own.jsonl --start "<|endoftext|>" --tokens 196608
     python benchmarks/recover.py --dense SMOLLM2 --models OUT20 --work DIR --news FILE --sources DIR --own own.jsonl
-
-prompts.txt: the lines of data/calibration_openings.txt and data/calibration_beginnings.txt.
 
 Training text, shuffled: the calibration text that the package ships (written by SmolLM2 itself) in pieces of 4,000
 characters, the docstrings of Python's standard library, and with `--own` what SmolLM2 wrote for this: at temperature 1
-without prompts (`--own-text free`), at 0.8 from prompts and then without the docstrings (`prompted`), or of both kinds
-(`both`). The best step is chosen by the texts of benchmarks/calibration.py; the texts that are scored, those of
-benchmarks/accuracy.py in its way, were seen by neither (`pydoc` is a neighbour of the docstrings). One row a model and
-text goes to benchmarks/data/recover.jsonl.
+without prompts (`--own-text free`), at 0.8 from the lines of data/calibration_openings.txt and _beginnings.txt as
+`--prompts` and then without the docstrings (`prompted`), or of both kinds (`both`). The best step is chosen by the
+texts of benchmarks/calibration.py; the texts that are scored, those of benchmarks/accuracy.py in its way, were seen by
+neither (`pydoc` is a neighbour of the docstrings). One row a model and text goes to benchmarks/data/recover.jsonl.
 """
 
 from __future__ import annotations

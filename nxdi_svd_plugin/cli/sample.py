@@ -14,7 +14,7 @@ from nxdi_svd_plugin.cli.output import emit
 EPILOG = """\
 examples:
   nxdi-svd sample --model DENSE --output own.jsonl --tokens 200000
-  nxdi-svd sample --model smollm2 --output own.jsonl --start "<|endoftext|>" --prompts prompts.txt --temperature 0.8
+  nxdi-svd sample --model smollm2 --output own.jsonl --start "<|endoftext|>" --prompts prompts.txt
   nxdi-svd recover --model OUT --data own.jsonl --teacher DENSE --output OUT2
 
 One JSON line a document, written as they come: what a killed run has written is good, and shorter.
