@@ -71,7 +71,9 @@ def write(data: dict[str, list[dict]], docs: Path) -> None:
     ]
     text = replaced(page.read_text(), BEGIN, "\n\n".join(parts))
     text = replaced(text, SECOND, second(data["second_model"]))
-    page.write_text(replaced(text, TEXTS, calibration(data["calibration"])))
+    page.write_text(
+        replaced(text, TEXTS, "\n\n".join(table(data["calibration"]) for table in (calibration, in_domain)))
+    )
 
 
 def replaced(page: str, begin: str, part: str) -> str:
@@ -263,6 +265,7 @@ def rate(settings: dict) -> str:
 
 def calibration(rows: list[dict]) -> str:
     """Perplexity over dense by calibration text and number of tokens, on the texts that served the choice."""
+    rows = [row for row in rows if not row.get("in_domain")]
     dense = {row["on"]: row["perplexity"] for row in rows if row["name"] == "dense"}
     runs: dict[tuple[str, str, int], dict[str, float]] = {}
     seconds = {}
@@ -278,6 +281,17 @@ def calibration(rows: list[dict]) -> str:
         (name, method, tokens), worst = key, max(found.values())
         cells = " | ".join(f"x {found[on]:.3f}" for on in dense)
         lines.append(f"| {name} | {tokens:,} | {NAMES[method]} | {cells} | x {worst:.3f} | {seconds[key]} |")
+    return "\n".join(lines)
+
+
+def in_domain(rows: list[dict]) -> str:
+    """Perplexity over dense on `pydoc` by calibration text, the docstrings being of its kind."""
+    found = {row["name"]: row for row in rows if row.get("in_domain")}
+    dense = found.pop("dense")["perplexity"]
+    lines = ["| calibration text | tokens | recipe, ratio 0.20 | pydoc |", "|---|---|---|---|"]
+    lines.append(f"| none: dense, perplexity | | | {dense:.2f} |")
+    for name, row in found.items():
+        lines.append(f"| {name} | {row['tokens']:,} | {NAMES[row['method']]} | x {row['perplexity'] / dense:.3f} |")
     return "\n".join(lines)
 
 

@@ -5,7 +5,8 @@
 
 Appends one row a text to benchmarks/data/calibration.jsonl; accuracy.py --figures makes the table. The four texts serve
 this choice alone, none is in the tables of accuracy.py, and none is copied here. --sources holds, unpacked, the source
-archives gensim-4.3.3 and wordcloud-1.9.4 of PyPI and, as `fortunes`, the Debian package fortunes 1:1.99.1-7.3.
+archives gensim-4.3.3 and wordcloud-1.9.4 of PyPI and, as `fortunes`, the Debian package fortunes 1:1.99.1-7.3. With
+--in-domain the text is `pydoc` instead, which is of the same kind as the docstrings of benchmarks/recover.py.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ def compress(args: argparse.Namespace) -> Path:
     return output
 
 
-def measured(directory: Path, contents: dict[str, str]) -> list[dict]:
-    """Perplexity on the first WINDOWS windows of every text, weights and products in bfloat16."""
+def measured(directory: Path, contents: dict[str, str], windows: int) -> list[dict]:
+    """Perplexity on the first windows of every text, weights and products in bfloat16."""
     import torch
 
     from nxdi_svd_plugin.evaluate.perplexity import measure, token_ids
@@ -85,7 +86,7 @@ def measured(directory: Path, contents: dict[str, str]) -> list[dict]:
 
     model, tokenizer, found = load_model(directory, dtype=torch.bfloat16).eval(), load_tokenizer(directory), []
     for name, content in contents.items():
-        result = measure(model, token_ids(tokenizer, content, WINDOW * WINDOWS), WINDOW)
+        result = measure(model, token_ids(tokenizer, content, WINDOW * windows), WINDOW)
         sha256 = hashlib.sha256(content.encode()).hexdigest()
         found.append({"on": name, "perplexity": result.perplexity, "predictions": result.tokens, "on_sha256": sha256})
     return found
@@ -103,9 +104,12 @@ def main() -> None:
     parser.add_argument("--method", choices=tuple(METHODS), default="default")
     parser.add_argument("--directory", type=Path, help="what this method, text and samples made, to score it alone")
     parser.add_argument("--work", type=Path, help="where the compressed directory goes")
+    parser.add_argument("--in-domain", action="store_true", help="score pydoc instead of the four, as accuracy.py does")
     parser.add_argument("--device", default="cpu", help="that compresses; texts are measured on the CPU")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
+    from nxdi_svd_plugin.texts import HELDOUT, read_text
+
     row: dict = {"name": args.name, "model": "SmolLM2-135M-Instruct", "window": WINDOW, "dtype": "bfloat16"}
     row |= {"torch": torch.__version__, "measured": "CPU"}
     directory = args.model
@@ -115,8 +119,11 @@ def main() -> None:
         row["text_sha256"] = hashlib.sha256(args.text.read_bytes()).hexdigest()
         directory = args.directory or compress(args)
         row["cpu_seconds"] = json.loads((directory / "report.json").read_text())["cost"]["cpu_seconds"]
+    contents = {"pydoc": read_text(HELDOUT).content} if args.in_domain else texts(args.sources)
+    row["in_domain"] = args.in_domain
+    found = measured(directory, contents, 2 * WINDOWS if args.in_domain else WINDOWS)
     with open(ROWS, "a") as file:
-        file.writelines(json.dumps({**row, **found}) + "\n" for found in measured(directory, texts(args.sources)))
+        file.writelines(json.dumps({**row, **each}) + "\n" for each in found)
 
 
 if __name__ == "__main__":
