@@ -213,12 +213,12 @@ def second(rows: list[dict]) -> str:
     """The default recipe on another model: perplexity and its multiple of the dense one."""
     dense = {row["text"]: row["perplexity"] for row in rows if not row["ratio"]}
     lines = ["| model | ratio | " + " | ".join(dense) + " | CPU seconds |", "|---|---|" + "---|" * (len(dense) + 1)]
-    for ratio in sorted({row["ratio"] for row in rows}):
-        found = {row["text"]: row for row in rows if row["ratio"] == ratio}
+    for ratio, fitted in sorted({(row["ratio"], refitted(row)) for row in rows}):
+        found = {row["text"]: row for row in rows if (row["ratio"], refitted(row)) == (ratio, fitted)}
         first = next(iter(found.values()))
         cells = [f"x {row['perplexity'] / dense[t]:.3f}" if ratio else f"{dense[t]:.2f}" for t, row in found.items()]
         seconds = f"{first['cpu_seconds']:.0f}" if ratio else ""
-        kind = "default recipe" if refitted(first) else "refit: false" if ratio else "dense: perplexity"
+        kind = "default recipe" if fitted else "refit: false" if ratio else "dense: perplexity"
         lines.append(f"| {first['model']}, {kind} | {ratio:.2f} | " + " | ".join(cells) + f" | {seconds} |")
     return "\n".join(lines)
 
