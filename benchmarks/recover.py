@@ -5,10 +5,10 @@
 
 Training text, shuffled: the calibration text that the package ships (written by SmolLM2 itself) in pieces of 4,000
 characters, the docstrings of Python's standard library, and with `--own` what SmolLM2 wrote for this: at temperature 1
-without prompts (`--own-text free`), at 0.8 from the lines of data/calibration_openings.txt and _beginnings.txt as
-`--prompts` and then without the docstrings (`prompted`), or of both kinds (`both`). The best step is chosen by the
-texts of benchmarks/calibration.py; the texts that are scored, those of benchmarks/accuracy.py in its way, were seen by
-neither (`pydoc` is a neighbour of the docstrings). One row a model and text goes to benchmarks/data/recover.jsonl.
+without prompts (`--own-text free`), or at 0.8 from the lines of data/calibration_openings.txt and _beginnings.txt as
+`--prompts` and then without the docstrings (`prompted`). The best step is chosen by the texts of
+benchmarks/calibration.py; the texts that are scored, those of benchmarks/accuracy.py in its way, were seen by neither
+(`pydoc` is a neighbour of the docstrings). One row a model and text goes to benchmarks/data/recover.jsonl.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ def docstrings() -> str:
     return "\n\n".join(ordered)[:MOST]
 
 
-def corpus(path: Path, own: list[Path], own_text: str) -> Path:
+def corpus(path: Path, own: Path | None, own_text: str) -> Path:
     """The training file."""
     from nxdi_svd_plugin import texts
 
     pieces = []
     for text in (texts.read_text(texts.BUILTIN).content, *([] if own_text == "prompted" else [docstrings()])):
         pieces += [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
-    for file in own:
-        pieces += [json.loads(line)["text"] for line in file.read_text().splitlines()]
+    if own:
+        pieces += [json.loads(line)["text"] for line in own.read_text().splitlines()]
     random.Random(0).shuffle(pieces)
     path.write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces))
     return path
@@ -123,8 +123,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--news", type=Path, required=True)
     parser.add_argument("--sources", type=Path, required=True, help="as benchmarks/calibration.py has them")
-    parser.add_argument("--own", type=Path, nargs="*", default=[], help="JSON lines of `nxdi-svd sample`")
-    parser.add_argument("--own-text", choices=("free", "prompted", "both"), default="free", help="how it was drawn")
+    parser.add_argument("--own", type=Path, help="JSON lines of `nxdi-svd sample`")
+    parser.add_argument("--own-text", choices=("free", "prompted"), default="free", help="how it was drawn")
     parser.add_argument("--options", default="--method full", help="further options of `nxdi-svd recover`")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
