@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nxdi_svd_plugin.cli.options import add_dtype_option, add_model_option, number, path, seed
+from nxdi_svd_plugin.cli.options import add_dtype_option, add_model_option, expanded, number, path, seed
 from nxdi_svd_plugin.cli.output import emit
 
 EPILOG = """\
@@ -38,7 +38,9 @@ def add_parser(subparsers: Any) -> None:
     add_dtype_option(files)
     drawing = parser.add_argument_group("drawing (defaults in brackets)")
     drawing.add_argument("--start", metavar="TOKEN", help="what a document begins after [the BOS, else the EOS token]")
-    drawing.add_argument("--prompts", metavar="FILE", help="beginnings to go on from: a text's lines or records")
+    drawing.add_argument(
+        "--prompts", type=expanded, metavar="FILE", help="beginnings to go on from: a text's lines or records"
+    )
     for name, kind, text in NUMBERS:
         drawing.add_argument(f"--{name}", type=kind, metavar="N", help=text)
 
