@@ -20,6 +20,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import accuracy
+
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "benchmarks" / "data" / "calibration.jsonl"
 WINDOW, WINDOWS, RATIO = 512, 8, 0.20
@@ -121,7 +123,7 @@ def main() -> None:
         row["cpu_seconds"] = json.loads((directory / "report.json").read_text())["cost"]["cpu_seconds"]
     contents = {"pydoc": read_text(HELDOUT).content} if args.in_domain else texts(args.sources)
     row["in_domain"] = args.in_domain
-    found = measured(directory, contents, 2 * WINDOWS if args.in_domain else WINDOWS)
+    found = measured(directory, contents, accuracy.WINDOWS if args.in_domain else WINDOWS)
     with open(ROWS, "a") as file:
         file.writelines(json.dumps({**row, **each}) + "\n" for each in found)
 

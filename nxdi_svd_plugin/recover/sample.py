@@ -90,8 +90,8 @@ def check_length(model: Any, begun: list[list[int]], settings: Settings) -> None
 def documents(model: Any, tokenizer: Any, begun: list[list[int]], settings: Settings) -> Iterator[list[str]]:
     """The documents of one batch after the other, until `settings.tokens` are drawn.
 
-    Batches take `begun` in order and start again at its end. `settings.length` tokens are drawn after each: behind the
-    end of a document the next one begins.
+    Batches take `begun`, token ids that all start with what documents begin after, in order and then again.
+    `settings.length` tokens are drawn after each: behind the end of a document the next one begins.
 
     Raises:
         NotFiniteError: logits that are no numbers.

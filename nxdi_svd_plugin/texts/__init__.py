@@ -117,8 +117,8 @@ class Text:
         Raises:
             CalibrationError: as `documents`.
         """
-        for text in self.documents(tokenizer):
-            yield from (line for line in ([text] if self._records else text.splitlines()) if line.strip())
+        found = self.documents(tokenizer)  # of a plain text these are pieces, which may end within a line
+        yield from (text for text in (found if self._records else "".join(found).splitlines()) if text.strip())
 
     def pieces(self, tokenizer: Any = None) -> Iterator[str]:
         """All of it in pieces of about CHUNK characters: documents joined by blank lines, those without text left out.

@@ -53,6 +53,8 @@ def test_prompts_are_lines_or_records_and_are_taken_in_turn(tiny_llama, tmp_path
     begun = sample.beginnings(tokenizer, 1, read_text(str(lines)))
     assert begun == [[1, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in ("one two", "three")]
     assert len(sample.beginnings(tokenizer, 1, read_text(str(records)))) == 1
+    monkeypatch.setattr("nxdi_svd_plugin.texts.CHUNK", 6)  # pieces end within lines
+    assert sample.beginnings(tokenizer, 1, read_text(str(lines))) == begun
     taken = []
     monkeypatch.setattr(sample, "draw", lambda model, rows, settings: taken.extend(rows) or rows)
     list(sample.documents(None, tokenizer, begun, sample.Settings(tokens=65, length=16, batch=3)))
