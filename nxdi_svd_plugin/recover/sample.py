@@ -16,6 +16,7 @@ import torch
 
 from nxdi_svd_plugin.errors import RecipeError
 from nxdi_svd_plugin.modeling.finite import finite_logits
+from nxdi_svd_plugin.recover.decoding import shared_heads
 from nxdi_svd_plugin.texts import Text
 
 LEAST = 16
@@ -116,7 +117,7 @@ def draw(model: Any, begun: list[list[int]], settings: Settings) -> list[list[in
     padded = [[0] * (longest - len(ids)) + ids for ids in begun]
     mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in begun]
     tokens, attended = (torch.tensor(rows, device=model.device) for rows in (padded, mask))
-    with finite_logits(model):
+    with finite_logits(model), shared_heads():
         drawn = model.generate(tokens, attention_mask=attended, max_new_tokens=settings.length)
     return [row[longest - len(ids) :] for row, ids in zip(drawn.tolist(), begun, strict=True)]
 

@@ -22,6 +22,7 @@ from torch.nn import functional
 from nxdi_svd_plugin.checkpoint.atomic import disk_errors
 from nxdi_svd_plugin.errors import CheckpointError, NotFiniteError
 from nxdi_svd_plugin.evaluate.perplexity import measure
+from nxdi_svd_plugin.recover.divergence import divergence
 from nxdi_svd_plugin.recover.muon import Muon
 from nxdi_svd_plugin.recover.settings import Settings
 
@@ -110,22 +111,16 @@ class Trainer:
         """Mean over positions of -log p(next token), or of KL(teacher || model)."""
         logits = self.logits(self.model, tokens)
         if self.teacher is None:
-            return next_token_loss(logits, tokens)
+            return next_token_loss(logits.float(), tokens)
         with torch.no_grad():
             target = self.logits(self.teacher, tokens)
-        divergence = functional.kl_div(
-            logits.log_softmax(-1).flatten(0, 1),
-            target.log_softmax(-1).flatten(0, 1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        return divergence
+        return divergence(logits, target)
 
     def logits(self, model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-        """Logits in float32, computed in bfloat16 where the settings say so."""
+        """Logits, in bfloat16 where the settings say so."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
             logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
-        return logits.float()
+        return logits
 
     def evaluate(self, state: State, validation: torch.Tensor, loss: float, seconds: float) -> None:
         """Measure the validation perplexity, keep the parameters if they are the best, save the state.
