@@ -5,7 +5,7 @@
 
 Appends one row a text to benchmarks/data/calibration.jsonl; accuracy.py --figures makes the table. The four texts serve
 this choice alone, none is in the tables of accuracy.py, and none is copied here. --sources holds, unpacked, the source
-archives gensim-4.3.3 and wordcloud-1.9.4 of PyPI and, as `fortunes`, the Debian package fortunes 1:1.99.1-7.3. With
+archives gensim-4.3.3 and wordcloud-1.9.4 of PyPI and, as `fortunes`, the Debian package fortunes-min 1:1.99.1-7.3. With
 --in-domain the text is `pydoc` instead, which is of the same kind as the docstrings of benchmarks/recover.py.
 """
 

@@ -5,10 +5,10 @@
 
 Training text, shuffled: the calibration text that the package ships (written by SmolLM2 itself) in pieces of 4,000
 characters, the docstrings of Python's standard library, and with `--own` what SmolLM2 wrote for this: at temperature 1
-without prompts (`--own-text free`), or at 0.8 from the lines of data/calibration_openings.txt and _beginnings.txt as
-`--prompts` and then without the docstrings (`prompted`). The best step is chosen by the texts of
-benchmarks/calibration.py; the texts that are scored, those of benchmarks/accuracy.py in its way, were seen by neither
-(`pydoc` is a neighbour of the docstrings). One row a model and text goes to benchmarks/data/recover.jsonl.
+without prompts (`--own-text free`), at 1 with the lines of data/calibration_openings.txt and _beginnings.txt as
+`--prompts` (`prompted`), or at 0.8 with these and then without the docstrings (`cool`). The best step is chosen by the
+texts of benchmarks/calibration.py; the texts that are scored, those of benchmarks/accuracy.py in its way, were seen by
+neither (`pydoc` is a neighbour of the docstrings). One row a model and text goes to benchmarks/data/recover.jsonl.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ import calibration
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "benchmarks" / "data" / "recover.jsonl"
 WINDOW = accuracy.WINDOW
-CPU = "CPU, one thread, shared 2-core machine"
 PIECE, MOST = 4000, 700_000
 KEPT = ("settings", "loss", "data", "validation", "best_step", "history", "perplexity", "seconds")
 MODULES = (
@@ -53,15 +52,19 @@ def docstrings() -> str:
     return "\n\n".join(ordered)[:MOST]
 
 
-def corpus(path: Path, own: Path | None, own_text: str) -> Path:
+def cut(text: str) -> list[str]:
+    return [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
+
+
+def corpus(path: Path, args: argparse.Namespace) -> Path:
     """The training file."""
     from nxdi_svd_plugin import texts
 
-    pieces = []
-    for text in (texts.read_text(texts.BUILTIN).content, *([] if own_text == "prompted" else [docstrings()])):
-        pieces += [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
-    if own:
-        pieces += [json.loads(line)["text"] for line in own.read_text().splitlines()]
+    pieces = cut(texts.read_text(texts.BUILTIN).content)
+    if args.own_text != "cool":
+        pieces += cut(docstrings())
+    if args.own:
+        pieces += [json.loads(line)["text"] for line in args.own.read_text().splitlines()]
     random.Random(0).shuffle(pieces)
     path.write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces))
     return path
@@ -84,7 +87,7 @@ def recovered(args: argparse.Namespace, model: Path) -> Path:
     output = args.work / f"{model.name}-recovered"
     if not (output / "config.json").exists():
         command = [sys.executable, "-m", "nxdi_svd_plugin.cli.main", "recover", "--model", str(model)]
-        command += ["--data", str(corpus(args.work / "corpus.jsonl", args.own, args.own_text)), "--output", str(output)]
+        command += ["--data", str(corpus(args.work / "corpus.jsonl", args)), "--output", str(output)]
         command += ["--validation", str(validation(args.work / "validation.jsonl", args.sources, args.dense))]
         command += ["--teacher", str(args.dense), *args.options.split()]
         command += ["--resume"] if (output / ".unfinished").exists() else []
@@ -92,11 +95,12 @@ def recovered(args: argparse.Namespace, model: Path) -> Path:
     return output
 
 
-def graphics_card() -> str:
-    """The name that its driver gives it."""
+def processor(device: str) -> str:
+    """What trained: the graphics card's name, or how many threads of this CPU."""
     import torch
 
-    return torch.cuda.get_device_name()
+    threads = "one thread" if torch.get_num_threads() == 1 else f"{torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {threads}, shared 2-core machine"
 
 
 def rows(args: argparse.Namespace, model: Path, contents: dict[str, str], dense: dict[str, dict]) -> list[dict]:
@@ -107,7 +111,7 @@ def rows(args: argparse.Namespace, model: Path, contents: dict[str, str], dense:
     base = {"model": "SmolLM2-135M-Instruct", "ratio": report["ratio"]["mlp"], "recipe": report["recipe"]}
     base |= {key: report["recovery"][key] for key in KEPT} | {"machine": platform.machine()}
     base |= {"optimizer": "Muon", "own_text": args.own_text if args.own else "none", "measured": "CPU"}
-    base["trained_on"] = graphics_card() if report["recovery"]["device"] == "cuda" else CPU
+    base["trained_on"] = processor(report["recovery"]["device"])
     found = []
     for name in contents:
         row = base | {key: dense[name][key] for key in ("text", "text_sha256", "window", "dtype")}
@@ -124,7 +128,7 @@ def main() -> None:
     parser.add_argument("--news", type=Path, required=True)
     parser.add_argument("--sources", type=Path, required=True, help="as benchmarks/calibration.py has them")
     parser.add_argument("--own", type=Path, help="JSON lines of `nxdi-svd sample`")
-    parser.add_argument("--own-text", choices=("free", "prompted"), default="free", help="how it was drawn")
+    parser.add_argument("--own-text", choices=("free", "prompted", "cool"), default="free", help="how it was drawn")
     parser.add_argument("--options", default="--method full", help="further options of `nxdi-svd recover`")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
