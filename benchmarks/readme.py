@@ -27,6 +27,7 @@ CHANGES = ROOT / "CHANGELOG.md"
 FIGURE = re.compile(r"(<!-- figure: (\w+) -->).*?(<!-- end -->)")
 MODEL, RATIO, TP = "llama-3.2-1b", 0.10, 2
 OUTSIDE = ("pydoc", "news")
+BY_HEART = "law"  # the constitution; the dense model has by far the lowest perplexity on it
 METHODS = ("default", "svd-llm")
 Row = dict[str, Any]
 
@@ -45,13 +46,14 @@ def headline() -> str:
     """What one gets, a number a row."""
     found, core = relative(rows_of("accuracy")), core_row()
     worst = {name: max(found[name, RATIO, text][1] for text in OUTSIDE) for name in ("default", "svd-llm")}
-    unseen = max(on_unseen(rows_of("unseen"))[RATIO, False].values())
+    unseen = on_unseen(rows_of("unseen"))[RATIO, False]
+    others = max(worst["default"], *(value for text, value in unseen.items() if text != BY_HEART))
     measured = "measured: SmolLM2-135M, CPU"
     simulated = f"simulated: Llama-3.2-1B, tp {TP}, {core['reached']:.3f} saved"
     body = [
-        ["perplexity, worst of six unseen texts", f"{max(worst['default'], unseen):.2f}", "x dense", measured],
-        ["the worse of the two texts below", f"{worst['default']:.2f}", "x dense", measured],
-        ["the same by the paper's whitening", f"{worst['svd-llm']:.2f}", "x dense", measured],
+        ["perplexity, worst of five unseen texts", f"{others:.2f}", "x dense", measured],
+        ["the same on the US constitution", f"{unseen[BY_HEART]:.2f}", "x dense", measured],
+        ["by the paper's whitening, worse of two", f"{worst['svd-llm']:.2f}", "x dense", measured],
         ["MLP weights of a core", f"{over_dense(core, 'parameters'):.3f}", "x dense", simulated],
         ["HBM bytes of a decoded token", f"{over_dense(core, 'hbm_bytes_1'):.3f}", "x dense", simulated],
         ["tensor-engine cycles, 2048 tokens", f"{over_dense(core, 'pe_cycles_2048'):.3f}", "x dense", simulated],
@@ -66,10 +68,11 @@ def accuracy() -> str:
     for ratio in sorted({ratio for _, ratio, _ in found if ratio}):
         cells = [_worst({text: found.get((name, ratio, text), (0, 0))[1] for text in OUTSIDE}) for name in METHODS]
         trained = _worst({text: after(rows_of("recover"), text).get(ratio, 0) for text in OUTSIDE})
-        others = [_worst(unseen.get((ratio, recovered), {"": 0})) for recovered in (False, True)]
-        body.append([f"{ratio:.2f}", cells[0], trained, cells[1], *others])
+        more = dict(unseen.get((ratio, False), {BY_HEART: 0, "": 0}))
+        law = _worst({BY_HEART: more.pop(BY_HEART)})
+        body.append([f"{ratio:.2f}", cells[0], trained, cells[1], _worst(more), law])
     heads = ["default recipe (2 groups)", "after `recover`", "the paper's whitening"]
-    heads += ["four more texts", "these after `recover`"]
+    heads += ["three more texts", "the US constitution"]
     return markdown(["share of MLP weights saved", *heads], body)
 
 
