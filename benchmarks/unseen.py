@@ -1,4 +1,4 @@
-"""Compressed SmolLM2 directories on four texts that nothing of this project was made for: one row a model and text.
+"""Compressed SmolLM2 directories on texts that the default recipe was not made with: one row a model and text.
 
     python benchmarks/unseen.py --dense SMOLLM2 --models OUT10 OUT20 … --sources DIR
 
