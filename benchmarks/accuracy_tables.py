@@ -21,7 +21,6 @@ OWN_TEXT = {
     "prompted": ", own text of prompts too",
     "cool": ", own text of prompts at 0.8, no docstrings",
 }
-KINDS = {"generated": "in domain", "pydoc": "out of domain", "news": "of a kind that calibration knows"}
 NAMES = {
     "default": "default recipe (2 groups)",
     "no-refit": "refit: false",
@@ -98,7 +97,8 @@ def relative(rows: list[dict]) -> dict[tuple[str, float, str], tuple[float, floa
 def perplexities(rows: list[dict]) -> str:
     found = relative(rows)
     texts = list(dict.fromkeys(text for _, _, text in found))
-    lines = ["| ratio | recipe | " + " | ".join(f"{t} ({KINDS[t]})" for t in texts) + " | goal, out of domain |"]
+    domain = {row["text"]: row["domain"] for row in rows if "domain" in row}
+    lines = ["| ratio | recipe | " + " | ".join(f"{t} ({domain[t]})" for t in texts) + " | goal, out of domain |"]
     lines += ["|---|---|" + "---|" * (len(texts) + 1)]
     lines.append("| 0 | dense | " + " | ".join(f"{found['dense', 0.0, t][0]:.2f}" for t in texts) + " | |")
     for ratio in sorted({ratio for _, ratio, _ in found if ratio}):

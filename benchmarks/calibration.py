@@ -4,9 +4,10 @@
     python benchmarks/calibration.py --model SMOLLM2 --sources DIR --name dense
 
 Appends one row a text to benchmarks/data/calibration.jsonl; accuracy.py --figures makes the table. The four texts serve
-this choice alone, none is in the tables of accuracy.py, and none is copied here. --sources holds, unpacked, the source
-archives gensim-4.3.3 and wordcloud-1.9.4 of PyPI and, as `fortunes`, the Debian package fortunes-min 1:1.99.1-7.3. With
---in-domain the text is `pydoc` instead, which is of the same kind as the docstrings of benchmarks/recover.py.
+this choice and that of the best step of recover.py; `law` is scored by unseen.py, too. None is in the tables of
+accuracy.py or copied here. --sources holds, unpacked, the source archives gensim-4.3.3 and wordcloud-1.9.4 of PyPI and,
+as `fortunes`, the Debian package fortunes-min 1:1.99.1-7.3. With --in-domain the text is `pydoc` instead, which is of
+the same kind as the docstrings of benchmarks/recover.py.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "benchmarks" / "data" / "calibration.jsonl"
 WINDOW, WINDOWS, RATIO = 512, 8, 0.20
 WIKI = "gensim-4.3.3/gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+EXAMPLES = "wordcloud-1.9.4/examples"
 METHODS: dict[str, dict] = {
     "default": {"block": 128},
     "no-refit": {"block": 128, "refit": False},
@@ -53,14 +55,18 @@ def wiki(sources: Path) -> str:
     return "\n\n".join(articles)
 
 
+def law(sources: Path) -> str:
+    """The constitution of the United States."""
+    return (sources / EXAMPLES / "constitution.txt").read_text()
+
+
 def texts(sources: Path) -> dict[str, str]:
-    examples = sources / "wordcloud-1.9.4" / "examples"
-    novel = (examples / "alice.txt").read_text()
+    novel = (sources / EXAMPLES / "alice.txt").read_text()
     sayings = (sources / "fortunes" / "usr/share/games/fortunes/literature").read_text()
     return {
         "wiki": wiki(sources),
         "novel": novel[novel.index("CHAPTER I") :],
-        "law": (examples / "constitution.txt").read_text(),
+        "law": law(sources),
         "sayings": sayings.replace("\n%\n", "\n\n"),
     }
 

@@ -29,6 +29,7 @@ import calibration
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "benchmarks" / "data" / "recover.jsonl"
 WINDOW = accuracy.WINDOW
+CPU = "CPU, one thread, shared 2-core machine"
 PIECE, MOST = 4000, 700_000
 KEPT = ("settings", "loss", "data", "validation", "best_step", "history", "perplexity", "seconds")
 MODULES = (
@@ -95,12 +96,11 @@ def recovered(args: argparse.Namespace, model: Path) -> Path:
     return output
 
 
-def processor(device: str) -> str:
-    """What trained: the graphics card's name, or how many threads of this CPU."""
+def graphics_card() -> str:
+    """The name that its driver gives it."""
     import torch
 
-    threads = "one thread" if torch.get_num_threads() == 1 else f"{torch.get_num_threads()} threads"
-    return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {threads}, shared 2-core machine"
+    return torch.cuda.get_device_name()
 
 
 def rows(args: argparse.Namespace, model: Path, contents: dict[str, str], dense: dict[str, dict]) -> list[dict]:
@@ -111,7 +111,7 @@ def rows(args: argparse.Namespace, model: Path, contents: dict[str, str], dense:
     base = {"model": "SmolLM2-135M-Instruct", "ratio": report["ratio"]["mlp"], "recipe": report["recipe"]}
     base |= {key: report["recovery"][key] for key in KEPT} | {"machine": platform.machine()}
     base |= {"optimizer": "Muon", "own_text": args.own_text if args.own else "none", "measured": "CPU"}
-    base["trained_on"] = processor(report["recovery"]["device"])
+    base["trained_on"] = graphics_card() if report["recovery"]["device"] == "cuda" else CPU
     found = []
     for name in contents:
         row = base | {key: dense[name][key] for key in ("text", "text_sha256", "window", "dtype")}

@@ -41,7 +41,7 @@ def texts(sources: Path) -> dict[str, str]:
     speeches = sorted((sources / "sotu" / "package" / "data").glob("*.txt"))
     novel = (sources / "moby-dick" / "package" / "data" / "data.txt").read_text()
     return {
-        "law": (sources / "wordcloud-1.9.4" / "examples" / "constitution.txt").read_text(),
+        "law": calibration.law(sources),
         "speeches": "\n\n".join(file.read_text() for file in speeches if file.name >= SINCE),
         "handbook": handbook(sources / "handbook"),
         "fiction": novel[novel.index("Call me Ishmael") :],
