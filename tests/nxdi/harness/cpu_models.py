@@ -1,4 +1,4 @@
-"""NxDI models on the CPU and their reference: transformers' own dense class with the weights (u @ v).T, by groups.
+"""NxDI models on the CPU and their reference: transformers' own dense class with the weights multiplied out, by groups.
 
 A layer that keeps fewer neurons gets zero weights for the others: SiLU(0) * 0 = 0.
 """
@@ -82,7 +82,7 @@ def run_model(family, directory, ids, steps, plugin=True, adapter=False, **optio
 
 
 def dense_reference(directory: Path, family: str):
-    """transformers' dense model with the MLP weights that pairs stand for, in float64; a dense directory's own."""
+    """transformers' dense model with the MLP weights that factors stand for, in float64; a dense directory's own."""
     from torch.nn.functional import pad
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
@@ -90,15 +90,18 @@ def dense_reference(directory: Path, family: str):
         family
     ]
     settings = json.loads((Path(directory) / "config.json").read_text())
-    groups = settings.pop("svd_config", {"groups": 1})["groups"]
+    stored = settings.pop("svd_config", {"groups": 1, "layers": {}})
     settings["model_type"] = family
     tensors = load_file(Path(directory) / "model.safetensors")
-    for key in [key for key in tensors if key.endswith("_proj.u") and ".mlp." in key]:
-        stem = key.removesuffix(".u")
-        u, v = tensors.pop(key), tensors.pop(f"{stem}.v")
-        axis = 0 if "down_proj" in key else 1
-        parts = zip(u.double().chunk(groups, axis), v.double().chunk(groups, axis), strict=True)
-        tensors[f"{stem}.weight"] = torch.cat([a @ b for a, b in parts], axis).T.to(u.dtype)
+    for i, layer in stored["layers"].items():
+        for name in (name for name in PROJECTIONS if layer[name]["form"] != "dense"):
+            stem, other = f"model.layers.{i}.mlp.{name}", "c" if layer[name]["form"] == "interpolative" else None
+            if name == "down_proj":
+                near, far = tensors.pop(f"{stem}.v").T, tensors.pop(f"{stem}.{other or 'u'}").T
+            else:
+                near, far = tensors.pop(f"{stem}.u"), tensors.pop(f"{stem}.{other or 'v'}")
+            weight = multiplied_out(near.double(), far.double(), layer[name], stored["groups"]).to(near.dtype)
+            tensors[f"{stem}.weight"] = weight if name == "down_proj" else weight.T
     for key in [key for key in tensors if key.endswith("_proj.weight") and ".mlp." in key]:
         dropped = settings["intermediate_size"] - tensors[key].shape[1 if "down_proj" in key else 0]
         tensors[key] = pad(tensors[key], (0, dropped) if "down_proj" in key else (0, 0, 0, dropped))
@@ -107,6 +110,18 @@ def dense_reference(directory: Path, family: str):
     found = model.load_state_dict(tensors, strict=False)
     assert set(found.missing_keys) == tied and not found.unexpected_keys, found
     return model.eval()
+
+
+def multiplied_out(near: torch.Tensor, far: torch.Tensor, described: dict, groups: int) -> torch.Tensor:
+    """[H, neurons] of near [H, rank] and far [rank / groups, ...], by groups; a group's pivots are near itself."""
+    parts = []
+    for a, b in zip(near.chunk(groups, 1), far.chunk(groups, 1), strict=True):
+        kept = [n for start, stop in described.get("pivots", []) for n in range(start, stop)]
+        part = torch.empty(len(a), len(kept) + b.shape[1], dtype=a.dtype)
+        part[:, kept] = a[:, : len(kept)]
+        part[:, sorted({*range(part.shape[1])} - {*kept})] = a @ b
+        parts.append(part)
+    return torch.cat(parts, 1)
 
 
 def reference_logits(model, tokens: torch.Tensor, prompt: int) -> torch.Tensor:

@@ -66,11 +66,16 @@ def save_interpolative(dense, directory, pivots, widths=(), groups=1, pairs=()):
 
     widths: (layer, neurons that it keeps).
     """
-    config, tensors = json.loads((dense / "config.json").read_text()), load_file(dense / "model.safetensors")
-    generator, layers = torch.Generator().manual_seed(1), {}
-    for i in range(config["num_hidden_layers"]):
-        width = dict(widths).get(i, config["intermediate_size"])
-        layers[i] = {"width": width} | {name: {"form": "dense"} for name in PROJECTIONS}
+    config = json.loads((dense / "config.json").read_text())
+    kept = dict.fromkeys(range(config["num_hidden_layers"]), config["intermediate_size"]) | dict(widths)
+    return save_layers(dense, directory, [(width, pivots, pairs) for width in kept.values()], groups)
+
+
+def save_layers(dense, directory, kinds, groups=1):
+    """The same with a width, pivots and pairs for every layer."""
+    tensors, generator = load_file(dense / "model.safetensors"), torch.Generator().manual_seed(1)
+    layers = {i: {"width": width} for i, (width, _, _) in enumerate(kinds)}
+    for i, (width, pivots, pairs) in enumerate(kinds):
         for name in PROJECTIONS:
             stem, down = f"model.layers.{i}.mlp.{name}", name == "down_proj"
             weight = tensors.pop(f"{stem}.weight")
@@ -83,6 +88,7 @@ def save_interpolative(dense, directory, pivots, widths=(), groups=1, pairs=()):
                 continue
             if name not in pivots:
                 tensors[f"{stem}.weight"] = weight.contiguous()
+                layers[i][name] = {"form": "dense"}
                 continue
             kept = torch.cat([torch.arange(start, stop) for start, stop in pivots[name]])
             combinations = len(kept) ** -0.5 * torch.randn(len(kept), width - groups * len(kept), generator=generator)
