@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from accuracy_tables import GOALS, NAMES, TASK_NAMES, average, relative, scored, usual
-
-
-def after(rows: list[dict], text: str) -> dict[float, float]:
-    """Ratio -> perplexity over dense on a text after the latest recovery of what the default recipe made."""
-    found = [row for row in rows if row.get("text") == text and "recovered" in row and usual(row)]
-    return {round(row["ratio"], 2): row["recovered"] / row["dense"] for row in found}
+from accuracy_tables import GOALS, NAMES, TASK_NAMES, after, average, relative, scored
 
 
 def figure(rows: list[dict], recovered: list[dict], answered: list[dict], path: Path) -> None:

@@ -16,8 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from accuracy_figure import after  # noqa: E402
-from accuracy_tables import on_unseen, refitted, relative, usual  # noqa: E402
+from accuracy_tables import LAW, OUTSIDE, after, on_unseen, refitted, relative, usual  # noqa: E402
 from groups import over_dense  # noqa: E402
 from kernel_tables import markdown, replaced  # noqa: E402
 from nkibench_tables import difference, fit  # noqa: E402
@@ -28,8 +27,6 @@ DATA, PAGE, DOCS = ROOT / "benchmarks" / "data", ROOT / "README.md", ROOT / "doc
 CHANGES = ROOT / "CHANGELOG.md"
 FIGURE = re.compile(r"(<!-- figure: (\w+) -->).*?(<!-- end -->)")
 MODEL, RATIO, TP = "llama-3.2-1b", 0.10, 2
-OUTSIDE = ("pydoc", "news")
-LAW = "law"  # the constitution, shown by itself: it loses most
 METHODS = ("default", "svd-llm")
 Row = dict[str, Any]
 

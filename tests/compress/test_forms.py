@@ -44,7 +44,7 @@ class Imaginary:
 
     def store(self, truncated, part, block):
         factors, stored = {}, {}
-        for name, groups in truncated.items():
+        for name, groups in truncated:
             q, r = zip(*(torch.linalg.qr(t.near) for t in groups))
             factors[name] = torch.cat(q, 1), torch.cat([b @ t.far for b, t in zip(r, groups)], 1)
             stored[name] = self.planned(r[0].shape[0], len(groups))

@@ -6,13 +6,13 @@ stays dense in a layer whose form moved the neurons is stored in that order too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from nxdi_svd_plugin.compress.factor.spectra import Decomposition, Measured, truncated
-from nxdi_svd_plugin.compress.forms import Form
+from nxdi_svd_plugin.compress.forms import Form, Truncation
 from nxdi_svd_plugin.stored.layers import Mlp, mlp_of
 from nxdi_svd_plugin.stored.projection import READS, Dense, LowRank
 
@@ -51,10 +51,15 @@ def factor_layer(
     ranks = {name: p.rank // p.groups for name, p in planned.items() if isinstance(p, LowRank)}
     if not ranks:
         return LayerFactors(planned, {}, None, {})
-    cut, measured = {}, {}
-    for name, rank in ranks.items():
-        cut[name], measured[name] = truncated(decompositions(name), rank)
-    made = form.store(cut, planned.width // planned.groups, block)
+    measured: dict[str, Measured] = {}
+
+    def cut() -> Iterator[tuple[str, list[Truncation]]]:
+        for name, rank in ranks.items():
+            groups, measured[name] = truncated(decompositions(name), rank)
+            yield name, groups
+            del groups  # before the next projection's are made
+
+    made = form.store(cut(), planned.width // planned.groups, block)
     tensors = {
         f"{name}.{key}": tensor
         for name, (near, far) in made.factors.items()

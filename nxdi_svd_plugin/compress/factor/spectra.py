@@ -109,6 +109,12 @@ def restore(
         yield one.restore(sides, Decomposed(energy, vectors, numbers))
 
 
+def forget(recipe: Recipe, kept: dict[str, Tensor], name: str) -> None:
+    """Drop the eigenvectors of a projection whose groups are all restored and truncated."""
+    for group in range(recipe.tp_degree):
+        del kept[f"{name}.{group}.vectors"]
+
+
 def truncated(groups: Iterable[Decomposition], rank: int) -> tuple[list[Truncation], Measured]:
     """Every group at this rank of its own, and the numbers of the report.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -84,11 +84,12 @@ class Form(Protocol):
     def fits(self, rank: int, m: int, n: int, block: int) -> bool:
         """Whether an explicit rank can be stored."""
 
-    def store(self, truncated: Mapping[str, Sequence[Truncation]], part: int, block: int) -> Stored:
+    def store(self, truncated: Iterable[tuple[str, Sequence[Truncation]]], part: int, block: int) -> Stored:
         """Store the low-rank projections of one layer.
 
         Args:
-            truncated: of every group, all of one rank. part: neurons of a group.
+            truncated: the projections in their order, each with its groups, all of one rank; made one projection at a
+                time, so a form keeps none of them. part: neurons of a group.
         Raises:
             SvdError: a matrix has a smaller rank than planned.
         """

@@ -8,7 +8,8 @@ pivots of its own, in cells of the same sizes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nxdi_svd_plugin.compress.forms import Form, Stored, Truncation
@@ -37,68 +38,87 @@ class Interpolative:
         """Whole blocks of pivots, below the full rank."""
         return rank < min(m, n) and rank % block == 0
 
-    def store(self, truncated: Mapping[str, Sequence[Truncation]], part: int, block: int) -> Stored:
+    def store(self, truncated: Iterable[tuple[str, Sequence[Truncation]]], part: int, block: int) -> Stored:
         """Choose the pivots of all three projections, and the order that makes each set a few runs."""
         import torch
 
         from nxdi_svd_plugin.stored.order import common_order
 
-        found, sets = _choose_pivots(truncated, part, block)
+        found, sets = _chosen(truncated, part, block)
         orders, (runs, *_) = zip(*(common_order(own, part) for own in sets), strict=True)  # runs alike in all groups
         where = dict(zip(PROJECTIONS, runs, strict=True))
-        return Stored(
-            {name: LowRank(len(own) * len(own[0].far), where[name], len(own)) for name, own in truncated.items()},
-            {name: _factors(own, found[name], orders, where[name]) for name, own in truncated.items()},
-            torch.cat([order + j * part for j, order in enumerate(orders)]),
-            {name: _worst(own) for name, own in found.items()},
-        )
+        projections = {
+            name: LowRank(len(own) * len(own[0].found.pivots), where[name], len(own)) for name, own in found.items()
+        }
+        measured = {name: _worst(own) for name, own in found.items()}
+        order = torch.cat([own + j * part for j, own in enumerate(orders)])
+        factors = {name: _factors(found.pop(name), orders, where[name]) for name in projections}
+        return Stored(projections, factors, order, measured)
 
 
-def _worst(groups: Sequence[Interpolation]) -> dict[str, float]:
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of one group of a projection. near: [H, r], the columns of W' at the pivots, ascending."""
+
+    found: Interpolation
+    near: Tensor
+
+
+def _worst(groups: Sequence[Kept]) -> dict[str, float]:
     """What the report says: the largest of all groups."""
-    return {"growth": max(f.growth for f in groups), "limited": max(f.limited for f in groups)}
+    return {
+        "growth": max(one.found.growth for one in groups),
+        "limited": max(one.found.limited for one in groups),
+    }
 
 
-def _choose_pivots(
-    truncated: Mapping[str, Sequence[Truncation]], part: int, block: int
-) -> tuple[dict[str, list[Interpolation]], list[list[Tensor]]]:
+def _chosen(
+    truncated: Iterable[tuple[str, Sequence[Truncation]]], part: int, block: int
+) -> tuple[dict[str, list[Kept]], list[list[Tensor]]]:
     """Pivots of gate, then up, then down, each in whole blocks of the cells that the earlier ones have cut, and the
     three sets of every group."""
     import torch
 
-    from nxdi_svd_plugin.factorize.interpolative import interpolate
-    from nxdi_svd_plugin.stored.order import cells
-
     none = torch.empty(0, dtype=torch.long)
-    sets = [[none, none, none] for _ in next(iter(truncated.values()))]
-    found = {}
-    for i, name in enumerate(PROJECTIONS):
-        if name in truncated:
-            classes = [[cell for cell in cells(own, part) if len(cell)] for own in sets]
-            try:
-                found[name] = interpolate([t.far for t in truncated[name]], classes, block)
-            except SvdError as error:
-                raise SvdError(f"{name}: {error}. Keep it dense, lower its rank or use the pair form") from error
-            for own, one in zip(sets, found[name], strict=True):
-                own[i] = one.pivots.cpu()
+    found: dict[str, list[Kept]] = {}
+    sets: list[list[Tensor]] = []
+    for name, groups in truncated:
+        sets = sets or [[none, none, none] for _ in groups]
+        chosen = _pivots(name, [t.far for t in groups], sets, part, block)
+        found[name] = [Kept(one, t.columns(one.pivots)) for t, one in zip(groups, chosen, strict=True)]
+        for own, one in zip(sets, chosen, strict=True):
+            own[PROJECTIONS.index(name)] = one.pivots.cpu()
+        del groups  # before the next projection's are made
     return found, sets
 
 
-def _factors(
-    groups: Sequence[Truncation], found: Sequence[Interpolation], orders: Sequence[Tensor], runs: Runs
-) -> tuple[Tensor, Tensor]:
+def _pivots(
+    name: str, matrices: Sequence[Tensor], sets: Sequence[Sequence[Tensor]], part: int, block: int
+) -> list[Interpolation]:
+    """Those of every group of one projection, in the cells that `sets` cut."""
+    from nxdi_svd_plugin.factorize.interpolative import interpolate
+    from nxdi_svd_plugin.stored.order import cells
+
+    classes = [[cell for cell in cells(own, part) if len(cell)] for own in sets]
+    try:
+        return interpolate(matrices, classes, block)
+    except SvdError as error:
+        raise SvdError(f"{name}: {error}. Keep it dense, lower its rank or use the pair form") from error
+
+
+def _factors(groups: Sequence[Kept], orders: Sequence[Tensor], runs: Runs) -> tuple[Tensor, Tensor]:
     """near at the pivots and C, with the neurons in the stored order, group beside group."""
     import torch
 
     from nxdi_svd_plugin.stored.order import indices
 
     near, far = [], []
-    for t, one, order in zip(groups, found, orders, strict=True):
+    for one, order in zip(groups, orders, strict=True):
         kept = torch.zeros(len(order), dtype=torch.bool)
         kept[indices(runs)] = True
-        pivots, others = order[kept].to(t.far.device), order[~kept].to(t.far.device)
-        near.append(t.columns(pivots))
-        far.append(one.in_order(others, pivots))
+        pivots, others = order[kept].to(one.near.device), order[~kept].to(one.near.device)
+        near.append(one.near[:, torch.searchsorted(one.found.pivots, pivots)])
+        far.append(one.found.in_order(others, pivots))
     return torch.cat(near, 1), torch.cat(far, 1)
 
 

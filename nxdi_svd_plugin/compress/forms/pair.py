@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from nxdi_svd_plugin.compress.forms import Form, Stored, Truncation
@@ -27,14 +27,13 @@ class Pair:
         """Any rank up to the full one."""
         return rank <= min(m, n)
 
-    def store(self, truncated: Mapping[str, Sequence[Truncation]], part: int, block: int) -> Stored:
+    def store(self, truncated: Iterable[tuple[str, Sequence[Truncation]]], part: int, block: int) -> Stored:
         """The truncated factors, split, group beside group."""
-        return Stored(
-            {name: self.planned(len(groups[0].far), len(groups)) for name, groups in truncated.items()},
-            {name: _split(groups) for name, groups in truncated.items()},
-            None,
-            {name: {} for name in truncated},
-        )
+        projections, factors = {}, {}
+        for name, groups in truncated:
+            projections[name], factors[name] = self.planned(len(groups[0].far), len(groups)), _split(groups)
+            del groups  # before the next projection's are made
+        return Stored(projections, factors, None, {name: {} for name in projections})
 
 
 def _split(groups: Sequence[Truncation]) -> tuple[Tensor, Tensor]:

@@ -59,8 +59,8 @@ def peak_memory(config: SourceConfig, recipe: Recipe) -> Memory:
     load: the largest tensor (an embedding) as stored and its copy. calibrate: one layer in float32 with one stored
     tensor, its float64 sums, the activations of one sample; with gradients the head or what autograd keeps of a
     sample. factor: the sums and a decomposition with its workspace, or what is kept of a layer, one decomposition,
-    the truncated projections, their coefficients and the solution of one, in float64, beside weights of the neurons
-    that stay where some may be dropped; the covariance of these and its root; the sums of a refit. The trials that
+    what is stored of the projections, and one of them truncated with its solution, in float64, beside weights of the
+    neurons that stay where some may be dropped; the covariance of these and its root; the sums of a refit. The trials that
     scale losses hold a layer, the weights of its changes and what goes through it together, or the head and the
     logits of two windows and their odds; their weights are made as factors are.
     """
@@ -69,7 +69,7 @@ def peak_memory(config: SourceConfig, recipe: Recipe) -> Memory:
     groups = Groups.of(config, recipe)
     sums = statistics_bytes(groups, recipe)
     decompose = sums + 3 * wide + 4 * square + spectra_bytes(groups)
-    factors = kept_bytes(groups, recipe) + 6 * square + len(PROJECTIONS) * 2 * wide + 3 * wide
+    factors = kept_bytes(groups, recipe) + 6 * square + len(PROJECTIONS) * wide + 3 * wide
     neurons, weights = neurons_bytes(groups, recipe), 4 * len(PROJECTIONS) * config.hidden * config.intermediate
     narrow = max(sums + neurons.eliminated, neurons.fitted, refit_bytes(config, recipe))
     layer = _layer(config, recipe, layer_numbers(config)) + sums + neurons.summed
@@ -232,16 +232,16 @@ def _read_by_near(config: SourceConfig, recipe: Recipe) -> int:
 
 
 def refit_bytes(config: SourceConfig, recipe: Recipe) -> int:
-    """Of a layer's refit, at most, 0 without one: its factors in float64 and, with the r inputs of near of down, the
-    layer in float32, its factors as they run and the sums, or the sums, a root and two solutions, and far's square
-    where it is low rank."""
+    """Of a layer's refit, at most, 0 without one: its factors, down's in float64, and, with the r inputs of near of
+    down, the layer in float32, its factors as they run and the sums, or the sums, a root and two solutions, and far's
+    square where it is low rank."""
     if not recipe.refits:
         return 0
-    hidden, mlp = config.hidden, len(PROJECTIONS) * config.hidden * config.intermediate
+    hidden, wide = config.hidden, config.hidden * config.intermediate
     read, low = _read_by_near(config, recipe), min(config.intermediate, recipe.tp_degree * hidden)
-    summed = 4 * (layer_numbers(config) + mlp) + 8 * (read**2 + hidden * read)
+    summed = 4 * (layer_numbers(config) + len(PROJECTIONS) * wide) + 8 * (read**2 + hidden * read)
     solved = 8 * (max(2 * read**2, 3 * low**2) + 3 * hidden * read)
-    return 8 * mlp + max(summed, solved)
+    return (8 + 2 * 4) * wide + max(summed, solved)
 
 
 def refit_work(config: SourceConfig, recipe: Recipe, tokens: int) -> int:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nxdi_svd_plugin.checkpoint.atomic import disk_errors
 from nxdi_svd_plugin.checkpoint.names import NOBODY, ORDER, layer_prefix
 from nxdi_svd_plugin.compress.factor.layer import LayerFactors, factor_layer, moved
-from nxdi_svd_plugin.compress.factor.narrow import elimination
+from nxdi_svd_plugin.compress.factor.narrow import DOWN, elimination
 from nxdi_svd_plugin.compress.factor.rounding import stored_errors, warn
-from nxdi_svd_plugin.compress.factor.spectra import Decomposition, decompose, energies, restore
+from nxdi_svd_plugin.compress.factor.spectra import Decomposition, decompose, energies, forget, restore
 from nxdi_svd_plugin.compress.forms import named
 from nxdi_svd_plugin.compress.plan.budget import Energies, global_ranks
 from nxdi_svd_plugin.compress.plan.limits import Limits
@@ -149,7 +151,8 @@ def _factor(run: Session, index: int) -> LayerFactors:
     made_of = source_of(run, index)
 
     def decompositions(name: str) -> Iterator[Decomposition]:
-        return restore(recipe, made_of.decomposed, tokens, name, made_of.weights(name))
+        yield from restore(recipe, made_of.decomposed, tokens, name, made_of.weights(name))
+        forget(recipe, made_of.decomposed, name)
 
     try:
         made = factor_layer(made_of.weights, decompositions, planned, named(recipe.form), recipe.block)
@@ -162,7 +165,13 @@ def _factor(run: Session, index: int) -> LayerFactors:
     made = made_of.narrowed(made)
     for numbers in made.measured.values():
         numbers["seconds"] = (time.monotonic() - began) / len(made.measured)
-    return made
+    return replace(made, tensors={key: _waiting(run, index, key, made) for key in made.tensors})
+
+
+def _waiting(run: Session, index: int, key: str, made: LayerFactors) -> Tensor:
+    """A tensor of a layer as it waits to be written: as the file has it, but for down's, which a refit reads."""
+    name = key.split(".")[0]
+    return made.tensors[key] if name == DOWN else made.tensors[key].to(stored_dtype(run.job, index, name, made.mlp))
 
 
 def _records(limits: Limits, index: int, made: LayerFactors) -> list[dict[str, Any]]:
