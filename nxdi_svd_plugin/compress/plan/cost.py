@@ -59,10 +59,10 @@ def peak_memory(config: SourceConfig, recipe: Recipe) -> Memory:
     load: the largest tensor (an embedding) as stored and its copy. calibrate: one layer in float32 with one stored
     tensor, its float64 sums, the activations of one sample; with gradients the head or what autograd keeps of a
     sample. factor: the sums and a decomposition with its workspace, or what is kept of a layer, one decomposition,
-    what is stored of the projections, and one of them truncated with its solution, in float64, beside weights of the
-    neurons that stay where some may be dropped; the covariance of these and its root; the sums of a refit. The trials that
-    scale losses hold a layer, the weights of its changes and what goes through it together, or the head and the
-    logits of two windows and their odds; their weights are made as factors are.
+    what is stored of the projections, and one of them truncated with its solution, in float64, beside weights of
+    the neurons that stay where some may be dropped; the covariance of these and its root; the sums of a refit. The
+    trials that scale losses hold a layer, the weights of its changes and what goes through it together, or the head
+    and the logits of two windows and their odds; their weights are made as factors are.
     """
     sizes = {name: math.prod(shape) for name, shape in expected_tensors(config).items()}
     square, wide = 8 * config.hidden**2, 8 * config.hidden * config.intermediate
