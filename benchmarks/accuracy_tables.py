@@ -202,16 +202,17 @@ def costs(rows: list[dict]) -> str:
 
 
 def seconds(runs: list[dict]) -> str:
-    """Where the CPU seconds of a run go, beside SVD-LLM's own in the same process: the latest row."""
-    run = runs[-1]
-    parts = [name for name in run["default_cpu_seconds"] if name != "all"]
+    """Where the CPU seconds go, beside SVD-LLM's own in the same process: the latest run of every kind, newest last."""
+    latest = {"default" if "refit" in run["default_cpu_seconds"] else "no-refit": run for run in runs}
+    parts = [name for name in runs[-1]["default_cpu_seconds"] if name != "all"]
     lines = ["| CPU seconds, one thread | all | SVD-LLM's code | ratio | " + " | ".join(parts) + " |"]
     lines.append("|---|---|---|---|" + "---|" * len(parts))
-    spent = [f"{run['default_cpu_seconds'][name]:.0f}" for name in ("all", *parts)]
-    cells = [spent[0], f"{run['svd_llm_cpu_seconds']:.0f}", f"{run['ratio_to_svd_llm']:.2f}", *spent[1:]]
-    name = NAMES["default" if "refit" in parts else "no-refit"]
-    of = f"{name}, tp_degree: {run.get('tp_degree', 1)}, ratio {run['ratio']:.2f}, {run['tokens']:,} tokens"
-    lines.append(f"| {of} | " + " | ".join(cells) + " |")
+    for kind, run in latest.items():
+        found = run["default_cpu_seconds"]
+        spent = [f"{found[name]:.0f}" if name in found else "" for name in ("all", *parts)]
+        cells = [spent[0], f"{run['svd_llm_cpu_seconds']:.0f}", f"{run['ratio_to_svd_llm']:.2f}", *spent[1:]]
+        of = f"{NAMES[kind]}, tp_degree: {run.get('tp_degree', 1)}, ratio {run['ratio']:.2f}, {run['tokens']:,} tokens"
+        lines.append(f"| {of} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
