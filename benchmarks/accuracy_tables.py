@@ -122,14 +122,12 @@ def targets(rows: list[dict], recovered: list[dict], others: list[dict]) -> str:
     lines = ["| ratio | training | " + " | ".join(heads) + " |", "|" + "---|" * (2 + len(heads))]
     for trained, goals in ((False, GOALS), (True, RECOVERED_GOALS)):
         for ratio, goal in goals.items():
-            ours = {text: found["default", ratio, text][1] for text in OUTSIDE}
-            if trained:
-                ours = {text: after(recovered, text)[ratio] for text in OUTSIDE}
+            ours = [after(recovered, t)[ratio] if trained else found["default", ratio, t][1] for t in OUTSIDE]
             rest = dict(more.get((ratio, trained), {}))
             law = f"x {rest.pop(LAW):.3f}" if rest else "-"
             third = f"x {max(rest.values()):.3f}" if rest else "-"
             name = "`recover`" if trained else "none"
-            lines.append(f"| {ratio:.2f} | {name} | x {goal:.3f} | x {max(ours.values()):.3f} | {third} | {law} |")
+            lines.append(f"| {ratio:.2f} | {name} | x {goal:.3f} | x {max(ours):.3f} | {third} | {law} |")
     return "\n".join(lines)
 
 

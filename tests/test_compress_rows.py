@@ -14,7 +14,10 @@ LATEST = {
 
 @pytest.mark.parametrize("kind", LATEST, ids=str)
 def test_a_run_took_no_more_than_the_plan_said(kind):
-    assert LATEST[kind]["peak_gib"] <= LATEST[kind]["modelled_peak_gib"]
+    """A refit is planned for a dense down of nearly all neurons, which these runs have not: a quarter at most."""
+    measured, modelled = LATEST[kind]["peak_gib"], LATEST[kind]["modelled_peak_gib"]
+    assert measured <= modelled
+    assert LATEST[kind]["recipe"] != "default" or modelled < 1.25 * measured
 
 
 @pytest.mark.parametrize("kind", LATEST, ids=str)

@@ -230,7 +230,9 @@ def test_the_plan_says_what_it_takes(tmp_path):
     assert plan["calibration"]["neurons_memory"] == 4 * (14336**2 * 7 // 4 + 2 * 4096 * 14336)
     work = 14336**3 / 4 * (4 / 3 - 1 / 192) + 14336**2 * 4096 / 2 * 15 / 16
     assert plan["calibration"]["elimination_flop"] == pytest.approx(32 * work, rel=1e-9)
-    assert without["peak_memory"]["bytes"] < plan["peak_memory"]["bytes"] < 6 * 2**30  # with a refit; measured: 4.7
+    # factors are made of a copy of the weights that stay; tests/test_compress_rows.py has what was measured
+    assert plan["peak_memory"]["bytes"] - without["peak_memory"]["bytes"] == 4 * 3 * 14336 * 4096
+    assert plan["peak_memory"]["bytes"] < 6 * 2**30
     sums = 8 * ((2 + 3 * 2) * 4096**2 + 3 * 14336)  # two near sides, three far ones in groups, three sums of squares
     assert plan["calibration"]["disk_statistics"] == 32 * (sums + 4 * 14336**2)
     assert "1.78 GiB for the covariance of a layer's neurons" in plan_text(plan)
