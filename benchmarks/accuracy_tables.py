@@ -23,6 +23,8 @@ OWN_TEXT = {
     "free": ", own text too",
     "prompted": ", own text of prompts too",
     "cool": ", own text of prompts at 0.8, no docstrings",
+    "kinds": ", text of the kinds scored",
+    "more-news": ", text of the kinds scored with more news",
 }
 NAMES = {
     "default": "default recipe (2 groups)",
@@ -45,6 +47,12 @@ TASK_NAMES = {
     "no-refit": "refit: false",
     "no-refit-recovered": "refit: false, after `recover`",
 }
+UNTRAINED, GENERAL = "none", "general"
+KINDS = {  # by the name of the text of benchmarks/kinds.py
+    "kinds": "`recover` on text of these kinds, but `law`",
+    "more-news": "the same with more news",
+}
+TRAININGS = {UNTRAINED: "none", GENERAL: "`recover`", **KINDS}
 RIVALS = {  # whose code ran; benchmarks/rivals.py has the addresses
     "default": "this project, default recipe",
     "svd-llm": "SVD-LLM whitening, own implementation (recipe: paper, block 1)",
@@ -120,41 +128,54 @@ def targets(rows: list[dict], recovered: list[dict], others: list[dict]) -> str:
     found, more = relative(rows), on_unseen(others)
     heads = ["goal, at most", "worst of pydoc and news", "worst of speeches, handbook and fiction", LAW]
     lines = ["| ratio | training | " + " | ".join(heads) + " |", "|" + "---|" * (2 + len(heads))]
-    for trained, goals in ((False, GOALS), (True, RECOVERED_GOALS)):
-        for ratio, goal in goals.items():
-            ours = [after(recovered, t)[ratio] if trained else found["default", ratio, t][1] for t in OUTSIDE]
-            rest = dict(more.get((ratio, trained), {}))
+    for training, name in TRAININGS.items():
+        ours = {text: after(recovered, text, training) for text in OUTSIDE}
+        if training == UNTRAINED:
+            ours = {text: {ratio: found["default", ratio, text][1] for ratio in GOALS} for text in OUTSIDE}
+        for ratio, goal in (GOALS if training == UNTRAINED else RECOVERED_GOALS).items():
+            if any(ratio not in reached for reached in ours.values()):
+                continue
+            rest = dict(more.get((ratio, training), {}))
             law = f"x {rest.pop(LAW):.3f}" if rest else "-"
             third = f"x {max(rest.values()):.3f}" if rest else "-"
-            name = "`recover`" if trained else "none"
-            lines.append(f"| {ratio:.2f} | {name} | x {goal:.3f} | x {max(ours):.3f} | {third} | {law} |")
+            worst = max(reached[ratio] for reached in ours.values())
+            lines.append(f"| {ratio:.2f} | {name} | x {goal:.3f} | x {worst:.3f} | {third} | {law} |")
     return "\n".join(lines)
 
 
-def after(rows: list[dict], text: str) -> dict[float, float]:
+def after(rows: list[dict], text: str, training: str = GENERAL) -> dict[float, float]:
     """Ratio -> perplexity over dense on a text after the latest recovery of what the default recipe made."""
     found = [row for row in rows if row.get("text") == text and "recovered" in row and usual(row)]
+    found = [row for row in found if training == (row["own_text"] if row.get("own_text") in KINDS else GENERAL)]
     return {round(row["ratio"], 2): row["recovered"] / row["dense"] for row in found}
 
 
-def on_unseen(rows: list[dict]) -> dict[tuple[float, bool], dict[str, float]]:
-    """(ratio, whether trained) -> text -> perplexity over the dense model's; the last row of each holds."""
+def on_unseen(rows: list[dict]) -> dict[tuple[float, str], dict[str, float]]:
+    """(ratio, training) -> text -> perplexity over the dense model's; the last row of each holds."""
     dense = {row["on"]: row["perplexity"] for row in rows if not row["ratio"]}
-    found: dict[tuple[float, bool], dict[str, float]] = {}
+    found: dict[tuple[float, str], dict[str, float]] = {}
     for row in (row for row in rows if row["ratio"]):
-        found.setdefault((row["ratio"], row["recovered"]), {})[row["on"]] = row["perplexity"] / dense[row["on"]]
+        found.setdefault((row["ratio"], training_of(row)), {})[row["on"]] = row["perplexity"] / dense[row["on"]]
     return found
+
+
+def training_of(row: dict) -> str:
+    """What a model of a row was trained on, by the name of the file."""
+    if not row["recovered"]:
+        return UNTRAINED
+    name = Path(row["trained_on"]["text"]).stem
+    return name if name in KINDS else GENERAL
 
 
 def unseen(rows: list[dict]) -> str:
     """The texts that nothing was made for."""
     dense = {row["on"]: row["perplexity"] for row in rows if not row["ratio"]}
-    lines = ["| ratio | recipe | " + " | ".join(dense) + " | worst |", "|---|---|" + "---|" * (len(dense) + 1)]
+    lines = ["| ratio | training | " + " | ".join(dense) + " | worst |", "|---|---|" + "---|" * (len(dense) + 1)]
     lines.append("| 0 | dense, perplexity | " + " | ".join(f"{value:.2f}" for value in dense.values()) + " | |")
-    for (ratio, trained), by_text in sorted(on_unseen(rows).items()):
+    order = list(TRAININGS)
+    for (ratio, training), by_text in sorted(on_unseen(rows).items(), key=lambda x: (x[0][0], order.index(x[0][1]))):
         cells = " | ".join(f"x {by_text[on]:.3f}" for on in dense)
-        name = TASK_NAMES["recovered" if trained else "default"]
-        lines.append(f"| {ratio:.2f} | {name} | {cells} | x {max(by_text.values()):.3f} |")
+        lines.append(f"| {ratio:.2f} | {TRAININGS[training]} | {cells} | x {max(by_text.values()):.3f} |")
     return "\n".join(lines)
 
 

@@ -6,7 +6,8 @@
 Training text, shuffled: the calibration text that the package ships (written by SmolLM2 itself) in pieces of 4,000
 characters, the docstrings of Python's standard library, and with `--own` what SmolLM2 wrote for this: at temperature 1
 without prompts (`--own-text free`), at 1 with the lines of data/calibration_openings.txt and _beginnings.txt as
-`--prompts` (`prompted`), or at 0.8 with these and then without the docstrings (`cool`). The best step is chosen by the
+`--prompts` (`prompted`), or at 0.8 with these and then without the docstrings (`cool`). With `--own-text kinds` or
+`more-news` the file of benchmarks/kinds.py is `--own` and all the training text. The best step is chosen by the
 texts of benchmarks/calibration.py; the texts that are scored, those of benchmarks/accuracy.py in its way, were seen by
 neither (`pydoc` is a neighbour of the docstrings). One row a model and text goes to benchmarks/data/recover.jsonl.
 """
@@ -31,6 +32,7 @@ ROWS = ROOT / "benchmarks" / "data" / "recover.jsonl"
 WINDOW = accuracy.WINDOW
 CPU = "CPU, one thread, shared 2-core machine"
 PIECE, MOST = 4000, 700_000
+BY_PEOPLE = ("kinds", "more-news")  # the texts of benchmarks/kinds.py
 KEPT = ("settings", "loss", "data", "validation", "best_step", "history", "perplexity", "seconds")
 MODULES = (
     "argparse asyncio collections ctypes datetime decimal difflib email fractions functools heapq http.client imaplib "
@@ -40,7 +42,7 @@ MODULES = (
 
 
 def docstrings() -> str:
-    """Long docstrings of the standard library, in an order that depends on the Python version alone."""
+    """Long docstrings of the standard library; they depend on the Python version and on what is imported by now."""
     found = set()
     for module in map(importlib.import_module, MODULES):
         for value in vars(module).values():
@@ -61,6 +63,8 @@ def corpus(path: Path, args: argparse.Namespace) -> Path:
     """The training file."""
     from nxdi_svd_plugin import texts
 
+    if args.own_text in BY_PEOPLE:
+        return args.own
     pieces = cut(texts.read_text(texts.BUILTIN).content)
     if args.own_text != "cool":
         pieces += cut(docstrings())
@@ -128,7 +132,8 @@ def main() -> None:
     parser.add_argument("--news", type=Path, required=True)
     parser.add_argument("--sources", type=Path, required=True, help="as benchmarks/calibration.py has them")
     parser.add_argument("--own", type=Path, help="JSON lines of `nxdi-svd sample`")
-    parser.add_argument("--own-text", choices=("free", "prompted", "cool"), default="free", help="how it was drawn")
+    written = ("free", "prompted", "cool", *BY_PEOPLE)
+    parser.add_argument("--own-text", choices=written, default="free", help="how it was drawn")
     parser.add_argument("--options", default="--method full", help="further options of `nxdi-svd recover`")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
