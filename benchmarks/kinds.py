@@ -9,7 +9,7 @@ r-cran-tm 0.7-11, r-cran-janeaustenr 1.0.0, debian-reference-en 2.100, developer
 installation-guide-amd64 20230508. Beside the calibration text that the package ships stand docstrings (`pydoc` is
 scored), speeches of 1940 to 1999 (those since are), manuals (Debian's handbook is), Jane Austen's novels (Moby Dick is)
 and news, the 50 articles of lee.cor and Reuters' of 1987 (lee_background.cor is, with other articles), then editorials
-of the New York Times. No 13 words in a row stand in this text and in what is scored of the five.
+of the New York Times. A search by hand found no 13 words in a row that stand here and in what is scored of the five.
 """
 
 from __future__ import annotations
